@@ -1,0 +1,1 @@
+"""Benchmarks and experiments, installed as `mpamatch.benchmarks`."""

@@ -1,0 +1,1 @@
+"""GPU kernels in Triton, one file an operation; installed as `mpamatch.kernels`."""

@@ -1,0 +1,1 @@
+"""Semi- and weakly-supervised segmentation of tissue images."""

@@ -1,0 +1,37 @@
+"""The contract between feeds and methods: what one training step sees."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Labelled(NamedTuple):
+    image: Tensor  # (B, 3, H, W) f32, normalised for the encoder
+    label: Tensor  # (B, H, W) u8, 255 = ignore
+
+
+class Unlabelled(NamedTuple):
+    """Views of the same crops; a method that needs fewer views gets None for the others."""
+
+    weak: Tensor  # (B, 3, H, W) f32, normalised
+    strong1: Tensor  # (B, 3, H, W)
+    strong2: Tensor | None  # (B, 3, H, W)
+    valid: Tensor  # (B, H, W) bool, False where the crop was padded
+    box1: Tensor  # (B, 4) i32: top, left, bottom, right of the CutMix box of strong1; an empty box mixes nothing
+    box2: Tensor | None  # (B, 4)
+    channel_noise: Tensor | None  # (B, channels) f32 uniform draws for feature dropout
+
+
+class Batch(NamedTuple):
+    labelled: Labelled
+    unlabelled: Unlabelled | None
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all its tensors on `device`."""
+
+    def move(part):
+        return type(part)(*(None if t is None else t.to(device, non_blocking=True) for t in part))
+
+    return Batch(move(batch.labelled), None if batch.unlabelled is None else move(batch.unlabelled))

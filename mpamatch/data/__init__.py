@@ -1,0 +1,1 @@
+"""The prepared form, its sources, splits, checks, draws and feeds."""

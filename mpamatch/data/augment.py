@@ -1,0 +1,86 @@
+"""Applies draws to arrays. Nothing here is random."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.io import decode_jpeg, encode_jpeg
+from torchvision.transforms.v2 import functional as tv
+
+from mpamatch.data.draws import Colour, Geometry
+
+# Optical densities of haematoxylin, eosin and their complement in RGB (Ruifrok and Johnston 2001), rows of unit length.
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+STAINS = torch.tensor(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True), dtype=torch.float32)
+UNMIX = torch.linalg.inv(STAINS)
+DENSITY_FLOOR = 1 / 256  # keeps log finite at black
+
+
+def cut(
+    image: np.ndarray,  # (H, W, 3) u8
+    label: np.ndarray | None,  # (H, W) u8
+    geometry: Geometry,
+    crop: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """image (3, crop, crop) u8, label (crop, crop) u8 with 255 where padded or absent, valid (crop, crop) bool.
+
+    Where the region is larger than the image, the image is continued by reflection and marked invalid.
+    """
+    height, width = image.shape[:2]
+    top, left, side = geometry.region(height, width, crop, scale)
+    x = torch.from_numpy(np.ascontiguousarray(image[top : top + side, left : left + side])).permute(2, 0, 1)
+    y = torch.full((height, width), 255, dtype=torch.uint8) if label is None else torch.from_numpy(label)
+    y = y[top : top + side, left : left + side]
+    inside = torch.ones(x.shape[1:], dtype=torch.uint8)
+    below, right = side - x.shape[1], side - x.shape[2]
+    if below or right:
+        x = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, below), (0, right)), mode="symmetric"))
+        y = functional.pad(y, (0, right, 0, below), value=255)
+        inside = functional.pad(inside, (0, right, 0, below), value=0)
+    if side != crop:
+        size = (crop, crop)
+        x = functional.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+        y = functional.interpolate(y[None, None], size=size, mode="nearest-exact")[0, 0]
+        inside = functional.interpolate(inside[None, None], size=size, mode="nearest-exact")[0, 0]
+
+    def turn(t: Tensor) -> Tensor:
+        t = t.flip(-1) if geometry.flip else t
+        return torch.rot90(t, geometry.quarter_turns, (-2, -1)).contiguous()
+
+    return turn(x), turn(y), turn(inside).bool()
+
+
+def recolour(image: Tensor, colour: Colour) -> Tensor:  # (3, H, W) u8 -> (3, H, W) f32 in [0, 1]
+    """The image in the colours of one view."""
+    x = image.float() / 255
+    if colour.stain != Colour.stain:
+        x = _restain(x, colour.stain)
+    steps = (
+        lambda x: tv.adjust_brightness(x, colour.brightness),
+        lambda x: tv.adjust_contrast(x, colour.contrast),
+        lambda x: tv.adjust_saturation(x, colour.saturation) if colour.saturation != 1 else x,
+        lambda x: tv.adjust_hue(x, colour.hue) if colour.hue != 0 else x,
+    )
+    if (colour.brightness, colour.contrast, colour.saturation, colour.hue) != (1, 1, 1, 0):
+        for index in colour.order:
+            x = steps[index](x)
+    if colour.grey:
+        x = tv.rgb_to_grayscale(x, num_output_channels=3)
+    if colour.blur:
+        x = tv.gaussian_blur(x, kernel_size=2 * math.ceil(2 * colour.blur) + 1, sigma=colour.blur)
+    if colour.jpeg:
+        x = decode_jpeg(encode_jpeg((x * 255).round().to(torch.uint8), quality=colour.jpeg)).float() / 255
+    return x
+
+
+def _restain(x: Tensor, stain: tuple[float, float, float, float]) -> Tensor:
+    """Beer–Lambert: densities α·c + β of haematoxylin and eosin, the complement as it is."""
+    alpha_h, beta_h, alpha_e, beta_e = stain
+    concentration = UNMIX.T @ -torch.log(x.clamp(min=DENSITY_FLOOR)).flatten(1)  # (3, H·W)
+    tissue = 1 - torch.exp(-concentration[:2].clamp(min=0) * 10)  # β moves stained pixels, not the bare slide
+    concentration[0] = concentration[0] * alpha_h + beta_h * tissue[0]
+    concentration[1] = concentration[1] * alpha_e + beta_e * tissue[1]
+    return torch.exp(-(STAINS.T @ concentration)).clamp(0, 1).reshape(x.shape)

@@ -1,0 +1,164 @@
+"""All randomness of the data, in one file: every draw is a pure function of (seed, step, slot in the global batch).
+
+Feeds only apply draws. So resuming is "set the step", sharding over ranks is slicing, and two feeds agree on geometry.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mpamatch.errors import InputError, unknown
+
+LABELLED, UNLABELLED, ORDER = 0, 1, 2  # independent streams
+AUGMENTS = ("histology", "natural")
+
+
+def generator(seed: int, stream: int, step: int, slot: int) -> np.random.Generator:
+    """A counter-based generator: the key is (seed, stream), the counter starts at (step, slot)."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, slot, step]))
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
+    return generator(seed, ORDER + stream, epoch, 0).permutation(length)
+
+
+def image_index(seed: int, stream: int, position: int, length: int) -> int:
+    """Which of `length` images stands at `position` = step · batch + slot: a new shuffle each epoch, each image once."""
+    epoch, place = divmod(position, length)
+    return int(_order(seed, stream, epoch, length)[place])
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A square region of the source image becomes the crop: cut, resize, flip, rotate.
+
+    top and left are shares in [0, 1) of the room that the region has; zoom > 1 magnifies (a smaller region).
+    """
+
+    zoom: float
+    top: float
+    left: float
+    flip: bool
+    quarter_turns: int
+
+    def region(self, height: int, width: int, crop: int, scale: float) -> tuple[int, int, int]:
+        """top, left and side in source pixels for an image of that size; the side may exceed the image (then padded)."""
+        side = max(1, round(crop / (scale * self.zoom)))
+        return int(self.top * (max(height, side) - side + 1)), int(self.left * (max(width, side) - side + 1)), side
+
+
+@dataclass(frozen=True)
+class Colour:
+    """One strong view's colours; a neutral value switches its part off.
+
+    histology: `stain` = (α_H, β_H, α_E, β_E) on the optical densities of haematoxylin and eosin, `jpeg` quality or 0.
+    natural: UniMatch's (CVPR 2023) `saturation`, `hue` and `grey`. Both: brightness, contrast, blur (σ in pixels, 0 = none).
+    """
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    grey: bool = False
+    order: tuple[int, ...] = (0, 1, 2, 3)
+    stain: tuple[float, float, float, float] = (1.0, 0.0, 1.0, 0.0)
+    blur: float = 0.0
+    jpeg: int = 0
+
+
+@dataclass(frozen=True)
+class SampleDraw:
+    """Everything random about one sample."""
+
+    geometry: Geometry
+    weak: Colour
+    strong: tuple[Colour, Colour]
+    boxes: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+    channel_noise: np.ndarray  # (channels,) f32 uniform in [0, 1)
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What the draws depend on besides the seed: augment is `histology` or `natural`."""
+
+    augment: str
+    crop: int
+    zoom: tuple[float, float]
+    weak_colour: float
+    channels: int
+
+    def __post_init__(self) -> None:
+        if self.augment not in AUGMENTS:
+            raise unknown("data.augment", self.augment, AUGMENTS)
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise InputError(f"data.zoom: expected 0 < low <= high, got {list(self.zoom)}.")
+        if not 0 <= self.weak_colour <= 1:
+            raise InputError(f"data.weak_colour: expected 0 to 1, got {self.weak_colour}.")
+
+
+def draw(settings: DrawSettings, seed: int, stream: int, step: int, slot: int) -> SampleDraw:
+    """The draws of one sample; the order of the calls below is part of every run's identity."""
+    g = generator(seed, stream, step, slot)
+    low, high = settings.zoom
+    geometry = Geometry(
+        zoom=float(np.exp(g.uniform(math.log(low), math.log(high)))),
+        top=float(g.random()),
+        left=float(g.random()),
+        flip=bool(g.random() < 0.5),
+        quarter_turns=int(g.integers(4)) if settings.augment == "histology" else 0,
+    )
+    colour = _histology if settings.augment == "histology" else _natural
+    weak = colour(g, settings.weak_colour)
+    strong = (colour(g, 1.0), colour(g, 1.0))
+    boxes = (_cutmix_box(g, settings.crop), _cutmix_box(g, settings.crop))
+    return SampleDraw(geometry, weak, strong, boxes, g.random(settings.channels, dtype=np.float32))
+
+
+def _around_one(g: np.random.Generator, spread: float) -> float:
+    return float(g.uniform(1 - spread, 1 + spread))
+
+
+def _histology(g: np.random.Generator, strength: float) -> Colour:
+    """Stains and scanners differ in density, not in hue: jitter in optical-density space (Tellez et al. 2019)."""
+    stain = (
+        _around_one(g, 0.35 * strength),
+        float(g.uniform(-0.08, 0.08)) * strength,
+        _around_one(g, 0.35 * strength),
+        float(g.uniform(-0.08, 0.08)) * strength,
+    )
+    brightness, contrast = _around_one(g, 0.25 * strength), _around_one(g, 0.25 * strength)
+    blur, quality = float(g.uniform(0.1, 1.5)), int(g.integers(30, 91))
+    blurred, compressed, stained = g.random() < 0.5 * strength, g.random() < 0.3 * strength, g.random() < 0.9
+    return Colour(
+        brightness=brightness,
+        contrast=contrast,
+        stain=stain if stained else Colour.stain,
+        blur=blur if blurred else 0.0,
+        jpeg=quality if compressed else 0,
+    )
+
+
+def _natural(g: np.random.Generator, strength: float) -> Colour:
+    """UniMatch (CVPR 2023): jitter (.5, .5, .5, .25) in random order with p .8, grey p .2, blur σ U(.1, 2) p .5."""
+    factors = [_around_one(g, 0.5 * strength) for _ in range(3)]
+    hue, order = float(g.uniform(-0.25, 0.25)) * strength, tuple(int(i) for i in g.permutation(4))
+    blur = float(g.uniform(0.1, 2.0))
+    jittered, grey, blurred = g.random() < 0.8, g.random() < 0.2 * strength, g.random() < 0.5 * strength
+    if not jittered:
+        factors, hue = [1.0, 1.0, 1.0], 0.0
+    return Colour(*factors, hue=hue, grey=bool(grey), order=order, blur=blur if blurred else 0.0)
+
+
+def _cutmix_box(g: np.random.Generator, crop: int) -> tuple[int, int, int, int]:
+    """top, left, bottom, right with p .5, area 2–40 %, ratio .3–3.3 (UniMatch); else an empty box."""
+    mixed = g.random() < 0.5
+    while True:
+        area, ratio = g.uniform(0.02, 0.4) * crop * crop, g.uniform(0.3, 1 / 0.3)
+        height, width = int(math.sqrt(area * ratio)), int(math.sqrt(area / ratio))
+        top, left = int(g.integers(crop)), int(g.integers(crop))
+        if top + height <= crop and left + width <= crop:
+            break
+    return (top, left, top + height, left + width) if mixed else (0, 0, 0, 0)

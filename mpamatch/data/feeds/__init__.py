@@ -1,0 +1,1 @@
+"""Feeds apply draws to files and hand over batches: torchvision (here), DALI."""

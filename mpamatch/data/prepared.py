@@ -1,0 +1,452 @@
+"""The prepared form: one folder layout that every raw set is brought into and everything later reads.
+
+dataset.json     name, classes with colours, microns per pixel, source, licence
+images/*         8-bit RGB, PNG or JPEG
+masks/*.png      uint8 class index, 255 = ignore; an image without one is unlabelled
+parts.json       train, validation and test by image name, the group (patient) of each image
+splits/*.json    which training images count as labelled
+"""
+
+import difflib
+import hashlib
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from mpamatch.errors import InputError, unknown
+from mpamatch.files import read_json, write_json
+from mpamatch.images import IGNORE, can_copy, read_image
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class as it is named and drawn."""
+
+    name: str
+    colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set: what its two JSON files say. Images and masks stay on the disk."""
+
+    root: Path
+    name: str
+    classes: tuple[Class, ...]
+    microns_per_pixel: float | None
+    source: str
+    licence: str
+    parts: dict[str, tuple[str, ...]]  # train, validation, test -> image file names
+    groups: dict[str, str]  # image file name -> group
+    note: str  # why groups are shared between parts; empty where they are not
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.classes)
+
+    @property
+    def colours(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple(one.colour for one in self.classes)
+
+    def image_path(self, name: str) -> Path:
+        return self.root / "images" / name
+
+    def mask_path(self, name: str) -> Path | None:
+        """The mask of an image, None where the image is unlabelled."""
+        path = self.root / "masks" / f"{Path(name).stem}.png"
+        return path if path.is_file() else None
+
+    def labelled(self, part: str) -> tuple[str, ...]:
+        """The images of a part that have a mask."""
+        return tuple(name for name in self.parts[part] if self.mask_path(name) is not None)
+
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits written so far."""
+        return tuple(sorted(path.stem for path in (self.root / "splits").glob("*.json")))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image on its way into a prepared folder."""
+
+    stem: str
+    group: str
+    part: str | None  # None: drawn by group
+    image: Path | NDArray[np.uint8]  # (H, W, 3)
+    label: NDArray[np.uint8] | None  # (H, W); None: unlabelled
+
+
+@dataclass(frozen=True)
+class RawSet:
+    """A raw set as a source understands it; `items` may be a generator, so that only one is in memory."""
+
+    name: str
+    classes: tuple[Class, ...]
+    items: Iterable[Item]
+    count: int
+    microns_per_pixel: float | None
+    source: str
+    licence: str
+    keep_shared_groups: str | None = None  # why groups may lie in two parts
+    remarks: tuple[str, ...] = ()  # what the user should know, printed after preparing
+
+
+def load_prepared(root: Path) -> Prepared:
+    """Reads a prepared folder.
+
+    Raises InputError where the folder or one of its files is missing, a field has the wrong form, an image is
+    listed twice or is not there, or no training image is listed.
+    """
+    prepared = read_prepared(root)
+    there = {path.name for path in (root / "images").iterdir()} if (root / "images").is_dir() else set()
+    for part, names in prepared.parts.items():
+        for name in names:
+            if name not in there:
+                raise InputError(
+                    f"{prepared.image_path(name)}: is listed in {part} of parts.json but is not there."
+                )
+    if not prepared.parts["train"]:
+        raise InputError(f"{root / 'parts.json'}: lists no training image.")
+    return prepared
+
+
+def read_prepared(root: Path) -> Prepared:
+    """Reads what the two JSON files say, without asking whether the images are there: for `check`."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder.")
+    if not (root / "dataset.json").is_file():
+        raise InputError(
+            f"{root}: has no dataset.json: prepare it first (mpamatch prepare KIND SOURCE {root})."
+        )
+    about = _fields(root / "dataset.json", {"name": str, "classes": list, "source": str, "licence": str})
+    listing = _fields(root / "parts.json", {"parts": dict, "groups": dict})
+    parts = _parts(root / "parts.json", listing["parts"])
+    groups = {str(name): str(group) for name, group in listing["groups"].items()}
+    for name in (name for names in parts.values() for name in names):
+        if name not in groups:
+            raise InputError(f'{root / "parts.json"}: gives no group for {name}: add it to "groups".')
+    return Prepared(
+        root=root,
+        name=about["name"],
+        classes=_classes(root / "dataset.json", about["classes"]),
+        microns_per_pixel=_positive(root / "dataset.json", about.get("microns_per_pixel")),
+        source=about["source"],
+        licence=about["licence"],
+        parts=parts,
+        groups=groups,
+        note=str(listing.get("note", "")),
+    )
+
+
+def training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The labelled and the unlabelled training images, in the order of parts.json.
+
+    `split` None stands for the only split there is; with no split at all every training image with a mask is
+    labelled. The unlabelled images are all the others of the training part, whether or not they have a mask.
+    Raises InputError for an unknown split, several where none is named, no labelled image, or a split naming
+    an image that is not there, not in the training part, or has no mask.
+    """
+    name = _chosen_split(prepared, split)
+    if name is None:
+        labelled = set(prepared.labelled("train"))
+    else:
+        labelled = set(_split_images(prepared, name))
+    if not labelled:
+        where = prepared.root if name is None else split_path(prepared, name)
+        raise InputError(
+            f"{where}: no training image is labelled: at least one mask in the training part is needed."
+        )
+    train = prepared.parts["train"]
+    return tuple(n for n in train if n in labelled), tuple(n for n in train if n not in labelled)
+
+
+def split_path(prepared: Prepared, name: str) -> Path:
+    return prepared.root / "splits" / f"{name}.json"
+
+
+def split_problems(prepared: Prepared, name: str) -> list[str]:
+    """What is wrong with the images that a split names; empty where all is well."""
+    content = _fields(split_path(prepared, name), {"labelled": list})
+    train = set(prepared.parts["train"])
+    problems = []
+    for image in map(str, content["labelled"]):
+        if not prepared.image_path(image).is_file():
+            problems.append(f"names {image}, which is not in images/")
+        elif image not in train:
+            problems.append(f"names {image}, which is no training image")
+        elif prepared.mask_path(image) is None:
+            problems.append(f"names {image}, which has no mask")
+    if not content["labelled"]:
+        problems.append("names no image")
+    return problems
+
+
+def _chosen_split(prepared: Prepared, split: str | None) -> str | None:
+    there = prepared.splits()
+    if split is None:
+        if len(there) > 1:
+            raise InputError(
+                f"{prepared.root}: has several splits, name one with --data.split: {', '.join(there)}."
+            )
+        return there[0] if there else None
+    name = split.removesuffix(".json")
+    if name in there:
+        return name
+    if not there:
+        raise InputError(
+            f"{prepared.root}: has no split {name!r}: write one first "
+            f"(mpamatch split {prepared.root} --labelled 10%)."
+        )
+    raise unknown("split", name, there)
+
+
+def _split_images(prepared: Prepared, name: str) -> list[str]:
+    path = split_path(prepared, name)
+    problems = split_problems(prepared, name)
+    if problems:
+        raise InputError(f"{path}: {problems[0]}: write the split again (mpamatch split {prepared.root} …).")
+    return [str(image) for image in read_json(path)["labelled"]]
+
+
+def _fields(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a JSON object with {', '.join(wanted)}.")
+    for field, kind in wanted.items():
+        if field not in content:
+            near = difflib.get_close_matches(field, content, n=1)
+            raise InputError(f"{path}: has no field {field!r}" + (f" (is it {near[0]!r}?)." if near else "."))
+        if not isinstance(content[field], kind):
+            raise InputError(f"{path}: field {field!r} must be a {kind.__name__}, not {content[field]!r}.")
+    return content
+
+
+def _parts(path: Path, parts: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    for part in parts:
+        if part not in PARTS:
+            raise InputError(f"{path}: {unknown('part', part, PARTS)}")
+    found: dict[str, str] = {}
+    for part, names in parts.items():
+        if not isinstance(names, list):
+            raise InputError(f"{path}: part {part!r} must be a list of image names.")
+        for name in names:
+            if name in found:
+                raise InputError(f"{path}: lists {name} twice, in {found[name]} and in {part}.")
+            found[name] = part
+    return {part: tuple(map(str, parts.get(part, ()))) for part in PARTS}
+
+
+def _classes(path: Path, classes: list[Any]) -> tuple[Class, ...]:
+    try:
+        found = tuple(Class(str(one["name"]), (*map(int, one["colour"]),)) for one in classes)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: every class needs a name and a colour [red, green, blue] ({error})."
+        ) from error
+    return checked_classes(found, str(path))
+
+
+def checked_classes(classes: tuple[Class, ...], where: str) -> tuple[Class, ...]:
+    """Raises InputError unless there are 2 to 255 classes, each with its own name and a colour of 3 bytes."""
+    names = [one.name for one in classes]
+    if not 2 <= len(names) <= 255:
+        raise InputError(
+            f"{where}: has {len(names)} classes; between 2 and 255 are needed, background among them."
+        )
+    for one in classes:
+        if names.count(one.name) > 1:
+            raise InputError(f"{where}: has the class {one.name!r} twice.")
+        if len(one.colour) != 3 or not all(0 <= value <= 255 for value in one.colour):
+            raise InputError(f"{where}: the colour of {one.name!r} must be three numbers from 0 to 255.")
+    return classes
+
+
+def _positive(path: Path, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InputError(f"{path}: microns_per_pixel must be a positive number or null, not {value!r}.")
+    return float(value)
+
+
+def write_prepared(
+    dest: Path,
+    items: Iterable[Item],
+    *,
+    name: str,
+    classes: tuple[Class, ...],
+    microns_per_pixel: float | None,
+    source: str,
+    licence: str,
+    keep_shared_groups: str | None,
+    total: int | None = None,
+) -> Prepared:
+    """Writes `items` in the prepared form to `dest`, all of it or nothing; every image is decoded once.
+
+    An 8-bit RGB PNG or JPEG is copied byte for byte, anything else stored as PNG. Items without a part are
+    put 60/20/20 into train, validation and test by `parts_by_group`, over the groups that have a mask; those
+    of groups without any mask go to train. `keep_shared_groups` is the reason why a group may be in two
+    parts, `total` the number of items for the progress bar.
+    Raises InputError where `dest` holds something, an image or a label is unfit, two items share a stem,
+    there is no item or no label, or a group is in two parts without a reason.
+    """
+    checked_classes(classes, name)
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise InputError(f"{dest}: is there already: choose another folder, or remove it first.")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+    except OSError as error:
+        raise InputError(f"{dest}: cannot be written ({error.strerror}).") from error
+    try:
+        written = [
+            _write_item(temporary, item, len(classes)) for item in with_progress(items, "preparing", total)
+        ]
+        listing = _listing(dest, written, keep_shared_groups)
+        about = {
+            "name": name,
+            "classes": [asdict(one) for one in classes],
+            "microns_per_pixel": microns_per_pixel,
+            "source": source,
+            "licence": licence,
+        }
+        write_json(temporary / "dataset.json", about)
+        write_json(temporary / "parts.json", listing)
+        (temporary / "splits").mkdir()
+        temporary.chmod(0o755)
+        temporary.replace(dest)
+    except OSError as error:
+        raise InputError(f"{dest}: could not be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return load_prepared(dest)
+
+
+def parts_by_group(groups: Iterable[str]) -> dict[str, str]:
+    """Group -> train, validation or test, about 60/20/20, by rank in the order of sha256 of the group's name.
+
+    The order depends on nothing but the names, so the same set gives the same parts everywhere. From three
+    groups on no part is empty; two groups are train and validation, one is train.
+    """
+    order = hash_order(groups)
+    share = max(1, round(0.2 * len(order)))
+    tests = share if len(order) >= 3 else 0
+    validations = share if len(order) >= 2 else 0
+    parts = ["test"] * tests + ["validation"] * validations
+    return {group: parts[i] if i < len(parts) else "train" for i, group in enumerate(order)}
+
+
+def hash_order(names: Iterable[str]) -> list[str]:
+    """The distinct `names` in an order that is arbitrary but the same everywhere."""
+    return sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+
+
+def held_out(groups: Iterable[str], share: float = 0.2) -> set[str]:
+    """The groups to hold out for validation; `groups` names the group of each image.
+
+    Groups are taken in `hash_order` where that brings the images held out nearer to `share` of them all.
+    Where there are two groups, at least one lies on either side.
+    """
+    sizes = Counter(groups)
+    wanted = share * sizes.total()
+    order = hash_order(sizes)
+    taken: set[str] = set()
+    held = 0
+    for group in order:
+        if abs(held + sizes[group] - wanted) < abs(held - wanted):
+            taken.add(group)
+            held += sizes[group]
+    if not taken and len(order) >= 2:
+        taken.add(min(order, key=lambda group: sizes[group]))
+    return taken
+
+
+def with_progress[T](items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
+    """`items` with a progress bar on stderr that goes away at the end."""
+    return track(items, what, total=total, transient=True, console=Console(stderr=True))
+
+
+@dataclass(frozen=True)
+class _Written:
+    image: str
+    group: str
+    part: str | None
+    labelled: bool
+
+
+def _write_item(root: Path, item: Item, classes: int) -> _Written:
+    where = item.image if isinstance(item.image, Path) else item.stem
+    image = read_image(item.image) if isinstance(item.image, Path) else item.image
+    copied = isinstance(item.image, Path) and can_copy(item.image)
+    target = root / "images" / (item.stem + (Path(where).suffix.lower() if copied else ".png"))
+    mask = root / "masks" / f"{item.stem}.png"
+    for folder in (target.parent, mask.parent):
+        folder.mkdir(exist_ok=True)
+    if mask.exists() or any(target.with_suffix(suffix).exists() for suffix in (".png", ".jpg", ".jpeg")):
+        raise InputError(f"{where}: another image has the name {item.stem!r} too: rename one of them.")
+    if copied:
+        shutil.copyfile(where, target)
+    else:
+        Image.fromarray(image).save(target)
+    if item.label is not None:
+        _check_label(where, image, item.label, classes)
+        Image.fromarray(item.label).save(mask)
+    return _Written(target.name, item.group, item.part, item.label is not None)
+
+
+def _check_label(
+    where: Path | str,
+    image: NDArray[np.uint8],  # (H, W, 3)
+    label: NDArray[np.uint8],  # (H, W)
+    classes: int,
+) -> None:
+    if image.shape[:2] != label.shape:
+        raise InputError(
+            f"{where}: the image is {image.shape[1]}×{image.shape[0]} pixels and its mask "
+            f"{label.shape[1]}×{label.shape[0]}: they must be of one size."
+        )
+    wrong = label[(label >= classes) & (label != IGNORE)]
+    if wrong.size:
+        raise InputError(
+            f"{where}: its mask holds the class index {wrong.max()}, but there are only {classes} classes "
+            f"(0..{classes - 1}, and {IGNORE} to ignore)."
+        )
+
+
+def _listing(dest: Path, written: list[_Written], keep_shared_groups: str | None) -> dict[str, Any]:
+    if not written:
+        raise InputError(f"{dest}: no image was found to prepare.")
+    if not any(one.labelled for one in written):
+        raise InputError(f"{dest}: none of the {len(written)} images has a mask: at least one is needed.")
+    drawn = parts_by_group(one.group for one in written if one.labelled and one.part is None)
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    parts_of_group: dict[str, set[str]] = defaultdict(set)
+    for one in written:
+        part = one.part or drawn.get(one.group, "train")
+        parts[part].append(one.image)
+        parts_of_group[one.group].add(part)
+    shared = sorted(group for group, where in parts_of_group.items() if len(where) > 1)
+    if shared and keep_shared_groups is None:
+        raise InputError(
+            f"{dest}: the group {shared[0]!r} is in {' and '.join(sorted(parts_of_group[shared[0]]))}: "
+            "give each group one part, or let --regroup draw the parts by group."
+        )
+    listing: dict[str, Any] = {
+        "parts": {part: sorted(names) for part, names in parts.items()},
+        "groups": {one.image: one.group for one in sorted(written, key=lambda one: one.image)},
+    }
+    if shared:
+        listing["note"] = f"{len(shared)} groups are in more than one part: {keep_shared_groups}"
+    return listing

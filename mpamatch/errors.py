@@ -1,0 +1,19 @@
+"""What a user did wrong, in one sentence."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: one sentence that names the file or field, what is wrong and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, word: str, choices: Iterable[str]) -> InputError:
+    """The error for a `word` that is none of `choices`; it names the nearest right one, or all where none is near."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+    return InputError(f"unknown {kind} {word!r}: {hint}")

@@ -1,0 +1,209 @@
+"""Images and masks in and out of files, and labels made visible."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mpamatch.errors import InputError
+from mpamatch.files import replacing
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IGNORE = 255
+SMALLEST_SIDE = 16
+
+Colour = tuple[int, int, int]
+
+# H&E is pink, purple and near-white: green, blue, yellow and orange come first, light and dark in turn.
+DEFAULT_COLOURS: tuple[Colour, ...] = (
+    (0, 0, 0),  # class 0, the background
+    (0, 200, 83),
+    (0, 128, 255),
+    (255, 214, 0),
+    (255, 109, 0),
+    (0, 229, 255),
+    (139, 195, 74),
+    (26, 35, 126),
+    (213, 0, 0),
+    (0, 105, 92),
+    (240, 244, 195),
+    (121, 85, 72),
+    (128, 216, 255),
+    (51, 105, 30),
+)
+IGNORE_COLOUR: Colour = (128, 128, 128)
+
+_TO_RGB = {"RGB", "L", "P", "1", "LA", "PA", "RGBA"}
+_REFUSED = {
+    "CMYK": "is a CMYK image: convert it to 8-bit RGB first",
+    "I": "holds 16- or 32-bit greys: scale it to 8 bits first",
+    "F": "holds floating-point values: scale it to 8 bits first",
+}
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decodes `path` to (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    Greyscale, palette and 1-bit images are converted, transparency is laid on white (the slide's background).
+    Raises InputError, naming the file, where it is missing, broken, CMYK, deeper than 8 bits, a stack of
+    pages, or under 16 pixels on a side.
+    """
+    image = _decoded(path)
+    if image.mode not in _TO_RGB:
+        raise InputError(f"{path}: {_refusal(image.mode)}.")
+    if _bits(image) > 8:
+        raise InputError(f"{path}: holds {_bits(image)} bits per channel: scale it to 8 bits first.")
+    if min(image.size) < SMALLEST_SIDE:
+        raise InputError(
+            f"{path}: is {image.width}×{image.height} pixels and the least is "
+            f"{SMALLEST_SIDE}×{SMALLEST_SIDE}: take it out of the data."
+        )
+    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """The values stored in a mask, (H, W) uint8, or int32 where the file is deeper than 8 bits.
+
+    A palette mask gives its indices, a 1-bit mask 0 and 1, an RGB mask with equal channels one of them.
+    Raises InputError, naming the file, for a coloured, half-transparent, floating-point or broken mask.
+    """
+    image = _decoded(path)
+    values = np.asarray(image)
+    if image.mode == "1":
+        return values.astype(np.uint8)
+    if image.mode in {"L", "P"}:
+        return values.astype(np.uint8)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return values.astype(np.int32)
+    if image.mode in {"LA", "PA", "RGBA"} and (values[..., -1] != values[0, 0, -1]).any():
+        raise InputError(f"{path}: is a mask with transparency: save one channel with a number per class.")
+    if image.mode in {"LA", "PA"}:
+        return np.array(values[..., 0])
+    if image.mode not in {"RGB", "RGBA"} or _bits(image) > 8:
+        raise InputError(
+            f"{path}: is a mask of kind {image.mode}: save one 8-bit channel with a number per class."
+        )
+    colour = values[..., :3]
+    if (colour != colour[..., :1]).any():
+        raise InputError(f"{path}: is a coloured mask: save one channel with a number per class (0, 1, …).")
+    return np.array(colour[..., 0])
+
+
+def can_copy(path: Path) -> bool:
+    """Whether a file that `read_image` accepts is an 8-bit RGB PNG or JPEG with no turn to apply."""
+    if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
+        return False
+    with Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) != 1
+        right_kind = image.format == ("PNG" if path.suffix.lower() == ".png" else "JPEG")
+        return right_kind and image.mode == "RGB" and "transparency" not in image.info and not turned
+
+
+def write_png(
+    path: Path,
+    array: NDArray[np.uint8],  # (H, W) or (H, W, 3)
+) -> None:
+    """Writes `array` as PNG, whole or not at all. Raises InputError where the place cannot be written."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"a PNG is written from uint8, not from {array.dtype}.")
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
+
+
+def colour_label(
+    label: NDArray[np.uint8],  # (H, W)
+    colours: Sequence[Colour],
+) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: each pixel in the colour of its class, grey where it is ignored (255)."""
+    return _colour_table(colours)[label]
+
+
+def overlay(
+    image: NDArray[np.uint8],  # (H, W, 3)
+    label: NDArray[np.uint8],  # (H, W)
+    colours: Sequence[Colour],
+    opacity: float = 0.45,
+) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: `image` tinted by class with an outline around each region.
+
+    Class 0 stays as it is, ignored pixels (255) are hatched in grey. Raises ValueError where sizes differ.
+    """
+    if image.shape[:2] != label.shape:
+        raise ValueError(f"image {image.shape[:2]} and label {label.shape} differ in size.")
+    colour = colour_label(label, colours).astype(np.float32)
+    height, width = label.shape
+    hatched = (np.arange(height)[:, None] + np.arange(width)) % 6 < 2
+    weight = np.where(label == 0, 0.0, opacity)
+    weight = np.where((label == IGNORE) & ~hatched, 0.0, weight)
+    weight = np.where((label == IGNORE) & hatched, 0.8, weight)
+    weight = np.where(_outline(label), 1.0, weight)[..., None].astype(np.float32)
+    return np.rint(image * (1 - weight) + colour * weight).astype(np.uint8)
+
+
+def _outline(
+    label: NDArray[np.uint8],  # (H, W)
+) -> NDArray[np.bool_]:
+    """The rim inside every region but class 0 and the ignored; a pixel wide per 400 of the side."""
+    inner = np.ones(label.shape, dtype=bool)
+    for distance in range(1, max(1, round(min(label.shape) / 400)) + 1):
+        inner[distance:] &= label[distance:] == label[:-distance]
+        inner[:-distance] &= label[:-distance] == label[distance:]
+        inner[:, distance:] &= label[:, distance:] == label[:, :-distance]
+        inner[:, :-distance] &= label[:, :-distance] == label[:, distance:]
+    return ~inner & (label != 0) & (label != IGNORE)
+
+
+def _colour_table(colours: Sequence[Colour]) -> NDArray[np.uint8]:
+    """(256, 3): a colour for every index; classes beyond `colours` take the default ones in turn."""
+    table = np.array(
+        [DEFAULT_COLOURS[1 + i % (len(DEFAULT_COLOURS) - 1)] for i in range(256)], dtype=np.uint8
+    )
+    table[: len(colours)] = np.array(colours, dtype=np.uint8).reshape(-1, 3)
+    table[IGNORE] = IGNORE_COLOUR
+    return table
+
+
+def _decoded(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            bits = _stored_bits(image, path)
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+    except (
+        Exception
+    ) as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, …
+        raise InputError(
+            f"{path}: cannot be decoded ({error}): replace it or take it out of the data."
+        ) from error
+    if pages > 1:
+        raise InputError(f"{path}: holds {pages} pages: save the one that is meant as a file of its own.")
+    turned.info["bits"] = bits
+    return turned
+
+
+def _stored_bits(image: Image.Image, path: Path) -> int:
+    """Bits per channel in the file: Pillow cuts 16-bit RGB down to 8 without a word."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]  # IHDR: width 16..19, height 20..23, bit depth 24
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
+    return 8
+
+
+def _bits(image: Image.Image) -> int:
+    return int(image.info["bits"])
+
+
+def _refusal(mode: str) -> str:
+    return _REFUSED.get(
+        "I" if mode.startswith("I") else mode, f"is of kind {mode}: convert it to 8-bit RGB first"
+    )

@@ -1,0 +1,1 @@
+"""Tiles, segmentation of files, masks and overlays."""

@@ -1,0 +1,173 @@
+"""A trained model and everything it needs to turn an image file into a label."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpamatch.errors import InputError, unknown
+from mpamatch.images import Colour, read_image
+from mpamatch.inference.tiles import segment
+
+# Images stay in host memory, and only their windows visit the GPU, once their probabilities would take more floats
+# than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
+LARGEST_ON_DEVICE = 2**28
+
+
+class Segmenter:
+    """A model with its classes, normalisation, window and scale.
+
+    `model(x)` takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window, window).
+    It runs where its parameters lie, and in evaluation mode: modes are put back after each call, so a model that is
+    being trained can be validated in between.
+
+    `scale` is what every image is resized by before the model sees it (0.5: half the size); results come back at
+    the image's own size. `microns_per_pixel`, where known, is that of images before scaling. `overlap` is the
+    fraction of a side that neighbouring windows share, `batch` the most windows in one call of the model.
+
+    Raises InputError for numbers of colours and classes that differ, more than 255 classes (255 means ignore), a
+    scale that is not positive, or an unknown precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        class_names: Sequence[str],
+        colours: Sequence[Colour],
+        mean: Sequence[float],  # (3,) of RGB in 0..1
+        std: Sequence[float],  # (3,)
+        window: int,
+        scale: float,
+        microns_per_pixel: float | None,
+        overlap: float = 1 / 3,
+        batch: int = 8,
+        precision: str = "32",  # or "bf16"
+    ) -> None:
+        if len(class_names) != len(colours):
+            raise InputError(f"{len(class_names)} class names but {len(colours)} colours: give one of each per class.")
+        if not 1 <= len(class_names) <= 255:
+            raise InputError(f"{len(class_names)} classes: a label holds 1 to 255 (255 itself means ignore).")
+        if not scale > 0:
+            raise InputError(f"scale {scale}: must be above 0.")
+        if precision not in ("32", "bf16"):
+            raise unknown("precision", precision, ["32", "bf16"])
+        self.model = model
+        self.class_names = tuple(class_names)
+        self.colours = tuple(colours)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.window = window
+        self.scale = scale
+        self.microns_per_pixel = microns_per_pixel
+        self.overlap = overlap
+        self.batch = batch
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters lie; the CPU for a model without any."""
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @overload
+    def probabilities(self, image: np.ndarray) -> Tensor: ...
+
+    @overload
+    def probabilities(self, image: Sequence[np.ndarray]) -> list[Tensor]: ...
+
+    def probabilities(
+        self,
+        image: np.ndarray | Sequence[np.ndarray],  # (H, W, 3) uint8, or several of any sizes
+    ) -> Tensor | list[Tensor]:
+        """Class probabilities (C, H, W) float32 at the image's own size; a list of them for several images.
+
+        They lie on the model's device, those of very large images in host memory. Several images share batches.
+
+        Raises InputError for an image that is not (H, W, 3) uint8 or a model with another number of classes.
+        """
+        if isinstance(image, np.ndarray):
+            return self.probabilities([image])[0]
+        prepared = [prepare_image(one, self.scale, self.mean, self.std) for one in image]
+        home = self._home(sum(one.shape[1] * one.shape[2] for one in prepared))
+        prepared = [one.to(home) for one in prepared]
+        with evaluating(self.model):
+            results = segment(self._logits, prepared, window=self.window, overlap=self.overlap, batch=self.batch)
+        return [self._at_own_size(result, one) for result, one in zip(results, image, strict=True)]
+
+    def predict(
+        self,
+        image: np.ndarray | str | Path,  # (H, W, 3) uint8, or an image file
+    ) -> np.ndarray:
+        """The label (H, W) uint8: the index of the most probable class of every pixel.
+
+        Raises InputError for a file that cannot be read as an image, and as `probabilities` does.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        return self.probabilities(pixels).argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+    def _logits(self, windows: Tensor) -> Tensor:
+        device = self.device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.model(windows.to(device)).logits
+        if logits.shape[1] != len(self.class_names):
+            raise InputError(
+                f"the model gives {logits.shape[1]} classes, but {len(self.class_names)} are named: "
+                f"{', '.join(self.class_names)}."
+            )
+        return logits
+
+    def _home(self, pixels: int) -> torch.device:
+        """Where images of so many pixels in all are kept, and their probabilities."""
+        return self.device if pixels * len(self.class_names) <= LARGEST_ON_DEVICE else torch.device("cpu")
+
+    def _at_own_size(
+        self,
+        probability: Tensor,  # (C, h, w)
+        image: np.ndarray,  # (H, W, 3)
+    ) -> Tensor:  # (C, H, W)
+        height, width = image.shape[:2]
+        if probability.shape[1:] == (height, width):
+            return probability
+        probability = probability.to(self._home(height * width))
+        return F.interpolate(probability[None], size=(height, width), mode="bilinear", antialias=True)[0]
+
+
+def prepare_image(
+    image: np.ndarray,  # (H, W, 3) uint8
+    scale: float,
+    mean: Sequence[float],  # (3,) of RGB in 0..1
+    std: Sequence[float],  # (3,)
+) -> Tensor:  # (3, round(H·scale), round(W·scale)) float32
+    """An image as a model sees it: resized by `scale` (bilinear, antialiased, rounded to 8 bits), then normalised.
+
+    Raises InputError for an image that is not (H, W, 3) uint8.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise InputError(f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel.")
+    # Torch takes no read-only or negatively strided array (a flipped view); copying these alone costs nothing else.
+    writable = image if image.flags.writeable and min(image.strides) > 0 else image.copy()
+    pixels = torch.from_numpy(writable).permute(2, 0, 1)
+    size = [max(1, round(side * scale)) for side in image.shape[:2]]
+    if size != list(image.shape[:2]):
+        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+    centre = 255 * torch.tensor(mean)[:, None, None]
+    spread = 255 * torch.tensor(std)[:, None, None]
+    return pixels.contiguous().float().sub_(centre).div_(spread)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule is in the mode it was in (frozen ones may differ)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

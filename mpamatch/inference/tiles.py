@@ -1,0 +1,170 @@
+"""Sliding windows over images of any size, blended so that no border of a window shows."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mpamatch.errors import InputError
+
+
+class Window(NamedTuple):
+    """One window of one image: where it starts, and its share in the result along each side."""
+
+    image: int
+    top: int
+    left: int
+    row_share: Tensor  # (window,)
+    column_share: Tensor  # (window,)
+
+
+def origins(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start along one side so that they cover [0, length).
+
+    The first starts at 0, the last ends with the side, neighbours are at most `stride` apart and evenly spread. A
+    side no longer than the window gets the one origin 0 (`segment` pads it). So every window is of full size: a thin
+    strip at the end is something that no model was trained on.
+
+    Raises InputError unless length ≥ 1 and 1 ≤ stride ≤ window.
+    """
+    if length < 1 or not 1 <= stride <= window:
+        raise InputError(
+            f"windows of {window} at stride {stride} over {length} pixels: "
+            "the length must be at least 1 and the stride between 1 and the window."
+        )
+    room = max(0, length - window)
+    steps = max(1, math.ceil(room / stride))
+    return sorted({index * room // steps for index in range(steps + 1)})
+
+
+@overload
+def segment(
+    model: Callable[[Tensor], Tensor], image: Tensor, *, window: int, overlap: float, batch: int
+) -> Tensor: ...
+
+
+@overload
+def segment(
+    model: Callable[[Tensor], Tensor], image: Sequence[Tensor], *, window: int, overlap: float, batch: int
+) -> list[Tensor]: ...
+
+
+def segment(
+    model: Callable[[Tensor], Tensor],  # (B, 3, window, window) -> logits (B, C, window, window)
+    image: Tensor | Sequence[Tensor],  # (3, H, W) floating point, or several of any sizes
+    *,
+    window: int,
+    overlap: float,
+    batch: int,
+) -> Tensor | list[Tensor]:
+    """Class probabilities (C, H, W) float32 of an image; a list of them for several images.
+
+    The model sees nothing but full windows, at most `batch` at a time. Windows of several images share batches, and
+    an image of the window's own size costs exactly one row. Neighbouring windows share at least the fraction
+    `overlap` of a side; their softmax probabilities are averaged with Hann weights. An image smaller than the window
+    is reflected to it (its border repeated where it is too small to reflect) and the result cropped back.
+
+    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model may move
+    its windows to another device. It is called in inference mode.
+
+    Raises InputError for an overlap outside [0, 1), a window or batch below 1, an image that is not (3, H, W), or a
+    model whose output is not (B, C, window, window).
+    """
+    if isinstance(image, Tensor):
+        return segment(model, [image], window=window, overlap=overlap, batch=batch)[0]
+    if not 0 <= overlap < 1:
+        raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")
+    if window < 1 or batch < 1:
+        raise InputError(f"window {window} and batch {batch}: both must be at least 1.")
+    for one in image:
+        if one.ndim != 3 or one.shape[0] != 3 or one.numel() == 0:
+            raise InputError(f"image of shape {tuple(one.shape)}: must be (3, H, W) with at least one pixel.")
+
+    padded = [pad_to_window(one, window) for one in image]
+    windows = grid(padded, window, stride=max(1, int(window * (1 - overlap))))
+    sums: list[Tensor] = []
+    while chosen := list(islice(windows, batch)):
+        cut = [padded[at.image][:, at.top : at.top + window, at.left : at.left + window] for at in chosen]
+        for at, probability in zip(chosen, probabilities(model, torch.stack(cut)), strict=True):
+            if at.image == len(sums):
+                size = (len(probability), *padded[at.image].shape[1:])
+                sums.append(torch.zeros(size, dtype=torch.float32, device=probability.device))
+            share = at.row_share[:, None] * at.column_share
+            sums[at.image][:, at.top : at.top + window, at.left : at.left + window] += probability * share
+    return [crop_from_window(total, one) for total, one in zip(sums, image, strict=True)]
+
+
+def probabilities(
+    model: Callable[[Tensor], Tensor],
+    windows: Tensor,  # (B, 3, w, w)
+) -> Tensor:  # (B, C, w, w) float32, on the windows' device
+    """Raises InputError where the model's output does not match the windows."""
+    with torch.inference_mode():
+        logits = model(windows)
+        if logits.ndim != 4 or len(logits) != len(windows) or logits.shape[2:] != windows.shape[2:]:
+            raise InputError(
+                f"the model turned windows {tuple(windows.shape)} into {tuple(logits.shape)}: "
+                "must be logits (B, C, H, W) of the same B, H and W."
+            )
+        return logits.float().softmax(dim=1).to(windows.device)
+
+
+def grid(images: Sequence[Tensor], window: int, stride: int) -> Iterator[Window]:
+    """The windows of all images, image by image; the shares of the windows over any pixel sum to 1."""
+    for index, image in enumerate(images):
+        rows = shares(image.shape[1], window, stride, image.device)
+        columns = shares(image.shape[2], window, stride, image.device)
+        for top, row_share in rows:
+            for left, column_share in columns:
+                yield Window(index, top, left, row_share, column_share)
+
+
+def shares(length: int, window: int, stride: int, device: torch.device) -> list[tuple[int, Tensor]]:
+    """Each origin along one side with the share (window,) float32 that its window has in each pixel's result.
+
+    The blend is separable: what windows weigh in total is (sum along rows) ⊗ (sum along columns), so dividing the
+    weights by these sums beforehand replaces an (H, W) map of weights and a division of the whole result.
+    """
+    starts = origins(length, window, stride)
+    middle = torch.arange(window, dtype=torch.float64) + 0.5
+    weight = torch.sin(math.pi * middle / window).square()  # Hann, sampled mid-pixel: never 0
+    total = torch.zeros(max(length, window), dtype=torch.float64)
+    for start in starts:
+        total[start : start + window] += weight
+    return [(start, (weight / total[start : start + window]).to(device, torch.float32)) for start in starts]
+
+
+def pad_to_window(
+    image: Tensor,  # (3, H, W)
+    window: int,
+) -> Tensor:  # (3, max(H, window), max(W, window))
+    """Grows short sides to the window, the image in the middle; an image that is large enough comes back as it is."""
+    for axis in (1, 2):
+        before, after = margins(image.shape[axis], window)
+        if before + after == 0:
+            continue
+        mode = "reflect" if after < image.shape[axis] else "replicate"
+        pads = (0, 0, before, after) if axis == 1 else (before, after, 0, 0)
+        image = F.pad(image[None], pads, mode=mode)[0]
+    return image
+
+
+def crop_from_window(
+    result: Tensor,  # (C, max(H, window), max(W, window))
+    image: Tensor,  # (3, H, W)
+) -> Tensor:  # (C, H, W)
+    """Takes off again what `pad_to_window` put around the image."""
+    height, width = image.shape[1:]
+    top = margins(height, result.shape[1])[0]
+    left = margins(width, result.shape[2])[0]
+    return result[:, top : top + height, left : left + width].contiguous()
+
+
+def margins(length: int, window: int) -> tuple[int, int]:
+    """How many pixels to put before and after a side of `length` to reach `window`; after is never the smaller."""
+    missing = max(0, window - length)
+    return missing // 2, missing - missing // 2

@@ -1,0 +1,66 @@
+"""What FixMatch, UniMatch and MPAMatch share: pseudo-labels from the weak view and CutMix between neighbours."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mpamatch import ops
+from mpamatch.errors import InputError, unknown
+
+UNLABELLED_LOSSES = ("ce", "dice", "both")
+
+
+class Targets(NamedTuple):
+    """What the strong views are to predict."""
+
+    label: Tensor  # (B, H, W) u8
+    weight: Tensor  # (B, H, W) f32: 1 where confident and valid
+    valid: Tensor  # (B, H, W) bool
+
+
+def check_consistency(threshold: float, loss: str) -> None:
+    """Raises InputError for a threshold outside [0, 1] or an unknown kind of unlabelled loss."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f"method.threshold: expected 0 to 1, got {threshold}.")
+    if loss not in UNLABELLED_LOSSES:
+        raise unknown("method.unlabelled_loss", loss, UNLABELLED_LOSSES)
+
+
+def pseudo_targets(
+    logits: Tensor,  # (B, C, H, W) of the weak view
+    valid: Tensor,  # (B, H, W) bool
+    threshold: float,
+) -> Targets:
+    """Pseudo-labels that count where the softmax is at least `threshold` (FixMatch, NeurIPS 2020)."""
+    label, confidence = ops.pseudo_label(logits.detach())
+    return Targets(label, ((confidence >= threshold) & valid).to(logits.dtype), valid)
+
+
+def neighbours(x: Tensor) -> Tensor:  # (B, …) -> (B, …)
+    """Each image's partner: slots 2i and 2i+1 swap, so pairs stay together when an even batch is cut over ranks.
+
+    The last image of an odd batch takes the first; a batch of one has no partner but itself.
+    """
+    pairs = x.shape[0] // 2
+    swapped = x[: 2 * pairs].unflatten(0, (pairs, 2)).flip(1).flatten(0, 1) if pairs else x[:0]
+    return swapped if x.shape[0] % 2 == 0 else torch.cat([swapped, x[:1]])
+
+
+def inside(box: Tensor, height: int, width: int) -> Tensor:  # (B, 4) i32 -> (B, H, W) bool
+    """The pixels of each box (top, left, bottom, right)."""
+    row = torch.arange(height, device=box.device)[None, :, None]
+    column = torch.arange(width, device=box.device)[None, None, :]
+    top, left, bottom, right = (side[:, None, None] for side in box.unbind(1))
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+
+
+def cutmix(x: Tensor, box: Tensor) -> Tensor:  # (B, 3, H, W) or (B, H, W)
+    """Inside its box each image shows its neighbour (CutMix, ICCV 2019)."""
+    chosen = inside(box, x.shape[-2], x.shape[-1])
+    return torch.where(chosen[:, None] if x.dim() == 4 else chosen, neighbours(x), x)
+
+
+def cutmix_targets(targets: Targets, box: Tensor) -> Targets:
+    """Pseudo-label, weight and valid map mixed with the same box as the image."""
+    return Targets(*(cutmix(x, box) for x in targets))

@@ -1,0 +1,57 @@
+"""FixMatch (NeurIPS 2020) for segmentation: weak view → pseudo-label → one strong view."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpamatch.batch import Batch
+from mpamatch.methods.base import Method
+from mpamatch.methods.consistency import check_consistency, cutmix, cutmix_targets, pseudo_targets
+from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
+from mpamatch.models.transunet import TransUNet
+
+
+@dataclass
+class FixMatchConfig:
+    """FixMatch.
+
+    Attributes:
+        threshold: confidence from which a pseudo-label counts.
+        unlabelled_loss: ce, dice (of confident pixels) or both.
+    """
+
+    name: str = "fixmatch"
+    threshold: float = 0.95
+    unlabelled_loss: str = "ce"
+
+
+class FixMatch(Method):
+    """(L_labelled + L_strong)/2 as in UniMatch's repository."""
+
+    strong_views = 1
+
+    def __init__(self, model: TransUNet, config: FixMatchConfig):
+        super().__init__(model)
+        check_consistency(config.threshold, config.unlabelled_loss)
+        self.config = config
+
+    def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
+        assert batch.unlabelled is not None
+        x, u = batch.labelled, batch.unlabelled
+        size, n = (x.image.shape[-2], x.image.shape[-1]), len(x.image)
+        maps = self.model.encode(torch.cat([x.image, cutmix(u.strong1, u.box1), u.weak]))
+        kept = n + len(u.strong1)
+        logits = self.model.decode(tuple(m[:kept] for m in maps), size).logits
+        with torch.no_grad():
+            weak = self.model.decode(tuple(m[kept:] for m in maps), size).logits
+        clean = pseudo_targets(weak, u.valid, self.config.threshold)
+
+        supervised = labelled_loss(logits[:n], x.label)
+        strong = unlabelled_loss(logits[n:], *cutmix_targets(clean, u.box1), self.config.unlabelled_loss)
+        return {
+            "loss": (supervised + strong) / 2,
+            "labelled": supervised.detach(),
+            "strong": strong.detach(),
+            "confident": share(clean.weight, u.valid),
+        }

@@ -1,0 +1,75 @@
+"""Normalisation: from the sums of `mpamatch.ops` to losses, the same over one rank and over many.
+
+Every function returns the value over the batch of all ranks; its gradient is this rank's part of it. DistributedDataParallel
+averages gradients, so the engine multiplies the loss by the number of ranks before backward.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mpamatch import ops
+
+SMOOTH = 1e-5
+
+
+def all_ranks() -> dist.ProcessGroup | None:
+    """The group of all ranks, or None where this process is alone."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.group.WORLD
+    return None
+
+
+def over_ranks(local: Tensor) -> Tensor:
+    """The sum over all ranks in value, this rank's `local` in gradient."""
+    group = all_ranks()
+    if group is None:
+        return local
+    total = local.detach().clone()
+    dist.all_reduce(total, group=group)
+    return local + (total - local.detach())
+
+
+def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
+    """Σ w·l / max(Σ w, 1) from this rank's Σ w·l and Σ w, both ()."""
+    both = over_ranks(torch.stack([total, weight.to(total.dtype)]))
+    return both[0] / both[1].detach().clamp(min=1)
+
+
+def dice(overlap: Tensor) -> Tensor:  # (3, C): Σ w p y, Σ w p², Σ w y over all ranks -> ()
+    """Mean over the classes that occur of 1 − (2 Σwpy + ε)/(Σwp² + Σwy + ε); 0 where none occurs. ε = 1e-5."""
+    shared, predicted, true = overlap
+    loss = 1 - (2 * shared + SMOOTH) / (predicted + true + SMOOTH)
+    present = (true > 0).to(loss.dtype)
+    return (loss * present).sum() / present.sum().clamp(min=1)
+
+
+def labelled_loss(
+    logits: Tensor,  # (B, C, H, W)
+    label: Tensor,  # (B, H, W) u8, 255 = ignore
+) -> Tensor:
+    """(CE + Dice)/2 over the labelled pixels."""
+    cross_entropy, overlap = ops.segmentation_loss(logits, label)
+    pixels = (label != ops.IGNORE).sum()
+    return (weighted_mean(cross_entropy, pixels) + dice(over_ranks(overlap))) / 2
+
+
+def unlabelled_loss(
+    logits: Tensor,  # (B, C, H, W)
+    label: Tensor,  # (B, H, W) u8 pseudo-label
+    weight: Tensor,  # (B, H, W) 1 where it is confident and valid
+    valid: Tensor,  # (B, H, W) bool
+    kind: str,  # "ce", "dice" or "both"
+) -> Tensor:
+    """UniMatch's term (CVPR 2023): Σ CE·[confident ∧ valid] / Σ valid, all valid pixels below the line, not only the
+    confident ones; or the Dice of confident pixels (its medical variant), or half of each."""
+    cross_entropy, overlap = ops.segmentation_loss(logits, label, weight=weight)
+    if kind == "dice":
+        return dice(over_ranks(overlap))
+    mean = weighted_mean(cross_entropy, valid.sum())
+    return mean if kind == "ce" else (mean + dice(over_ranks(overlap))) / 2
+
+
+def share(chosen: Tensor, among: Tensor) -> Tensor:
+    """Σ chosen / Σ among over all ranks, without gradient: such as the share of confident pixels."""
+    return weighted_mean(chosen.detach().sum().float(), among.sum())

@@ -1,0 +1,215 @@
+"""MPAMatch (arXiv 2508.19574): UniMatch, and pixels contrasted with image prototypes and text prototypes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpamatch import ops
+from mpamatch.batch import Batch
+from mpamatch.errors import InputError, unknown
+from mpamatch.methods.consistency import Targets, pseudo_targets
+from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
+from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
+from mpamatch.models.prompt import TextPrototypes
+from mpamatch.models.prototypes import PrototypeBank
+from mpamatch.models.transunet import TransUNet
+from mpamatch.ops.unit import unit
+
+OPINIONS = ("none", "agree", "average")
+
+
+@dataclass
+class MPAMatchConfig(UniMatchConfig):
+    """MPAMatch; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
+
+    Attributes:
+        image_prototypes: contrast with image prototypes.
+        text_encoder: none, minilm, or open_clip:MODEL; contrast with text prototypes.
+        text_weights: checkpoint file or pretrained tag of an open_clip model.
+        prompts: pathology or generic descriptions of the classes, or a file of your own.
+        prompt_set: whose pathology descriptions; the recipe fills it in.
+        context_tokens: learnable CoOp tokens before each description (0: none).
+        class_context: context tokens of each class's own.
+        prototypes: image prototypes per class, K.
+        embedding_width: channels of the pixel embedding, D.
+        assignment: sinkhorn or nearest.
+        epsilon: Sinkhorn's entropy.
+        iterations: Sinkhorn's iterations.
+        temperature: of the contrast.
+        momentum: of the prototypes once past their start.
+        same_class_negatives: whether a class's other prototypes are negatives.
+        weight_labelled: of the labelled loss.
+        weight_unlabelled: of UniMatch's unlabelled terms.
+        weight_prototype: of all prototype terms.
+        weight_image: of the image prototypes' terms among them.
+        weight_text: of the text prototypes' terms among them.
+        weight_alignment: of alignment beside contrast.
+        start: step at which the prototype terms begin, after the classifier knows something.
+        ramp: steps over which they grow.
+        second_opinion: none; agree (a pseudo-label counts only where the nearest prototype says so too); or average
+            (the pseudo-label is that of the mean of both softmaxes). From `start` on.
+    """
+
+    name: str = "mpamatch"
+    image_prototypes: bool = True
+    text_encoder: str = "none"
+    text_weights: str | None = None
+    prompts: str = "pathology"
+    prompt_set: str | None = None
+    context_tokens: int = 1
+    class_context: bool = False
+    prototypes: int = 10
+    embedding_width: int = 256
+    assignment: str = "sinkhorn"
+    epsilon: float = 0.05
+    iterations: int = 3
+    temperature: float = 0.1
+    momentum: float = 0.999
+    same_class_negatives: bool = True
+    weight_labelled: float = 0.5
+    weight_unlabelled: float = 0.25
+    weight_prototype: float = 0.25
+    weight_image: float = 1.0
+    weight_text: float = 1.0
+    weight_alignment: float = 1.0
+    start: int = 0
+    ramp: int = 0
+    second_opinion: str = "none"
+
+
+class MPAMatch(UniMatch):
+    """weight_labelled·L_labelled + weight_unlabelled·L_unlabelled + weight_prototype·(image terms + text terms)."""
+
+    config: MPAMatchConfig
+
+    def __init__(self, model: TransUNet, config: MPAMatchConfig, text: TextPrototypes | None = None):
+        super().__init__(model, config)
+        _check(config, text)
+        inner, width = model.embedding_width, config.embedding_width
+        self.project = nn.Sequential(
+            nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
+        )
+        self.bank = PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
+        self.text = text
+        self.to_text = nn.Linear(width, text.width) if text is not None else None
+
+    def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
+        assert batch.unlabelled is not None
+        config = self.config
+        seen = self.see(batch, weak_gradient=True)
+        z = torch.cat([self.embed(seen.labelled.embedding), self.embed(seen.weak.embedding)])  # (N, D)
+        started = ((step - config.start) / max(config.ramp, 1)).clamp(0, 1) if config.ramp else (step >= config.start)
+        started = started.to(z.dtype)
+
+        targets = self.targets(seen, z, batch, started)
+        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
+        strong, feature = self.consistency(seen, targets, batch)
+        unlabelled = config.weight_strong * strong + config.weight_feature * feature
+        prototype, parts = self.prototype_terms(seen, z, targets, batch)
+        loss = (
+            config.weight_labelled * supervised
+            + config.weight_unlabelled * unlabelled
+            + config.weight_prototype * started * prototype
+        )
+        return {
+            "loss": loss,
+            "labelled": supervised.detach(),
+            "strong": strong.detach(),
+            "feature": feature.detach(),
+            **parts,
+            "confident": share(targets.weight, targets.valid),
+        }
+
+    def embed(self, embedding: Tensor) -> Tensor:  # (B, D', h, w) -> (B·h·w, D)
+        """Decoder map at stride 4 → pixel rows in the prototypes' space."""
+        return self.project(embedding.movedim(1, -1).flatten(0, 2))
+
+    def targets(self, seen: Views, z: Tensor, batch: Batch, started: Tensor) -> Targets:
+        """Pseudo-labels of the classifier, with the prototypes' second opinion where that is asked for."""
+        assert batch.unlabelled is not None
+        config, logits, valid = self.config, seen.weak.logits.detach(), batch.unlabelled.valid
+        own = pseudo_targets(logits, valid, config.threshold)
+        if config.second_opinion == "none" or self.bank is None:
+            return own
+        height, width = seen.weak.embedding.shape[-2:]
+        distance, _ = ops.prototype_distance(z.detach()[-len(valid) * height * width :], self.bank.prototypes)
+        second = (-distance / config.temperature).unflatten(0, (len(valid), height, width)).movedim(-1, 1)
+        second = nn.functional.interpolate(second, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+        on = started > 0
+        if config.second_opinion == "agree":
+            agrees = second.argmax(1) == own.label
+            return own._replace(weight=torch.where(on & ~agrees, 0.0, own.weight))
+        mean = (logits.float().softmax(1) + second.softmax(1)) / 2
+        both = pseudo_targets(mean.clamp(min=1e-12).log(), valid, config.threshold)
+        return Targets(torch.where(on, both.label, own.label), torch.where(on, both.weight, own.weight), valid)
+
+    def prototype_terms(
+        self, seen: Views, z: Tensor, targets: Targets, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Assign → update → contrast, on the labelled pixels by their label and the weak view's by pseudo-label."""
+        size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
+        label = torch.cat([centre_sample(batch.labelled.label, size), centre_sample(targets.label, size)])
+        weight = torch.cat(
+            [centre_sample((batch.labelled.label != ops.IGNORE).to(z.dtype), size), centre_sample(targets.weight, size).to(z.dtype)]
+        )
+        label = torch.where(weight > 0, label, ops.IGNORE)
+        total, parts = z.new_zeros(()), {}
+        if self.bank is not None:
+            predicted = torch.cat([seen.labelled.logits, seen.weak.logits]).detach().argmax(1)
+            correct = weight * (centre_sample(predicted, size) == label)
+            terms = self._image_terms(z, label, weight, correct)
+            total = total + self.config.weight_image * (terms[0] + self.config.weight_alignment * terms[1])
+            parts |= {"image_contrast": terms[0].detach(), "image_alignment": terms[1].detach()}
+        if self.text is not None and self.to_text is not None:
+            prototypes = self.text()[:, None].to(z.dtype)
+            terms = self._mean_contrast(self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight)
+            total = total + self.config.weight_text * (terms[0] + self.config.weight_alignment * terms[1])
+            parts |= {"text_contrast": terms[0].detach(), "text_alignment": terms[1].detach()}
+        return total, parts
+
+    def _image_terms(self, z: Tensor, label: Tensor, weight: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.bank is not None
+        config, group = self.config, all_ranks()
+        iterations = config.iterations if config.assignment == "sinkhorn" else 0
+        assignment = self.bank.assign(z, label, iterations=iterations, epsilon=config.epsilon, group=group)
+        self.bank.update(z, assignment, correct, momentum=config.momentum, group=group)
+        return self._mean_contrast(z, self.bank.prototypes, assignment, weight)
+
+    def _mean_contrast(self, z: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        contrast, alignment = ops.prototype_contrast(
+            z,
+            prototypes,
+            assignment,
+            temperature=self.config.temperature,
+            weight=weight,
+            same_class_negatives=self.config.same_class_negatives,
+        )
+        return weighted_mean(contrast, weight.sum()), weighted_mean(alignment, weight.sum())
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        if self.bank is None:
+            return {}
+        return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
+
+
+def centre_sample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, H, W) -> (B·h·w,)
+    """The pixel at the centre of each cell of an h×w grid: x[:, 2::4, 2::4] at stride 4."""
+    rows, columns = (
+        ((torch.arange(cells, device=x.device) + 0.5) * (side / cells)).long()
+        for cells, side in zip(size, x.shape[-2:], strict=True)
+    )
+    return x[:, rows][:, :, columns].flatten()
+
+
+def _check(config: MPAMatchConfig, text: TextPrototypes | None) -> None:
+    if config.assignment not in ("sinkhorn", "nearest"):
+        raise unknown("method.assignment", config.assignment, ("sinkhorn", "nearest"))
+    if config.second_opinion not in OPINIONS:
+        raise unknown("method.second_opinion", config.second_opinion, OPINIONS)
+    if config.second_opinion != "none" and not config.image_prototypes:
+        raise InputError("method.second_opinion: needs method.image_prototypes true.")
+    if not config.image_prototypes and text is None:
+        raise InputError("method.image_prototypes: without image and text prototypes there is nothing to contrast; take unimatch.")
+    if config.prototypes < 1 or config.embedding_width < 1 or config.temperature <= 0 or config.epsilon <= 0:
+        raise InputError("method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0.")

@@ -1,0 +1,100 @@
+"""UniMatch (CVPR 2023): two strong views and one feature-dropped view learn from the weak view's pseudo-label."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mpamatch.batch import Batch
+from mpamatch.methods.base import Method
+from mpamatch.methods.consistency import Targets, check_consistency, cutmix, cutmix_targets, pseudo_targets
+from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
+from mpamatch.models.encoder import ChannelDropout
+from mpamatch.models.transunet import Prediction, TransUNet
+
+
+@dataclass
+class UniMatchConfig:
+    """UniMatch.
+
+    Attributes:
+        threshold: confidence from which a pseudo-label counts.
+        unlabelled_loss: ce, dice (of confident pixels) or both.
+        feature_dropout: share of encoder channels dropped in the feature-perturbed view.
+        weight_strong: of the two strong views together.
+        weight_feature: of the feature-perturbed view.
+    """
+
+    name: str = "unimatch"
+    threshold: float = 0.95
+    unlabelled_loss: str = "ce"
+    feature_dropout: float = 0.5
+    weight_strong: float = 0.5
+    weight_feature: float = 0.5
+
+
+class Views(NamedTuple):
+    """What one pass over the batch predicts, by view."""
+
+    labelled: Prediction
+    weak: Prediction  # its logits are read as pseudo-labels only
+    strong1: Tensor  # (B, C, H, W) logits
+    strong2: Tensor
+    dropped: Tensor
+
+
+class UniMatch(Method):
+    """(L_labelled + ½·weight_strong·(s1 + s2) + weight_feature·fp)/2, all views in one encoder pass."""
+
+    strong_views = 2
+    feature_dropout = True
+
+    def __init__(self, model: TransUNet, config: UniMatchConfig):
+        super().__init__(model)
+        check_consistency(config.threshold, config.unlabelled_loss)
+        self.config = config
+        self.drop = ChannelDropout(model.encoder.channels, config.feature_dropout)
+
+    def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
+        assert batch.unlabelled is not None
+        seen = self.see(batch)
+        targets = pseudo_targets(seen.weak.logits, batch.unlabelled.valid, self.config.threshold)
+        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
+        strong, feature = self.consistency(seen, targets, batch)
+        unlabelled = self.config.weight_strong * strong + self.config.weight_feature * feature
+        return {
+            "loss": (supervised + unlabelled) / 2,
+            "labelled": supervised.detach(),
+            "strong": strong.detach(),
+            "feature": feature.detach(),
+            "confident": share(targets.weight, targets.valid),
+        }
+
+    def see(self, batch: Batch, *, weak_gradient: bool = False) -> Views:
+        """One encoder pass over all views; the weak view is decoded clean, and once more with channels dropped."""
+        x, u = batch.labelled.image, batch.unlabelled
+        assert u is not None
+        assert u.strong2 is not None
+        assert u.box2 is not None
+        assert u.channel_noise is not None
+        n, m = len(x), len(u.weak)
+        size = (x.shape[-2], x.shape[-1])
+        maps = self.model.encode(torch.cat([x, cutmix(u.strong1, u.box1), cutmix(u.strong2, u.box2), u.weak]))
+        weak = tuple(level[n + 2 * m :] for level in maps)
+        dropped = self.drop(weak, u.channel_noise)
+        learned = tuple(torch.cat([level[: n + 2 * m], d]) for level, d in zip(maps, dropped, strict=True))
+        logits, embedding = self.model.decode(learned, size)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weak_gradient):
+            clean = self.model.decode(weak, size)
+        strong1, strong2, feature = logits[n:].split(m)
+        return Views(Prediction(logits[:n], embedding[:n]), clean, strong1, strong2, feature)
+
+    def consistency(self, seen: Views, targets: Targets, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean of the two strong terms, and the term of the feature-dropped view."""
+        u, kind = batch.unlabelled, self.config.unlabelled_loss
+        assert u is not None
+        assert u.box2 is not None
+        strong1 = unlabelled_loss(seen.strong1, *cutmix_targets(targets, u.box1), kind)
+        strong2 = unlabelled_loss(seen.strong2, *cutmix_targets(targets, u.box2), kind)
+        return (strong1 + strong2) / 2, unlabelled_loss(seen.dropped, *targets, kind)

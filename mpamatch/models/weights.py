@@ -1,0 +1,61 @@
+"""Reading checkpoints of strangers: no pickle is executed, and what does not fit is refused with the differences."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mpamatch.errors import InputError
+
+SHOWN = 4
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch checkpoint (read with weights_only; `state_dict` or `model` unpacked).
+
+    Raises InputError where the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file.")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path}: is no readable safetensors file ({error}).") from error
+    except Exception as error:  # torch.load raises whatever its unpickler meets in a foreign file
+        raise InputError(f"{path}: is no checkpoint of plain tensors ({type(error).__name__}).") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: holds no state dict of tensors.")
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads `state` strictly. Raises InputError with the first differences in names and shapes."""
+    wanted = module.state_dict()
+    missing = [f"{name} is missing" for name in wanted if name not in state]
+    extra = [f"{name} is unknown to the model" for name in state if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    differences = shapes + missing + extra
+    if differences:
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise InputError(f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}.")
+    module.load_state_dict(dict(state))

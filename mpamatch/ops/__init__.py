@@ -1,0 +1,25 @@
+"""The operations of the prototype step. Each file is the specification of one operation, in eager PyTorch.
+
+Pixels are rows; an ignored pixel has weight 0, so shapes are static and nothing asks the device a question. Operations
+return sums: what to divide by is the method's business. Half inputs accumulate in float32.
+"""
+
+from mpamatch.ops.assignment_from_label import assignment_from_label
+from mpamatch.ops.checks import IGNORE
+from mpamatch.ops.prototype_contrast import prototype_contrast
+from mpamatch.ops.prototype_distance import prototype_distance
+from mpamatch.ops.prototype_update_ import prototype_update_
+from mpamatch.ops.pseudo_label import pseudo_label
+from mpamatch.ops.segmentation_loss import segmentation_loss
+from mpamatch.ops.sinkhorn_assign import sinkhorn_assign
+
+__all__ = [
+    "IGNORE",
+    "assignment_from_label",
+    "prototype_contrast",
+    "prototype_distance",
+    "prototype_update_",
+    "pseudo_label",
+    "segmentation_loss",
+    "sinkhorn_assign",
+]

@@ -1,0 +1,64 @@
+"""Checks at the door of every operation: the error names the argument and what was expected. None looks at values."""
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def is_floating(name: str, value: Tensor) -> None:
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}.")
+
+
+def is_integer(name: str, value: Tensor) -> None:
+    if value.dtype not in _INTEGERS:
+        raise TypeError(f"{name}: expected an integer dtype, got {value.dtype}.")
+
+
+def has_dtype(name: str, value: Tensor, *dtypes: torch.dtype) -> None:
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {' or '.join(str(d) for d in dtypes)}, got {value.dtype}.")
+
+
+def has_shape(name: str, value: Tensor, *shape: int | str) -> None:
+    """`shape` holds sizes, or letters for sizes that may be anything: has_shape("label", label, "B", 64, 64)."""
+    fits = value.dim() == len(shape) and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, value.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name}: expected shape ({', '.join(map(str, shape))}), got {tuple(value.shape)}.")
+
+
+def same_device(**tensors: Tensor | None) -> None:
+    (first, reference), *others = ((name, t) for name, t in tensors.items() if t is not None)
+    for name, tensor in others:
+        if tensor.device != reference.device:
+            raise ValueError(f"{name}: expected on {reference.device} as {first} is, got {tensor.device}.")
+
+
+def pixels_and_prototypes(embedding: Tensor, prototypes: Tensor) -> tuple[int, int, int, int]:
+    """Checks embedding (N,D) against prototypes (C,K,D), returns N, C, K, D."""
+    is_floating("embedding", embedding)
+    has_dtype("prototypes", prototypes, torch.float32, torch.float64)
+    has_shape("embedding", embedding, "N", "D")
+    has_shape("prototypes", prototypes, "C", "K", embedding.shape[1])
+    classes, per_class, width = prototypes.shape
+    if classes == 0 or per_class == 0 or width == 0:
+        raise ValueError(f"prototypes: expected at least one class, prototype and channel, got {tuple(prototypes.shape)}.")
+    same_device(embedding=embedding, prototypes=prototypes)
+    return embedding.shape[0], classes, per_class, width
+
+
+def pixel_weight(weight: Tensor | None, like: Tensor, *shape: int) -> Tensor:
+    """The weight in `like`'s working precision, or ones of `shape` where it is None."""
+    if weight is None:
+        return like.new_ones(shape)
+    is_floating("weight", weight)
+    has_shape("weight", weight, *shape)
+    if weight.device != like.device:
+        raise ValueError(f"weight: expected on {like.device}, got {weight.device}.")
+    return weight.to(like.dtype)

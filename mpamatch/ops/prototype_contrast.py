@@ -1,0 +1,48 @@
+"""InfoNCE and alignment of pixels with their prototype."""
+
+import torch
+from torch import Tensor
+
+from mpamatch.ops import checks
+from mpamatch.ops.unit import unit, working
+
+
+def prototype_contrast(
+    embedding: Tensor,  # (N, D) any floating dtype
+    prototypes: Tensor,  # (C, K, D) f32 or f64
+    assignment: Tensor,  # (N,) integer: c·K + k, −1 = ignored
+    *,
+    temperature: float = 0.1,
+    weight: Tensor | None = None,  # (N,) >= 0, default 1
+    same_class_negatives: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The sums Σ w·InfoNCE and Σ w·(1 − cos)², both () f32 (f64 where an input is).
+
+    InfoNCE = −log(exp(cos_own/T) / Σ exp(cos/T)), the sum over all C·K prototypes, or with `same_class_negatives=False`
+    over the own one and those of other classes. Gradients go to embedding and prototypes.
+    Raises TypeError or ValueError naming the argument. Source: MPAMatch (arXiv 2508.19574), PCL and PAL in the form of
+    ProtoSeg (CVPR 2022), eqs. 9 and 10, with the temperature that ProtoSeg's paper states.
+    """
+    pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
+    checks.is_integer("assignment", assignment)
+    checks.has_shape("assignment", assignment, pixels)
+    checks.same_device(embedding=embedding, assignment=assignment)
+    if temperature <= 0:
+        raise ValueError(f"temperature: expected > 0, got {temperature}.")
+
+    dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
+    cosine = unit(working(embedding).to(dtype)) @ unit(prototypes.to(dtype)).reshape(-1, width).T  # (N, C·K)
+    w = checks.pixel_weight(weight, cosine, pixels)
+    chosen = assignment.long()
+    used = (chosen >= 0) & (chosen < classes * per_class)
+    w, chosen = torch.where(used, w, 0.0), torch.where(used, chosen, 0)
+
+    own = cosine.gather(1, chosen[:, None]).squeeze(1)
+    logits = cosine / temperature
+    if not same_class_negatives:
+        index = torch.arange(classes * per_class, device=chosen.device)
+        sibling = (index // per_class == chosen[:, None] // per_class) & (index != chosen[:, None])
+        logits = torch.where(sibling, -torch.inf, logits)
+    contrast = (w * (torch.logsumexp(logits, 1) - own / temperature)).sum()
+    alignment = (w * (1 - own).square()).sum()
+    return contrast, alignment

@@ -1,0 +1,51 @@
+"""Online clustering: moves each prototype towards the mean of its pixels."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mpamatch.ops import checks
+from mpamatch.ops.unit import ZERO_NORM, sum_over_ranks, unit, working
+
+
+@torch.no_grad()
+def prototype_update_(
+    prototypes: Tensor,  # (C, K, D) f32 or f64, changed in place
+    updates: Tensor,  # (C, K) i64, changed in place: how often each prototype was updated
+    embedding: Tensor,  # (N, D) any floating dtype
+    assignment: Tensor,  # (N,) integer: c·K + k, −1 = ignored
+    *,
+    weight: Tensor | None = None,  # (N,) >= 0, default 1
+    momentum: float = 0.999,
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
+    """p ← L2(m·p + (1−m)·L2(Σ w z)) with m = min(1 − 1/(n+1), momentum), n ← n + 1, over the pixels of all ranks.
+
+    So the first fill is the mean direction itself. A prototype that nobody chose with weight > 0 (or whose pixels
+    cancel to a zero vector) stays as it is, bit for bit, and so does its n. C·K·D numbers are reduced over the ranks.
+    Raises TypeError or ValueError naming the argument. Source: ProtoSeg (CVPR 2022), eq. 12; the ramp of m is ours: a
+    fixed .999 from a random start leaves 74 % of the noise after 300 steps.
+    """
+    pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
+    checks.has_dtype("updates", updates, torch.int64)
+    checks.has_shape("updates", updates, classes, per_class)
+    checks.is_integer("assignment", assignment)
+    checks.has_shape("assignment", assignment, pixels)
+    checks.same_device(embedding=embedding, updates=updates, assignment=assignment)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: expected in [0, 1], got {momentum}.")
+
+    z = unit(working(embedding).to(prototypes.dtype))
+    w = checks.pixel_weight(weight, z, pixels)
+    chosen = assignment.long()
+    used = (chosen >= 0) & (chosen < classes * per_class)
+    member = torch.nn.functional.one_hot(torch.where(used, chosen, 0), classes * per_class)
+    share = torch.where(used[:, None], member * w[:, None], 0.0)  # (N, C·K)
+    total = sum_over_ranks(share.T @ z, process_group).reshape(classes, per_class, width)
+
+    moved = total.norm(dim=-1) >= ZERO_NORM
+    ramp = 1 - 1 / (updates + 1).to(prototypes.dtype)
+    m = ramp.clamp(max=momentum)[..., None]
+    new = unit(m * prototypes + (1 - m) * unit(total))
+    prototypes.copy_(torch.where(moved[..., None], new, prototypes))
+    updates.add_(moved.to(torch.int64))

@@ -1,0 +1,26 @@
+"""Class and confidence of every pixel."""
+
+import torch
+from torch import Tensor
+
+from mpamatch.ops import checks
+from mpamatch.ops.unit import working
+
+
+@torch.no_grad()
+def pseudo_label(
+    logits: Tensor,  # (B, C, H, W) any floating dtype
+) -> tuple[Tensor, Tensor]:
+    """label (B, H, W) u8, the argmax (the lowest class among equals), and confidence (B, H, W) f32 (f64 for f64 logits),
+    its softmax in [1/C, 1]. No gradient. At most 255 classes, as 255 means ignore.
+
+    Raises TypeError or ValueError naming the argument. Source: FixMatch (NeurIPS 2020), section 2.2.
+    """
+    checks.is_floating("logits", logits)
+    checks.has_shape("logits", logits, "B", "C", "H", "W")
+    if not 1 <= logits.shape[1] <= checks.IGNORE:
+        raise ValueError(f"logits: expected 1 to 255 classes, got {logits.shape[1]}.")
+    x = working(logits)
+    label = x.argmax(1, keepdim=True)
+    confidence = (x.gather(1, label) - x.logsumexp(1, keepdim=True)).exp()
+    return label.squeeze(1).to(torch.uint8), confidence.squeeze(1)

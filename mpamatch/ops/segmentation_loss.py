@@ -1,0 +1,41 @@
+"""Cross entropy and the sums that Dice is made of, in one pass over the logits."""
+
+import torch
+from torch import Tensor
+
+from mpamatch.ops import checks
+from mpamatch.ops.unit import working
+
+
+def segmentation_loss(
+    logits: Tensor,  # (B, C, H, W) any floating dtype
+    label: Tensor,  # (B, H, W) any integer dtype; outside [0, C), 255 among it: ignored
+    *,
+    weight: Tensor | None = None,  # (B, H, W) >= 0, default 1
+) -> tuple[Tensor, Tensor]:
+    """Σ w·CE, () f32, and overlap (3, C) f32 (f64 for f64 logits): per class Σ w p y, Σ w p², Σ w y, with p = softmax.
+
+    Gradients go to the logits from both. What to divide by is the caller's business (`methods.losses`).
+    Raises TypeError or ValueError naming the argument.
+    """
+    checks.is_floating("logits", logits)
+    checks.has_shape("logits", logits, "B", "C", "H", "W")
+    batch, classes, height, width = logits.shape
+    if classes == 0:
+        raise ValueError("logits: expected at least one class, got none.")
+    checks.is_integer("label", label)
+    checks.has_shape("label", label, batch, height, width)
+    checks.same_device(logits=logits, label=label)
+
+    log_p = working(logits).log_softmax(1)
+    w = checks.pixel_weight(weight, log_p, batch, height, width)
+    label = label.long()
+    used = (label >= 0) & (label < classes)
+    w, own = torch.where(used, w, 0.0), torch.where(used, label, 0)
+
+    cross_entropy = -(w * log_p.gather(1, own[:, None]).squeeze(1)).sum()
+    p = log_p.exp()
+    y = torch.nn.functional.one_hot(own, classes).movedim(-1, 1).to(p.dtype)
+    w = w[:, None]
+    sums = [(w * p * y).sum((0, 2, 3)), (w * p * p).sum((0, 2, 3)), (w * y).sum((0, 2, 3))]
+    return cross_entropy, torch.stack(sums)

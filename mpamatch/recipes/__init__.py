@@ -1,0 +1,1 @@
+"""Training recipes in YAML, one per data set, plus `demo`."""

@@ -1,0 +1,45 @@
+"""What every test shares: one thread, quick and repeatable fuzzing, the folder of real tissue."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+REAL_TISSUE = "MPAMATCH_EBHI_SEG"
+
+# Test tensors are small: a second thread costs more in waking than it saves in work.
+torch.set_num_threads(1)
+
+# The same examples on every run, no clock (a busy machine is no failure) and no folder of past examples.
+settings.register_profile(
+    "mpamatch",
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("mpamatch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `real` are skipped, visibly, where no real tissue is named."""
+    if os.environ.get(REAL_TISSUE):
+        return
+    skip = pytest.mark.skip(reason=f"set {REAL_TISSUE} to the folder of EBHI-Seg")
+    for item in items:
+        if "real" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def ebhi_seg() -> Path:
+    """The folder of EBHI-Seg as distributed; use it in tests marked `real`."""
+    if not os.environ.get(REAL_TISSUE):
+        pytest.skip(f"set {REAL_TISSUE} to the folder of EBHI-Seg")
+    folder = Path(os.environ[REAL_TISSUE]).expanduser()
+    if not folder.is_dir():
+        pytest.fail(f"{REAL_TISSUE} names {folder}, which is no folder")
+    return folder
