@@ -24,7 +24,7 @@ DEFAULT_COLOURS: tuple[Colour, ...] = (
     (255, 214, 0),
     (255, 109, 0),
     (0, 229, 255),
-    (139, 195, 74),
+    (174, 234, 0),
     (26, 35, 126),
     (213, 0, 0),
     (0, 105, 92),
@@ -41,6 +41,11 @@ _REFUSED = {
     "I": "holds 16- or 32-bit greys: scale it to 8 bits first",
     "F": "holds floating-point values: scale it to 8 bits first",
 }
+
+
+def default_colour(index: int) -> Colour:
+    """The colour of a class that has none of its own; after the last one they start over with class 1's."""
+    return DEFAULT_COLOURS[0] if index == 0 else DEFAULT_COLOURS[1 + (index - 1) % (len(DEFAULT_COLOURS) - 1)]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -159,10 +164,8 @@ def _outline(
 
 
 def _colour_table(colours: Sequence[Colour]) -> NDArray[np.uint8]:
-    """(256, 3): a colour for every index; classes beyond `colours` take the default ones in turn."""
-    table = np.array(
-        [DEFAULT_COLOURS[1 + i % (len(DEFAULT_COLOURS) - 1)] for i in range(256)], dtype=np.uint8
-    )
+    """(256, 3): a colour for every index; classes beyond `colours` take the default ones."""
+    table = np.array([default_colour(index) for index in range(256)], dtype=np.uint8)
     table[: len(colours)] = np.array(colours, dtype=np.uint8).reshape(-1, 3)
     table[IGNORE] = IGNORE_COLOUR
     return table

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from mpamatch.files import read_json, write_json
 from mpamatch.images import IGNORE, can_copy, read_image
 
 PARTS = ("train", "validation", "test")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -373,9 +374,10 @@ def held_out(groups: Iterable[str], share: float = 0.2) -> set[str]:
     return taken
 
 
-def with_progress[T](items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
-    """`items` with a progress bar on stderr that goes away at the end."""
-    return track(items, what, total=total, transient=True, console=Console(stderr=True))
+def with_progress(items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
+    """`items` with a progress bar on a terminal's stderr that goes away at the end."""
+    console = Console(stderr=True)
+    return track(items, what, total, transient=True, console=console, disable=not console.is_terminal)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Synthetic colon tissue in haematoxylin and eosin, about one micrometre per pixel, with the glands as label.
 
-The picture is composed as a slide is: where each stain lies is drawn first (fibres, epithelium, nuclei), then light is
-sent through it by the law of Beer and Lambert, blurred and made noisy. Colour alone does not find a gland: lymphoid
-follicles are as dark as its nuclei, vessels, fat and tears as white as its lumen, and the stains differ from patient to
-patient.
+The picture is composed as a slide is: where each stain lies is drawn first (fibres, epithelium, nuclei), then
+light is sent through it by the law of Beer and Lambert, blurred and made noisy. Colour alone does not find a
+gland: lymphoid follicles are as dark as its nuclei, vessels, fat and tears as white as its lumen, and the
+stains differ from patient to patient.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ Flags = NDArray[np.bool_]
 
 IMAGES_PER_PATIENT = 4
 SMALLEST = 16
-MARGIN = 16  # pixels drawn around the image and cut off, so that glands and nuclei are cut by the border as a camera does
+SMALLEST_GLAND = 8  # radius, pixels
+MARGIN = 16  # pixels drawn around the image and cut off, so that the border cuts through glands and nuclei
 # Optical density of the pure stains in red, green and blue (Ruifrok & Johnston 2001, table 1).
 HAEMATOXYLIN = np.array([0.650, 0.704, 0.286])
 EOSIN = np.array([0.072, 0.990, 0.105])
@@ -33,8 +34,8 @@ def synthesize(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # (size, size, 3), (size, size)
     """One image of tissue (RGB, 0..255) and its label (0 background, 1 gland: epithelium and lumen).
 
-    The same (index, seed, size) gives the same image in any order of calls; a larger `size` shows more tissue at the same
-    scale, not the same tissue larger. Four consecutive indices share a patient (`group_of`).
+    The same (index, seed, size) gives the same image in any order of calls; a larger `size` shows more tissue
+    at the same scale, not the same tissue larger. Four consecutive indices share a patient (`group_of`).
     Raises InputError for a negative index or seed and for a size below 16.
     """
     _check("index", index, 0)
@@ -47,9 +48,9 @@ def synthesize(
     tissue = _tissue(rng, side)
     glands = _glands(rng, patient, content, tissue)
     decoys = _decoys(rng, content, glands, tissue)
-    slide = _Slide(side)
-    fibres = _draw_stroma(slide, rng, patient, glands, decoys)
-    _draw_decoys(slide, rng, patient, glands, decoys, fibres)
+    slide = _Slide(rng, side)
+    _draw_stroma(slide, rng, patient, glands)
+    _draw_decoys(slide, rng, patient, glands, decoys)
     _draw_epithelium(slide, rng, patient, glands)
     slide.clear = np.maximum(slide.clear, _cover(-tissue))
     inner = slice(MARGIN, MARGIN + size)
@@ -58,7 +59,7 @@ def synthesize(
 
 
 def group_of(index: int) -> str:
-    """The patient that image `index` comes from; a split that keeps patients together must not separate its images."""
+    """The patient that image `index` comes from, one for four consecutive images; splits keep it together."""
     _check("index", index, 0)
     return f"patient-{index // IMAGES_PER_PATIENT:04d}"
 
@@ -144,7 +145,7 @@ def _basis(length: int, scale: float) -> Floats:  # (length, knots)
 
 
 def _noise(rng: Generator, side: int, scale: float, across: float | None = None) -> Floats:  # (side, side)
-    """Smooth normal noise of unit variance; `scale` is its grain in pixels down (and across, unless given)."""
+    """Smooth normal noise of unit variance, its grain `scale` pixels down and (unless given) across."""
     rows, columns = _basis(side, scale), _basis(side, across or scale)
     return rows @ rng.standard_normal((rows.shape[1], columns.shape[1])) @ columns.T
 
@@ -152,7 +153,7 @@ def _noise(rng: Generator, side: int, scale: float, across: float | None = None)
 def _blob(
     rng: Generator, side: int, centre: Floats, radius: float, stretch: float, wobble: float
 ) -> Floats:  # (side, side)
-    """A star-shaped field around `centre` (row, column): an ellipse of area pi radius², its outline made uneven by `wobble`.
+    """A star-shaped field around `centre` (row, column): an ellipse, area pi radius², uneven by `wobble`.
 
     Only a window is computed, 12 pixels wider than the ellipse: far outside the field is -side.
     """
@@ -201,7 +202,9 @@ class _Glands:
     number: NDArray[np.int64]  # (side, side): 0 outside, else which gland
     depth: Floats  # (side, side): pixels to the gland's border, inside
     outside: Floats  # (side, side): pixels to the nearest gland, outside
-    foot: tuple[NDArray[np.int32], NDArray[np.int32]]  # per pixel inside, the row and column of the border nearest to it
+    foot: tuple[
+        NDArray[np.int32], NDArray[np.int32]
+    ]  # per pixel inside, the row and column of the border nearest to it
 
 
 def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats) -> _Glands:
@@ -209,7 +212,11 @@ def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats
     number = np.zeros((side, side), dtype=np.int64)
     room = tissue - 1
     for attempt in range(round(content.glands * (side / 128) ** 2)):
-        field = _gland(rng, patient, room, content.gap)
+        centre = _somewhere(rng, room)
+        space = _at(room, centre) - content.gap
+        if space < SMALLEST_GLAND:
+            continue
+        field = _gland(rng, patient, side, centre, space)
         if not np.any((field > -content.gap) & (room < 0)):
             number[field > 0] = attempt + 1
             room = np.minimum(room, -field)
@@ -219,11 +226,11 @@ def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats
     return _Glands(number, depth, ndimage.distance_transform_edt(number == 0), (foot[0], foot[1]))
 
 
-def _gland(rng: Generator, patient: _Patient, room: Floats, gap: float) -> Floats:  # (side, side)
-    """A crypt cut across or along, or, the higher the grade, several grown together; about as large as `room` allows."""
-    side = len(room)
-    centre = _somewhere(rng, room)
-    radius = min(rng.uniform(13, 28 + 8 * patient.grade), max(_at(room, centre) - gap, 8))
+def _gland(
+    rng: Generator, patient: _Patient, side: int, centre: Floats, space: float
+) -> Floats:  # (side, side)
+    """A crypt cut across or along, or, with the grade, several grown together; its radius at most `space`."""
+    radius = min(rng.uniform(13, 28 + 8 * patient.grade), space)
     wobble = rng.uniform(0.05, 0.15 + 0.45 * patient.grade)
     field = _blob(rng, side, centre, radius, rng.uniform(1, 2.2), wobble)
     for _ in range(rng.binomial(2, 0.6 * patient.grade)):
@@ -275,13 +282,16 @@ def _at(field: Floats, place: Floats) -> float:
 
 
 class _Slide:
-    """Where the stains lie. All (side, side): `stain` in units of optical density, `clear` the share that holds no tissue."""
+    """`stain` (2, side, side): amounts in optical density; `clear` (side, side): share without tissue."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, rng: Generator, side: int) -> None:
+        self.grain = _noise(rng, side, 1.1)  # of the chromatin
         self.stain = np.zeros((2, side, side))
         self.clear = np.zeros((side, side))
 
-    def lay(self, cover: Floats, haematoxylin: Floats | float, eosin: Floats | float, clear: float = 0.0) -> None:
+    def lay(
+        self, cover: Floats, haematoxylin: Floats | float, eosin: Floats | float, clear: float = 0.0
+    ) -> None:
         """Puts a thing over what is there, by its cover 0..1."""
         self.stain[0] += cover * (haematoxylin - self.stain[0])
         self.stain[1] += cover * (eosin - self.stain[1])
@@ -289,16 +299,22 @@ class _Slide:
 
 
 def _scatter(rng: Generator, where: Flags, spacing: float, share: Floats | float = 1.0) -> Floats:  # (N, 2)
-    """Places (row, column) inside `where`, no two nearer than 0.7 spacings, thinned to `share`."""
-    places = np.argwhere(where)
-    places = places[rng.permutation(len(places))]
-    cells = np.floor(places / spacing).astype(np.int64)
-    _, first = np.unique(cells[:, 0] * len(where) + cells[:, 1], return_index=True)
-    places = places[first]
-    keep = rng.uniform(size=len(places)) < np.broadcast_to(share, where.shape)[places[:, 0], places[:, 1]]
-    points = places[keep] + rng.uniform(-0.5, 0.5, (int(keep.sum()), 2))
+    """Places (row, column) inside `where`, no two nearer than 0.7 spacings, thinned to `share`.
+
+    One place in each cell of a grid: the first of five tries that falls inside, which fills thin bands too.
+    """
+    side = len(where)
+    count = int(np.ceil(side / spacing))
+    corners = np.stack(np.meshgrid(np.arange(count), np.arange(count), indexing="ij"), axis=-1).reshape(-1, 2)
+    tries = (corners + rng.uniform(size=(5, count**2, 2))) * spacing
+    row, column = np.minimum(tries, side - 1).astype(np.int64).transpose(2, 0, 1)
+    inside = where[row, column]  # (5, cells)
+    first, cell = inside.argmax(axis=0), np.arange(count**2)
+    chance = np.broadcast_to(share, where.shape)[row[first, cell], column[first, cell]]
+    points = tries[first, cell][inside.any(axis=0) & (rng.uniform(size=count**2) < chance)]
     if len(points) > 1:
-        points = np.delete(points, cKDTree(points).query_pairs(0.7 * spacing, output_type="ndarray")[:, 1], axis=0)
+        near = cKDTree(points).query_pairs(0.7 * spacing, output_type="ndarray")
+        points = np.delete(points, near[:, 1], axis=0)
     return points
 
 
@@ -311,7 +327,7 @@ def _ellipses(
     angle: Floats | None = None,  # (side, side)
     spread: float = 0.25,
 ) -> Floats:  # (side, side)
-    """Cover 0..1 of ellipses of these half axes, varied by 15 %, their long axis along `angle` give or take `spread`."""
+    """Cover 0..1 of ellipses of these half axes, varied by 15 %, the long one along `angle` +- `spread`."""
     count = len(places)
     reach = int(np.ceil(1.5 * length)) + 1
     middle = np.floor(places).astype(np.int64)
@@ -328,19 +344,21 @@ def _ellipses(
     short = width * np.clip(rng.normal(1, 0.15, (count, 1, 1)), 0.6, 1.4)
     along = (right * np.cos(turn) + down * np.sin(turn)) / long
     across = (down * np.cos(turn) - right * np.sin(turn)) / short
-    cover = np.clip((1 - np.sqrt(along**2 + across**2)) * short + 0.5, 0, 1) * rng.uniform(0.7, 1, (count, 1, 1))
+    cover = np.clip((1 - np.sqrt(along**2 + across**2)) * short + 0.5, 0, 1) * rng.uniform(
+        0.7, 1, (count, 1, 1)
+    )
     out = np.zeros(side * side)
     np.maximum.at(out, (rows * side + columns).ravel(), cover.ravel())
     return out.reshape(side, side)
 
 
-def _lay_nuclei(slide: _Slide, rng: Generator, patient: _Patient, cover: Floats, darkness: float = 1.0) -> None:
-    chromatin = patient.chromatin * darkness * (1 + 0.22 * _noise(rng, len(cover), 1.1))
+def _lay_nuclei(slide: _Slide, patient: _Patient, cover: Floats, darkness: float = 1.0) -> None:
+    chromatin = patient.chromatin * darkness * (1 + 0.22 * slide.grain)
     slide.lay(cover, chromatin, 0.25)
 
 
-def _draw_stroma(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands, decoys: _Decoys) -> Floats:
-    """Wavy collagen that bends around glands, with its spindle cells and lymphocytes; returns the fibres' angle."""
+def _draw_stroma(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands) -> None:
+    """Wavy collagen that bends around glands, with spindle cells and lymphocytes."""
     side = len(glands.depth)
     angle = rng.uniform(0, np.pi)
     rows, columns = np.indices((side, side)) - side / 2
@@ -354,22 +372,21 @@ def _draw_stroma(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glan
     haematoxylin = patient.collagen[0] * (1 + 0.25 * _noise(rng, side, 4) + 0.25 * texture)
     slide.lay(np.ones((side, side)), np.clip(haematoxylin, 0, None), np.clip(eosin, 0.05, None))
     slide.clear = np.clip(0.3 * (texture + loose - 1.7), 0, 0.7)  # loose fibres let light between them
-    slide.clear = np.maximum(slide.clear, patient.halo * np.clip(2.5 - glands.outside, 0, 1) * (glands.number == 0))
+    slide.clear = np.maximum(
+        slide.clear, patient.halo * np.clip(2.5 - glands.outside, 0, 1) * (glands.number == 0)
+    )
     fibres = _heading(across) + np.pi / 2
     stroma = (glands.number == 0) & (glands.outside > 2.5)
     scale = patient.nucleus
     spindles = _scatter(rng, stroma, 7.5, 0.55)
-    _lay_nuclei(slide, rng, patient, _ellipses(rng, side, spindles, 4.2 * scale, 1.0 * scale, fibres), 0.9)
+    _lay_nuclei(slide, patient, _ellipses(rng, side, spindles, 4.2 * scale, 1.0 * scale, fibres), 0.9)
     crowd = np.clip(patient.lymphocytes * (1 + 0.9 * _noise(rng, side, 18)), 0, 1)
     round_cells = _scatter(rng, stroma, 5.0 * scale, crowd)
-    _lay_nuclei(slide, rng, patient, _ellipses(rng, side, round_cells, 2.3 * scale, 2.0 * scale))
-    return fibres
+    _lay_nuclei(slide, patient, _ellipses(rng, side, round_cells, 2.3 * scale, 2.0 * scale))
 
 
-def _draw_decoys(
-    slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands, decoys: _Decoys, fibres: Floats
-) -> None:
-    side = len(fibres)
+def _draw_decoys(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands, decoys: _Decoys) -> None:
+    side = len(glands.depth)
     scale = patient.nucleus
     _draw_follicles(slide, rng, patient, decoys.follicles)
     rim = np.clip(1.6 - np.abs(decoys.fat), 0, 1)
@@ -377,27 +394,31 @@ def _draw_decoys(
     slide.lay(0.8 * rim, patient.collagen[0], patient.collagen[1])
     slide.lay(_cover(decoys.tears), 0.0, 0.0, clear=1.0)
     wall = rng.uniform(1.5, 6)
-    slide.lay(0.85 * _cover(decoys.vessels + wall) * (glands.number == 0), patient.collagen[0], 1.3 * patient.collagen[1])
+    slide.lay(
+        0.85 * _cover(decoys.vessels + wall) * (glands.number == 0),
+        patient.collagen[0],
+        1.3 * patient.collagen[1],
+    )
     slide.lay(_cover(decoys.vessels), 0.03, 0.05, clear=0.9)
     blood = _scatter(rng, decoys.vessels > 0.5, 4.5, rng.uniform(0, 0.9))
     slide.lay(_ellipses(rng, side, blood, 2.6, 2.3), 0.05, 0.85)
     lining = _scatter(rng, (decoys.vessels < -0.5) & (decoys.vessels > -wall), 5.0, 0.9)
     tangent = _heading(decoys.vessels) + np.pi / 2
-    _lay_nuclei(slide, rng, patient, _ellipses(rng, side, lining, 3.6 * scale, 1.3 * scale, tangent))
+    _lay_nuclei(slide, patient, _ellipses(rng, side, lining, 3.6 * scale, 1.3 * scale, tangent))
 
 
 def _draw_follicles(slide: _Slide, rng: Generator, patient: _Patient, field: Floats) -> None:
-    """Lymphocytes side by side; a large follicle has a pale centre and so resembles a gland with its lumen."""
+    """Lymphocytes side by side; a large follicle has a pale centre, much as a gland has a lumen."""
     side = len(field)
     slide.lay(0.7 * _cover(field / 3), patient.collagen[0] + 0.15, 0.25)
     pale = np.clip((field - 9) / 4, 0, 1)
     cells = _scatter(rng, field > 0, 4.3 * patient.nucleus, 1 - 0.6 * pale)
     cover = _ellipses(rng, side, cells, 2.4 * patient.nucleus, 2.1 * patient.nucleus)
-    _lay_nuclei(slide, rng, patient, cover * (1 - 0.35 * pale))
+    _lay_nuclei(slide, patient, cover * (1 - 0.35 * pale))
 
 
 def _draw_epithelium(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands) -> None:
-    """From the border inwards: nuclei on end, cytoplasm streaked towards the lumen, goblets of mucin, the lumen."""
+    """From the border inwards: nuclei on end, cytoplasm in streaks, goblets of mucin, the lumen."""
     side = len(glands.depth)
     inside = glands.number > 0
     cover = inside.astype(np.float64)
@@ -408,15 +429,17 @@ def _draw_epithelium(slide: _Slide, rng: Generator, patient: _Patient, glands: _
     inwards = _heading(glands.depth)
     scale = patient.nucleus
     rows = 4.4 + 4.5 * (patient.strata - 1) * (1 + 0.3 * _noise(rng, side, 10)[glands.foot])
-    _draw_goblets(slide, rng, patient, inside & (glands.depth > rows + 4) & (glands.depth < height - 2), inwards)
-    _draw_lumen(slide, rng, patient, cover, glands.depth - height)
+    _draw_goblets(
+        slide, rng, patient, inside & (glands.depth > rows + 4) & (glands.depth < height - 2), inwards
+    )
+    _draw_lumen(slide, rng, cover, glands.depth - height)
     basal = inside & (glands.depth > 2.5) & (glands.depth < np.maximum(rows, 4)) & (glands.depth < height + 1)
     nuclei = _scatter(rng, basal, 3.3 * scale, 0.97)
-    _lay_nuclei(slide, rng, patient, _ellipses(rng, side, nuclei, 3.5 * scale, 1.4 * scale, inwards, 0.2) * cover)
+    _lay_nuclei(slide, patient, _ellipses(rng, side, nuclei, 3.5 * scale, 1.4 * scale, inwards, 0.2) * cover)
 
 
 def _height(rng: Generator, glands: _Glands) -> Floats:  # (side, side)
-    """Depth at which the lumen starts: 0.5 to 1.1 of the gland's own depth (none from 1 on), uneven along the border."""
+    """Depth at which the lumen starts: 0.5 to 1.1 of the gland's own depth (none from 1 on), unevenly."""
     numbers = np.arange(glands.number.max() + 1)
     deepest = np.asarray(ndimage.maximum(glands.depth, glands.number, numbers))
     height = np.maximum(deepest * rng.uniform(0.5, 1.1, len(numbers)), 8)
@@ -434,7 +457,7 @@ def _draw_goblets(slide: _Slide, rng: Generator, patient: _Patient, where: Flags
     slide.lay(cover, 0.12, 0.06, clear=0.3)
 
 
-def _draw_lumen(slide: _Slide, rng: Generator, patient: _Patient, cover: Floats, field: Floats) -> None:
+def _draw_lumen(slide: _Slide, rng: Generator, cover: Floats, field: Floats) -> None:
     """Empty, or with mucin or debris; the cells' border to it takes more eosin."""
     side = len(field)
     border = np.clip(1.5 - np.abs(field), 0, 1) * cover

@@ -5,7 +5,8 @@ histology images: the GlaS challenge contest", Medical Image Analysis 35, 2017.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import measure
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from mpamatch.errors import InputError
 
 MEANS = ("mdice", "miou", "foreground_dice", "foreground_iou")
 OBJECT_SUMS = (
     *("true_positive", "false_positive", "false_negative"),
-    *("area_true", "dice_true", "hausdorff_true"),  # the last two summed over objects × their area
+    *("area_true", "dice_true", "hausdorff_true"),  # Dice and Hausdorff times the object's area
     *("area_pred", "dice_pred", "hausdorff_pred"),
 )
 
@@ -29,13 +29,14 @@ OBJECT_SUMS = (
 class SegmentationMetrics:
     """Collects predicted and true labels image by image and computes every score at the end.
 
-    The state is three tensors on the CPU, each a sum over images, so that `merge` (or an all-reduce) of what several
-    ranks have seen gives what one rank would have: `confusion` (C, C) int64 with true classes in rows, `mean_sums`
-    (2, 4) float64 with the sums of the per-image MEANS and how many images they have, `object_sums` (9,) float64.
+    The state is three tensors on the CPU, each a sum over images, so that `merge` (or an all-reduce) of
+    what several ranks have seen gives what one rank would have: `confusion` (C, C) int64 with true classes
+    in rows, `mean_sums` (2, 4) float64 with the sums of the per-image MEANS and how many images they have,
+    `object_sums` (9,) float64.
 
-    `objects`: whether to compute the object-level scores too. An object is an 8-connected region of one class other
-    than 0; touching glands are therefore one object. Regions of fewer than `smallest_object` pixels are dropped from
-    both labels (none by default, as in the challenge).
+    `objects`: whether to compute the object-level scores too. An object is an 8-connected region of one
+    class other than 0; touching glands are therefore one object. Regions of fewer than `smallest_object`
+    pixels are dropped from both labels (none by default, as in the challenge).
 
     Raises InputError for fewer than two classes, or an ignore index that is one of them.
     """
@@ -46,7 +47,9 @@ class SegmentationMetrics:
         if len(class_names) < 2:
             raise InputError(f"{len(class_names)} classes: scores need at least two, the background first.")
         if 0 <= ignore < len(class_names):
-            raise InputError(f"ignore index {ignore}: is the class {class_names[ignore]!r}; take one beyond them.")
+            raise InputError(
+                f"ignore index {ignore}: is the class {class_names[ignore]!r}; take one beyond them."
+            )
         self.class_names = tuple(class_names)
         self.objects = objects
         self.ignore = ignore
@@ -67,27 +70,30 @@ class SegmentationMetrics:
         pred = torch.as_tensor(label_pred).cpu().long()
         true = torch.as_tensor(label_true).cpu().long()
         if pred.ndim != 2 or pred.shape != true.shape:
-            raise InputError(f"labels {tuple(pred.shape)} and {tuple(true.shape)}: both must be (H, W), of one size.")
+            raise InputError(
+                f"labels {tuple(pred.shape)} and {tuple(true.shape)}: both must be (H, W), of one size."
+            )
         counted = true != self.ignore
         pred, true = pred * counted, true * counted  # class 0 where ignored: no object lies there
         for name, label in (("predicted", pred), ("true", true)):
             wrong = label[(label < 0) | (label >= len(self.class_names))]
             if len(wrong):
                 raise InputError(
-                    f"{name} label: has index {int(wrong[0])}, but classes are 0..{len(self.class_names) - 1}."
+                    f"{name} label: has index {int(wrong[0])}, classes are 0..{len(self.class_names) - 1}."
                 )
 
-        confusion = multiclass_confusion_matrix(
-            pred[counted], true[counted], len(self.class_names), validate_args=False
-        )
+        classes = len(self.class_names)
+        pairs = torch.bincount(true[counted] * classes + pred[counted], minlength=classes**2)
+        confusion = pairs.view(classes, classes)
         means = mean_scores(*class_scores(confusion))
         self.confusion += confusion
         self.mean_sums += torch.stack([means.nan_to_num(), means.isfinite()])
         if self.objects:
-            self.object_sums += sum(
-                object_sums(*(regions(label.numpy() == index, self.smallest_object) for label in (true, pred)))
-                for index in range(1, len(self.class_names))
-            )
+            for index in range(1, classes):
+                found = [
+                    find_objects((label == index).numpy(), self.smallest_object) for label in (true, pred)
+                ]
+                self.object_sums += object_sums(*found)
 
     def merge(self, other: "SegmentationMetrics") -> None:
         """Adds the images that `other` has seen. Raises InputError where its settings are not the same."""
@@ -102,13 +108,14 @@ class SegmentationMetrics:
     def compute(self) -> dict[str, Any]:
         """All scores, ready for JSON: fractions 0..1, and Hausdorff distances in pixels.
 
-        - "dice", "iou": by class name. "mdice", "miou": means over classes. "foreground_dice", "foreground_iou":
-          means without class 0, the background. All from one confusion matrix pooled over images.
-        - "per_image": the four means taken in each image over the classes in its truth or prediction, then averaged
-          over images. An image of nothing but ignored pixels does not count, and one that is background in truth and
-          prediction does not count for the foreground.
-        - "objects", where asked for: "f1", "dice", "hausdorff" with the objects of all images pooled (one count of
-          detections, one total area to weigh by), as `object_scores` says.
+        - "dice", "iou": by class name. "mdice", "miou": means over classes. "foreground_dice",
+          "foreground_iou": means without class 0, the background. All from one confusion matrix pooled over
+          images.
+        - "per_image": the four means taken in each image over the classes in its truth or prediction, then
+          averaged over images. An image of nothing but ignored pixels does not count, and one that is
+          background in truth and prediction does not count for the foreground.
+        - "objects", where asked for: "f1", "dice", "hausdorff" with the objects of all images pooled (one
+          count of detections, one total area to weigh by), as `object_scores` says.
 
         A class that is in no truth and no prediction is None and enters no mean; a mean over nothing is None.
         """
@@ -145,41 +152,137 @@ def by_name(
     values: Tensor,  # (N,)
 ) -> dict[str, float | None]:
     """A dictionary for JSON, which has no nan: None instead."""
-    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
+    return {
+        name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)
+    }
 
 
-def regions(
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one class in one label, numbered 1..N; arrays hold object n at n - 1."""
+
+    numbered: NDArray[np.int64]  # (H, W), 0 elsewhere
+    area: NDArray[np.int64]  # (N,)
+    boxes: NDArray[np.int64]  # (N, 4) top, left, bottom, right; the last two exclusive
+
+
+def find_objects(
     mask: NDArray[np.bool_],  # (H, W)
     smallest: int,
-) -> NDArray[np.int64]:  # (H, W)
-    """The 8-connected regions of `mask` numbered 1..N, 0 elsewhere; those under `smallest` pixels are left out."""
+) -> Objects:
+    """The 8-connected regions of `mask` of at least `smallest` pixels."""
     numbered = measure.label(mask, connectivity=2)
     kept = np.bincount(numbered.ravel()) >= smallest
     kept[0] = False
-    return (np.cumsum(kept) * kept)[numbered]
-
-
-def object_sums(
-    true: NDArray[np.int64],  # (H, W) objects numbered 1..N, 0 elsewhere
-    pred: NDArray[np.int64],  # (H, W) objects numbered 1..M
-) -> Tensor:  # (9,) float64 in the order of OBJECT_SUMS
-    """What the objects of one class in one image add to the sums that `object_scores` reads."""
-    n_true, n_pred = int(true.max()), int(pred.max())
-    pairs = np.bincount((true * (n_pred + 1) + pred).ravel(), minlength=(n_true + 1) * (n_pred + 1))
-    shared = pairs.reshape(n_true + 1, n_pred + 1)
-    area_true, area_pred = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
-    shared = shared[1:, 1:]
-    dice = 2 * shared / (area_true[:, None] + area_pred)
-    distance = Distances(true, pred)
-
-    detected = detections(shared, area_true)
-    found = np.unique(detected[detected >= 0])
-    counts = [np.sum(detected >= 0), np.sum(detected < 0), n_true - len(found)]
-    return torch.tensor(
-        [
-            *counts,
-            *weighted_sums(shared, dice, area_true, lambda i, j: distance(i, j)),
-            *weighted_sums(shared.T, dice.T, area_pred, lambda j, i: distance(i, j)),
-        ],
-        dtype=torch.float64,
+    numbered = (np.cumsum(kept) * kept)[numbered]
+    boxes = [
+        (rows.start, columns.start, rows.stop, columns.stop)
+        for rows, columns in ndimage.find_objects(numbered)
+    ]
+    return Objects(
+        numbered, np.bincount(numbered.ravel())[1:], np.array(boxes, dtype=np.int64).reshape(-1, 4)
     )
+
+
+def object_sums(true: Objects, pred: Objects) -> Tensor:  # (9,) float64 in the order of OBJECT_SUMS
+    """What the objects of one class in one image add to the sums that `object_scores` reads."""
+    n_true, n_pred = len(true.area), len(pred.area)
+    pairs = np.bincount(
+        (true.numbered * (n_pred + 1) + pred.numbered).ravel(), minlength=(n_true + 1) * (n_pred + 1)
+    )
+    shared = pairs.reshape(n_true + 1, n_pred + 1)[1:, 1:]
+    sums = [*detections(true, shared), *direction(true, pred, shared), *direction(pred, true, shared.T)]
+    return torch.tensor(sums, dtype=torch.float64)
+
+
+def detections(
+    true: Objects,
+    shared: NDArray[np.int64],  # (N, M) pixels of true object n and predicted object m
+) -> tuple[int, int, int]:
+    """True positives, false positives, false negatives.
+
+    A predicted object belongs to the true object that it shares most pixels with, and is a true positive
+    where these are at least half of the true object. A true object that has no true positive is a false
+    negative.
+    """
+    partner = partners(shared.T)
+    detected = {m: n for m, n in enumerate(partner) if n is not None and 2 * shared[n, m] >= true.area[n]}
+    return len(detected), len(partner) - len(detected), len(true.area) - len(set(detected.values()))
+
+
+def direction(
+    objects: Objects,  # N
+    others: Objects,  # M
+    shared: NDArray[np.int64],  # (N, M) pixels of object n and other m
+) -> tuple[float, float, float]:
+    """Sums over `objects` of area, area · Dice and area · Hausdorff distance.
+
+    Both are to the other object that shares most pixels with it. An object that shares nothing has Dice 0
+    and the Hausdorff distance to the nearest other (by that distance); where there is no other at all, it
+    is the diagonal of the image.
+    """
+    area = dice = distance = 0.0
+    for n, m in enumerate(partners(shared)):
+        area += objects.area[n]
+        if m is None:
+            distance += objects.area[n] * nearest(objects, n, others)
+        else:
+            dice += objects.area[n] * 2 * shared[n, m] / (objects.area[n] + others.area[m])
+            distance += objects.area[n] * hausdorff(objects, n, others, m)
+    return area, dice, distance
+
+
+def partners(
+    shared: NDArray[np.int64],  # (N, M) pixels of object n and other m
+) -> list[int | None]:  # N
+    """The other that each object shares most pixels with (the first of equals); None where it shares none."""
+    return [int(row.argmax()) if row.any() else None for row in shared]
+
+
+def nearest(objects: Objects, n: int, others: Objects) -> float:
+    """The smallest Hausdorff distance of object n to any other; the image's diagonal where there is none.
+
+    Two boxes' sides are at most the Hausdorff distance apart, so others are tried in the order of this
+    bound and most never are.
+    """
+    best = math.hypot(*objects.numbered.shape) if len(others.area) == 0 else math.inf
+    bounds = np.abs(others.boxes - objects.boxes[n]).max(axis=1, initial=0)
+    for m in np.argsort(bounds):
+        if bounds[m] >= best:
+            break
+        best = min(best, hausdorff(objects, n, others, m))
+    return best
+
+
+def hausdorff(objects: Objects, n: int, others: Objects, m: int) -> float:
+    """The largest distance from any pixel of one object to the nearest of the other, both ways, in pixels."""
+    top, left = np.minimum(objects.boxes[n], others.boxes[m])[:2]
+    bottom, right = np.maximum(objects.boxes[n], others.boxes[m])[2:]
+    one = objects.numbered[top:bottom, left:right] == n + 1
+    other = others.numbered[top:bottom, left:right] == m + 1
+    to_one = ndimage.distance_transform_edt(~one)
+    to_other = ndimage.distance_transform_edt(~other)
+    return float(max(to_one[other].max(), to_other[one].max()))
+
+
+def object_scores(
+    sums: Tensor,  # (9,) float64 in the order of OBJECT_SUMS
+) -> dict[str, float | None]:
+    """The GlaS challenge's three scores.
+
+    - "f1": 2 TP / (2 TP + FP + FN), see `detections`.
+    - "dice", "hausdorff": half the mean over true objects and half the mean over predicted ones, weighted
+      by area, see `direction`. Where only one side has objects, its mean is the score.
+
+    Without any object, true or predicted, all three are None.
+    """
+    hit, extra, missed = sums[:3].tolist()
+    area, dice, distance = sums[3:].view(2, 3).T
+    scores = torch.stack(
+        [
+            2 * hit / (sums.new_tensor(2 * hit + extra + missed)),
+            (dice / area).nanmean(),
+            (distance / area).nanmean(),
+        ]
+    )
+    return by_name(("f1", "dice", "hausdorff"), scores)

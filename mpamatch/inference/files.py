@@ -34,14 +34,16 @@ def predict_files(segmenter: Segmenter, inputs: Sequence[Path], out: Path) -> li
     - `areas.csv`: one row per image with file, name, width, height, and for each class its pixels, its share
       (0..1) and, where the segmenter knows the microns per pixel, its mm².
 
-    An input is an image file or a folder, of which the images at its top level are taken (.png, .jpg, .jpeg, .bmp,
-    .tif, .tiff). `<name>` is the file's stem; where two inputs share one, the later is called `<folder>-<stem>`.
+    An input is an image file or a folder, of which the images at its top level are taken (.png, .jpg,
+    .jpeg, .bmp, .tif, .tiff). `<name>` is the file's stem; where two inputs share one, the later is called
+    `<folder>-<stem>`.
 
-    Images are read one after the other. The first that cannot be read stops everything with its name; nothing is
-    written for it, while masks and overlays of the images before it stay and areas.csv lists them.
+    Images are read one after the other. The first that cannot be read stops everything with its name;
+    nothing is written for it, while masks and overlays of the images before it stay and areas.csv lists
+    them.
 
-    Raises InputError for no input, a missing one, a folder without images, a file that is no readable image, and an
-    `out` that is a file or a folder with something in it.
+    Raises InputError for no input, a missing one, a folder without images, a file that is no readable
+    image, and an `out` that is a file or a folder with something in it.
     """
     files = list_images(inputs)
     check_empty(out)
@@ -81,9 +83,13 @@ def _images_of(given: Path) -> list[Path]:
         return [given]
     if not given.is_dir():
         raise InputError(f"{given}: no such file or folder.")
-    images = sorted(file for file in given.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    images = sorted(
+        file for file in given.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
     if not images:
-        raise InputError(f"{given}: no image at its top level; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise InputError(
+            f"{given}: no image at its top level; images end in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
     return images
 
 
@@ -96,7 +102,7 @@ def check_empty(out: Path) -> None:
 
 
 def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each file with a name of its own, also where capitals are all that differs (some file systems ignore them)."""
+    """Each file with a name of its own, in more than capitals (some file systems ignore these)."""
     taken: set[str] = set()
     named = []
     for file in files:
@@ -108,7 +114,9 @@ def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def write_areas(path: Path, rows: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None) -> None:
+def write_areas(
+    path: Path, rows: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None
+) -> None:
     """Writes the table described at `predict_files`, whole or not at all."""
     quantities = ["pixels", "share"] + (["mm2"] if microns_per_pixel else [])
     header = ["file", "name", "width", "height"]

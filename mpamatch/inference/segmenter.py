@@ -14,24 +14,25 @@ from mpamatch.errors import InputError, unknown
 from mpamatch.images import Colour, read_image
 from mpamatch.inference.tiles import segment
 
-# Images stay in host memory, and only their windows visit the GPU, once their probabilities would take more floats
-# than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
+# Images stay in host memory, and only their windows visit the GPU, once their probabilities would take more
+# floats than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
 LARGEST_ON_DEVICE = 2**28
 
 
 class Segmenter:
     """A model with its classes, normalisation, window and scale.
 
-    `model(x)` takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window, window).
-    It runs where its parameters lie, and in evaluation mode: modes are put back after each call, so a model that is
-    being trained can be validated in between.
+    `model(x)` takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window,
+    window). It runs where its parameters lie, and in evaluation mode: modes are put back after each call,
+    so a model that is being trained can be validated in between.
 
-    `scale` is what every image is resized by before the model sees it (0.5: half the size); results come back at
-    the image's own size. `microns_per_pixel`, where known, is that of images before scaling. `overlap` is the
-    fraction of a side that neighbouring windows share, `batch` the most windows in one call of the model.
+    `scale` is what every image is resized by before the model sees it (0.5: half the size); results come
+    back at the image's own size. `microns_per_pixel`, where known, is that of images before scaling.
+    `overlap` is the fraction of a side that neighbouring windows share, `batch` the most windows in one
+    call of the model.
 
-    Raises InputError for numbers of colours and classes that differ, more than 255 classes (255 means ignore), a
-    scale that is not positive, or an unknown precision.
+    Raises InputError for numbers of colours and classes that differ, more than 255 classes (255 means
+    ignore), a scale that is not positive, or an unknown precision.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Segmenter:
         precision: str = "32",  # or "bf16"
     ) -> None:
         if len(class_names) != len(colours):
-            raise InputError(f"{len(class_names)} class names but {len(colours)} colours: give one of each per class.")
+            raise InputError(
+                f"{len(class_names)} class names but {len(colours)} colours: give one of each per class."
+            )
         if not 1 <= len(class_names) <= 255:
             raise InputError(f"{len(class_names)} classes: a label holds 1 to 255 (255 itself means ignore).")
         if not scale > 0:
@@ -87,7 +90,8 @@ class Segmenter:
     ) -> Tensor | list[Tensor]:
         """Class probabilities (C, H, W) float32 at the image's own size; a list of them for several images.
 
-        They lie on the model's device, those of very large images in host memory. Several images share batches.
+        They lie on the model's device, those of very large images in host memory. Several images share
+        batches.
 
         Raises InputError for an image that is not (H, W, 3) uint8 or a model with another number of classes.
         """
@@ -97,7 +101,9 @@ class Segmenter:
         home = self._home(sum(one.shape[1] * one.shape[2] for one in prepared))
         prepared = [one.to(home) for one in prepared]
         with evaluating(self.model):
-            results = segment(self._logits, prepared, window=self.window, overlap=self.overlap, batch=self.batch)
+            results = segment(
+                self._logits, prepared, window=self.window, overlap=self.overlap, batch=self.batch
+            )
         return [self._at_own_size(result, one) for result, one in zip(results, image, strict=True)]
 
     def predict(
@@ -109,7 +115,8 @@ class Segmenter:
         Raises InputError for a file that cannot be read as an image, and as `probabilities` does.
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
-        return self.probabilities(pixels).argmax(dim=0).to(torch.uint8).cpu().numpy()
+        # max, not argmax: two classes at 6000² take 0.4 s instead of 6.3 s (torch 2.11, one CPU core).
+        return self.probabilities(pixels).max(dim=0).indices.to(torch.uint8).cpu().numpy()
 
     def _logits(self, windows: Tensor) -> Tensor:
         device = self.device
@@ -135,7 +142,8 @@ class Segmenter:
         if probability.shape[1:] == (height, width):
             return probability
         probability = probability.to(self._home(height * width))
-        return F.interpolate(probability[None], size=(height, width), mode="bilinear", antialias=True)[0]
+        shrinks = self.scale > 1  # where it grows, antialiasing only takes twice as long
+        return F.interpolate(probability[None], size=(height, width), mode="bilinear", antialias=shrinks)[0]
 
 
 def prepare_image(
@@ -144,13 +152,16 @@ def prepare_image(
     mean: Sequence[float],  # (3,) of RGB in 0..1
     std: Sequence[float],  # (3,)
 ) -> Tensor:  # (3, round(H·scale), round(W·scale)) float32
-    """An image as a model sees it: resized by `scale` (bilinear, antialiased, rounded to 8 bits), then normalised.
+    """An image as a model sees it: resized by `scale` (bilinear, antialiased, 8 bits), then normalised.
 
     Raises InputError for an image that is not (H, W, 3) uint8.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InputError(f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel.")
-    # Torch takes no read-only or negatively strided array (a flipped view); copying these alone costs nothing else.
+        raise InputError(
+            f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel."
+        )
+    # Torch takes no read-only or negatively strided array (a flipped view); copying these alone costs
+    # nothing else.
     writable = image if image.flags.writeable and min(image.strides) > 0 else image.copy()
     pixels = torch.from_numpy(writable).permute(2, 0, 1)
     size = [max(1, round(side * scale)) for side in image.shape[:2]]
@@ -163,7 +174,7 @@ def prepare_image(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule is in the mode it was in (frozen ones may differ)."""
+    """Evaluation mode inside; afterwards each submodule is in its own mode again (frozen ones may differ)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

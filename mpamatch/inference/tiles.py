@@ -25,9 +25,9 @@ class Window(NamedTuple):
 def origins(length: int, window: int, stride: int) -> list[int]:
     """Where windows start along one side so that they cover [0, length).
 
-    The first starts at 0, the last ends with the side, neighbours are at most `stride` apart and evenly spread. A
-    side no longer than the window gets the one origin 0 (`segment` pads it). So every window is of full size: a thin
-    strip at the end is something that no model was trained on.
+    The first starts at 0, the last ends with the side, neighbours are at most `stride` apart and evenly
+    spread. A side no longer than the window gets the one origin 0 (`segment` pads it). So every window is
+    of full size: a thin strip at the end is something that no model was trained on.
 
     Raises InputError unless length ≥ 1 and 1 ≤ stride ≤ window.
     """
@@ -63,16 +63,17 @@ def segment(
 ) -> Tensor | list[Tensor]:
     """Class probabilities (C, H, W) float32 of an image; a list of them for several images.
 
-    The model sees nothing but full windows, at most `batch` at a time. Windows of several images share batches, and
-    an image of the window's own size costs exactly one row. Neighbouring windows share at least the fraction
-    `overlap` of a side; their softmax probabilities are averaged with Hann weights. An image smaller than the window
-    is reflected to it (its border repeated where it is too small to reflect) and the result cropped back.
+    The model sees nothing but full windows, at most `batch` at a time. Windows of several images share
+    batches, and an image of the window's own size costs exactly one row. Neighbouring windows share at
+    least the fraction `overlap` of a side; their softmax probabilities are averaged with Hann weights. An
+    image smaller than the window is reflected to it (its border repeated where it is too small to reflect)
+    and the result cropped back.
 
-    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model may move
-    its windows to another device. It is called in inference mode.
+    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model
+    may move its windows to another device. It is called in inference mode.
 
-    Raises InputError for an overlap outside [0, 1), a window or batch below 1, an image that is not (3, H, W), or a
-    model whose output is not (B, C, window, window).
+    Raises InputError for an overlap outside [0, 1), a window or batch below 1, an image that is not (3, H,
+    W), or a model whose output is not (B, C, window, window).
     """
     if isinstance(image, Tensor):
         return segment(model, [image], window=window, overlap=overlap, batch=batch)[0]
@@ -126,8 +127,9 @@ def grid(images: Sequence[Tensor], window: int, stride: int) -> Iterator[Window]
 def shares(length: int, window: int, stride: int, device: torch.device) -> list[tuple[int, Tensor]]:
     """Each origin along one side with the share (window,) float32 that its window has in each pixel's result.
 
-    The blend is separable: what windows weigh in total is (sum along rows) ⊗ (sum along columns), so dividing the
-    weights by these sums beforehand replaces an (H, W) map of weights and a division of the whole result.
+    The blend is separable: what windows weigh in total is (sum along rows) ⊗ (sum along columns), so
+    dividing the weights by these sums beforehand replaces an (H, W) map of weights and a division of the
+    whole result.
     """
     starts = origins(length, window, stride)
     middle = torch.arange(window, dtype=torch.float64) + 0.5
@@ -142,7 +144,7 @@ def pad_to_window(
     image: Tensor,  # (3, H, W)
     window: int,
 ) -> Tensor:  # (3, max(H, window), max(W, window))
-    """Grows short sides to the window, the image in the middle; an image that is large enough comes back as it is."""
+    """Grows short sides to the window around the image; one that is large enough comes back as it is."""
     for axis in (1, 2):
         before, after = margins(image.shape[axis], window)
         if before + after == 0:
@@ -165,6 +167,6 @@ def crop_from_window(
 
 
 def margins(length: int, window: int) -> tuple[int, int]:
-    """How many pixels to put before and after a side of `length` to reach `window`; after is never the smaller."""
+    """How many pixels to put before and after a side to reach `window`; after is never the fewer."""
     missing = max(0, window - length)
     return missing // 2, missing - missing // 2

@@ -138,7 +138,7 @@ class MPAMatch(UniMatch):
         second = nn.functional.interpolate(second, size=logits.shape[-2:], mode="bilinear", align_corners=False)
         on = started > 0
         if config.second_opinion == "agree":
-            agrees = second.argmax(1) == own.label
+            agrees = second.max(1).indices == own.label
             return own._replace(weight=torch.where(on & ~agrees, 0.0, own.weight))
         mean = (logits.float().softmax(1) + second.softmax(1)) / 2
         both = pseudo_targets(mean.clamp(min=1e-12).log(), valid, config.threshold)
@@ -154,9 +154,10 @@ class MPAMatch(UniMatch):
             [centre_sample((batch.labelled.label != ops.IGNORE).to(z.dtype), size), centre_sample(targets.weight, size).to(z.dtype)]
         )
         label = torch.where(weight > 0, label, ops.IGNORE)
-        total, parts = z.new_zeros(()), {}
+        total: Tensor = z.new_zeros(())
+        parts: dict[str, Tensor] = {}
         if self.bank is not None:
-            predicted = torch.cat([seen.labelled.logits, seen.weak.logits]).detach().argmax(1)
+            predicted = torch.cat([seen.labelled.logits, seen.weak.logits]).detach().max(1).indices
             correct = weight * (centre_sample(predicted, size) == label)
             terms = self._image_terms(z, label, weight, correct)
             total = total + self.config.weight_image * (terms[0] + self.config.weight_alignment * terms[1])

@@ -27,13 +27,14 @@ GENERIC = (
 
 
 class TextPrototypes(nn.Module):
-    """One unit vector per class from its descriptions: unit vectors of the descriptions, their mean, L2 (METHODS 1).
+    """One unit vector per class: unit vectors of its descriptions, their mean, L2.
 
-    `context` ((n, token_width), or (C, n, token_width) where class_specific) starts as N(0, .02) and is all that trains.
-    With context_tokens = 0 nothing does: the prototypes are computed once, and the tower is let go.
+    `context`, (n, token_width) or where class_specific (C, n, token_width), starts as N(0, .02) and is all
+    that trains. With context_tokens = 0 nothing does: the prototypes are computed once, the tower is let go.
 
-    The frozen tower moves with `.to` and is copied with the module, but is no submodule: its weights are in neither
-    `state_dict()` nor `parameters()`; `identity` says which they were.
+    The frozen tower moves with `.to` and is copied with the module, but is no submodule: its weights are in
+    neither `state_dict()` nor `parameters()`; `identity` says which they were. Raises InputError for a class
+    without descriptions and for descriptions too long for the tower.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class TextPrototypes(nn.Module):
             "share", (share / share.sum(1, keepdim=True)).to(device), persistent=False
         )  # (C, S)
         self.register_buffer("fixed", None, persistent=False)  # (C, width)
-        self._tower = (encoder,)  # a tuple keeps it out of the module tree
+        self._tower: tuple[TextEncoder, ...] = (encoder,)  # a tuple keeps it out of the module tree
         if context_tokens == 0:
             with torch.no_grad():
                 self.fixed = self._mean(encoder.encode(self.tokens))
@@ -93,9 +94,10 @@ class TextPrototypes(nn.Module):
 def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str]) -> list[list[str]]:
     """The descriptions of each class, in the order of `class_names`.
 
-    prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a file: YAML
-    {class: [descriptions]}, or text with a line "class: description" each. Class names match whatever their case, and
-    with - or _ for a space. Raises InputError for a class without descriptions or one that the data set does not have.
+    prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a
+    file: YAML {class: [descriptions]}, or text with lines "class: description". Class names match whatever
+    their case, and with - or _ for a space. Raises InputError for a class without descriptions, and for a
+    file that describes a class the data set does not have.
     """
     if prompts == "generic":
         return [
@@ -146,7 +148,7 @@ def _choose(written: Mapping[str, list[str]], class_names: Sequence[str], source
     for name in class_names:
         if _key(name) not in by_key:
             raise InputError(
-                f"{source}: has no description of class {name!r}{_nearest(name, list(written))}; "
+                f"{source}: no description of class {name!r}{_nearest(name, list(written))}; "
                 "add one, or use prompts 'generic'."
             )
     return [by_key[_key(name)] for name in class_names]

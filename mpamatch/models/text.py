@@ -1,4 +1,4 @@
-"""Frozen text towers behind one contract: descriptions become tokens once, tokens and context become vectors each step."""
+"""Frozen text towers: descriptions become tokens once, tokens and context become embeddings each step."""
 
 import importlib.util
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ NOT_WEIGHTS = ("logit_scale", "logit_bias", "input_resolution", "context_length"
 
 
 class ContextEmbedding(nn.Module):
-    """A tower's frozen token embedding; where `context` is set, it takes the places start … start + n of every text.
+    """A tower's frozen token embedding; `context` (S, n, token_width), where set, stands from `start` on.
 
     It stands where the tower keeps its own table, so one class serves every tower (context tokens as in CoOp,
     arXiv 2109.01134). `words` maps ids (S, L) to (S, L, token_width).
@@ -48,9 +48,11 @@ class TextEncoder(nn.Module, ABC):
 
     width: size of what `encode` returns; token_width: size of a token embedding and so of a context vector;
     identity: name, source and sha256 of the weights, which is all that a run keeps of a frozen tower.
-    A subclass builds the tower, hands its parts to `__init__`, puts `self.embedding` where the tower looks words up, and
-    says how it pools.
+    A subclass builds the tower, hands its parts to `__init__`, puts `self.embedding` where the tower looks
+    words up, and says how it pools.
     """
+
+    tower: Any  # a module of another library, with that library's own attributes
 
     def __init__(
         self,
@@ -68,26 +70,28 @@ class TextEncoder(nn.Module, ABC):
         super().__init__()
         self.ids = ids
         self.length, self.token_width, self.width, self.identity = length, token_width, width, identity
-        # Context goes behind the token that opens every text; towers whose tokenizer has none (SigLIP) take it first.
+        # Context goes behind the token that opens every text; where there is none (SigLIP), it goes first.
         gland, stroma, filler = ids(["gland", "stroma", "x"], length)
         start = 1 if gland[0] == stroma[0] else 0
         self.filler = int(filler[start])
-        self.tower = tower.requires_grad_(False)
+        self.tower = tower
         self.embedding = ContextEmbedding(words, start)
+        self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "TextEncoder":
         return super().train(False)
 
     def tokenize(self, descriptions: Sequence[str], context_tokens: int = 0) -> Tensor:  # -> (S, L) int64
-        """The ids of the descriptions with `context_tokens` copies of an ordinary token inserted, none overwritten.
+        """The ids of the descriptions, with `context_tokens` copies of an ordinary token put between.
 
-        Raises InputError for a description that does not fit into the tower's length together with the context.
+        No word is overwritten. Raises InputError for a description too long for the tower beside the context.
         """
         room = self.length - context_tokens
         if room < 3:  # start, one word, end
             raise InputError(
-                f"{context_tokens} context tokens leave no room for words: {self.identity['name']} takes {self.length}."
+                f"context_tokens is {context_tokens}: {self.identity['name']} takes {self.length} tokens "
+                "in all, choose fewer."
             )
         ids = self.ids(list(descriptions), room)
         # A text that was cut ends where the same text, given one place more, goes on with a word.
@@ -108,7 +112,7 @@ class TextEncoder(nn.Module, ABC):
     ) -> Tensor:  # (S, width), in the tower's dtype, not normalised
         """The tower's pooled output. A context of n vectors needs tokens with n context tokens.
 
-        The gradient reaches `context` and nothing of the tower. No value is read back, so a step does not wait.
+        The gradient reaches `context` and nothing of the tower. No value is read back: a step does not wait.
         """
         # expand also makes a Parameter a plain tensor, which the module does not register as its own
         self.embedding.context = None if context is None else context.expand(len(tokens), -1, -1)
@@ -183,6 +187,7 @@ class OpenClipText(TextEncoder):
         model = name.removeprefix(OPEN_CLIP)
         config = _open_clip_config(model)
         file, quick_gelu = _open_clip_weights(model, weights)
+        state = text_part(read_state_dict(file))
         # hf_model_pretrained: the checkpoint brings the weights of a transformers tower too
         text = {**config["text_cfg"], "hf_model_pretrained": False, "output_tokens": False}
         quick_gelu = quick_gelu or config.get("quick_gelu", False)
@@ -193,7 +198,7 @@ class OpenClipText(TextEncoder):
             raise InputError(
                 f"text encoder {name!r}: its tower or tokenizer cannot be built ({_first_line(error)})."
             ) from error
-        load_checked(tower, text_part(read_state_dict(file)), str(file))
+        load_checked(tower, state, str(file))
         table = _use_embedding(tower)
         super().__init__(
             tower,
@@ -214,12 +219,12 @@ def build_text_encoder(name: str, weights: str | Path | None = None) -> TextEnco
     """The frozen text tower called `name`.
 
     "minilm": the sentence encoder of the extra text-offline; takes no weights.
-    "open_clip:MODEL": any model of open_clip; `weights` is a local checkpoint (whole CLIP or text tower) or a pretrained
-    tag. "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights; a local file replaces them.
-    A local checkpoint with OpenAI's weights needs the -quickgelu name of its model, as in open_clip.
+    "open_clip:MODEL": any model of open_clip; `weights` is a local checkpoint (whole CLIP or text tower) or a
+    pretrained tag. "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights; a local
+    file replaces them. A local file with OpenAI's weights needs the model's -quickgelu name.
 
-    Raises InputError for an unknown name, a missing package, missing weights, or weights that do not fit (the first
-    differences are listed). A tower with random weights is never returned.
+    Raises InputError for an unknown name, a missing package, missing weights, or weights that do not fit (the
+    first differences are listed). A tower with random weights is never returned.
     """
     if name == MINILM:
         if weights is not None:
@@ -255,12 +260,12 @@ def _stored_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_draws(build: Callable[[], Any]) -> Any:
-    """Builds a module whose random start is replaced anyway, and leaves the generator of the run where it was."""
+    """Builds a module whose random start is replaced anyway, without moving the generator of the run."""
     with torch.random.fork_rng(devices=[]):
         return build()
 
 
-def _use_embedding(tower: nn.Module, replacement: nn.Module | None = None) -> nn.Embedding:
+def _use_embedding(tower: Any, replacement: nn.Module | None = None) -> nn.Embedding:
     """The token embedding of an open_clip text tower, after putting `replacement` in its place."""
     holder = tower.transformer
     if not hasattr(
@@ -315,7 +320,7 @@ def _open_clip_weights(model: str, weights: str | None) -> tuple[Path, bool]:
         file = open_clip.download_pretrained(tag) if tag else download_pretrained_from_hf(place)
     except Exception as error:  # no network, no access, a wrong id: the hub's client raises many kinds
         raise InputError(
-            f"{weights or place}: could not be downloaded ({_first_line(error)}); give a local checkpoint file."
+            f"{weights or place}: cannot be downloaded ({_first_line(error)}); give a local checkpoint file."
         ) from error
     return Path(file), bool(tag.get("quick_gelu", False))
 

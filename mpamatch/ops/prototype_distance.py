@@ -21,6 +21,5 @@ def prototype_distance(
     z, p = unit(working(embedding)), unit(prototypes).reshape(-1, width)
     z, p = z.to(torch.promote_types(z.dtype, p.dtype)), p.to(torch.promote_types(z.dtype, p.dtype))
     cosine = (z @ p.T).reshape(pixels, classes, per_class)
-    nearest = cosine.detach().argmax(-1, keepdim=True)
-    distance = 1 - cosine.gather(-1, nearest).squeeze(-1)
-    return distance, nearest.squeeze(-1).to(torch.int32)
+    highest, nearest = cosine.max(-1)  # the first index of equals
+    return 1 - highest, nearest.to(torch.int32)

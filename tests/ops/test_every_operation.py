@@ -1,4 +1,4 @@
-"""What holds for every operation alike: repeatable, layout-blind, autocast-blind, compilable, without host sync."""
+"""What holds for every operation: repeatable, blind to layout and autocast, compilable, no host sync."""
 
 import pytest
 import torch
@@ -25,11 +25,13 @@ def _assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         tolerance = TOLERANCE.get(value.dtype, 0.0) * float(value.abs().max())
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def _strided(value: Tensor) -> Tensor:
-    """The same values in every second place of a longer last axis, the places between filled with NaN or 99."""
+    """The same values, each followed in memory by a NaN, or a 99 between integers."""
     filler = float("nan") if value.is_floating_point() else 99
     wide = value.new_full((*value.shape, 2), filler)
     wide[..., 0] = value
@@ -37,7 +39,7 @@ def _strided(value: Tensor) -> Tensor:
 
 
 def _last_axis_first(value: Tensor) -> Tensor:
-    """The same values as a view of memory where the last axis is outermost, as (B, D, h, w) seen as (N, D)."""
+    """The same values in memory where the last axis is outermost, as in (D, h, w) seen as (N, D)."""
     return value.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
@@ -68,11 +70,12 @@ def test_rows_of_a_wider_table(operation: Operation) -> None:
 
 @every_operation
 def test_autocast_changes_nothing(operation: Operation) -> None:
-    inputs = operation.inputs(seed=6)
-    plain = forward_backward(operation, inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        autocast = forward_backward(operation, inputs)
-    _assert_close(autocast, plain)
+    for seed in range(6):  # an index seldom shows that its scores were rounded: one seed is not enough
+        inputs = operation.inputs(seed=seed)
+        plain = forward_backward(operation, inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            autocast = forward_backward(operation, inputs)
+        _assert_close(autocast, plain)
 
 
 @differentiable

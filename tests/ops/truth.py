@@ -1,6 +1,7 @@
-"""The operations once more in float64 numpy, with gradients, written from their formulas and not from the package.
+"""The operations once more, in float64 numpy with gradients, written from the formulas.
 
-Sinkhorn is the loop over a plan of all pixels of a class, not the K-vector form, so that each checks the other.
+Sinkhorn is the loop over the plan of all pixels of a class, not the form with one K-vector, so that each
+checks the other.
 """
 
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def prototype_distance_gradient(
     _, nearest = prototype_distance(embedding, prototypes)
     per_class = prototypes.shape[1]
     chosen = nearest[..., None] == np.arange(per_class)
-    in_cosines = np.where(chosen, -grad[..., None], 0.0).reshape(len(embedding), -1)
+    in_cosines = np.where(chosen, -grad[..., None], 0.0).reshape(len(embedding), len(prototypes) * per_class)
     return _through_cosines(embedding, prototypes, in_cosines)
 
 
@@ -98,11 +99,11 @@ def sinkhorn_assign(
 
 
 class Update(NamedTuple):
-    """prototypes and updates after the step; how long the vectors were before they were normalised, 0 = unchosen."""
+    """State after the step, and the length of the shortest vector on the way that was normalised."""
 
     prototypes: F64  # (C, K, D)
     updates: Int  # (C, K)
-    length: F64  # (C, K)
+    length: F64  # (C, K), 0 = not chosen
 
 
 def prototype_update(
@@ -122,7 +123,9 @@ def prototype_update(
         if not chosen.any():
             continue
         total = (weight[chosen, None] * z[chosen]).sum(0)
-        m = min(1 - 1 / (updates[c, k] + 1), momentum)
+        if np.linalg.norm(total) < SMALLEST_NORM:
+            continue
+        m = min(1 - 1 / (int(updates[c, k]) + 1), momentum)
         mixed = m * prototypes[c, k] + (1 - m) * unit(total)
         result[c, k] = unit(mixed)
         counts[c, k] += 1
@@ -130,12 +133,15 @@ def prototype_update(
     return Update(result, counts, length)
 
 
-def _competitors(assignment: Int, classes: int, per_class: int, same_class_negatives: bool) -> NDArray[np.bool_]:
+def _competitors(
+    assignment: Int, classes: int, per_class: int, same_class_negatives: bool
+) -> NDArray[np.bool_]:
     """(N, C·K): the prototypes in the denominator of each pixel; an ignored pixel has them all."""
     flat = np.arange(classes * per_class)
     own = flat == assignment[:, None]
     other_class = flat // per_class != np.maximum(assignment, 0)[:, None] // per_class
-    return np.ones_like(own) if same_class_negatives else own | other_class
+    everyone = (assignment[:, None] < 0) | same_class_negatives
+    return own | other_class | everyone
 
 
 def _contrast_parts(
@@ -146,7 +152,7 @@ def _contrast_parts(
     weight: F64 | None,
     same_class_negatives: bool,
 ) -> tuple[F64, F64, F64, F64]:
-    """Cosines, softmax over the competitors, one-hot own prototype (N, C·K), and the weight with ignored pixels 0."""
+    """Cosines, softmax over the competitors, own prototype as one-hot, each (N, C·K), and weights (N,)."""
     classes, per_class, _ = prototypes.shape
     score = cosines(embedding, prototypes)
     keep = _competitors(assignment, classes, per_class, same_class_negatives)
@@ -165,13 +171,13 @@ def prototype_contrast(
     temperature: float = 0.1,
     weight: F64 | None = None,
     same_class_negatives: bool = True,
-) -> tuple[F64, F64]:
+) -> tuple[float, float]:
     score, softmax, own, w = _contrast_parts(
         embedding, prototypes, assignment, temperature, weight, same_class_negatives
     )
     positive = np.where(assignment < 0, 1.0, (softmax * own).sum(-1))
     alignment = np.where(assignment < 0, 0.0, (1 - (score * own).sum(-1)) ** 2)
-    return np.sum(-w * np.log(positive)), np.sum(w * alignment)
+    return float(np.sum(-w * np.log(positive))), float(np.sum(w * alignment))
 
 
 def prototype_contrast_gradient(

@@ -1,9 +1,9 @@
 """A step that never asks the GPU a question, checked without a GPU.
 
-The step runs on fake tensors, which have shapes and no values: without a shape environment they refuse everything
+The step runs on fake tensors, which have shapes and no values: without a shape environment they refuse all
 whose result or shape depends on a value (.item(), bool(), nonzero, unique, masked_select, bincount, tolist).
-Two things still pass there and stall a GPU, so modes on top refuse them: a boolean mask as an index, and a copy
-between devices.
+Some things pass there and yet stall a GPU, so modes on top refuse them: a boolean mask as an index, a copy
+between devices, and Python numbers made into a tensor on the device.
 """
 
 import copy
@@ -26,6 +26,7 @@ MASKS = (torch.bool, torch.uint8)
 INDEXING = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_")
 # On the CPU these are no operation at all, so no dispatch mode sees them; on a GPU each of them waits.
 TO_HOST = (Tensor.cpu, Tensor.cuda, Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.item)
+FROM_PYTHON = (torch.tensor, torch.as_tensor, torch.asarray)
 
 
 class HostSync(AssertionError):
@@ -52,16 +53,19 @@ class _RefuseHost(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.to and any(isinstance(value, str) for value in (*args, *kwargs.values())):
             raise HostSync("host sync: Tensor.to() with a device by name")
+        if func is Tensor.new_tensor or (func in FROM_PYTHON and kwargs.get("device") is not None):
+            raise HostSync(f"host sync: {func.__name__}() copies Python numbers to the device; fill instead")
         return func(*args, **kwargs)
 
 
 def assert_no_sync(function: Callable[..., Any], *args: Any) -> None:
-    """Run function(*args) on fake copies of everything it holds; raise HostSync where it would wait for a GPU.
+    """Run function(*args) on fake copies of all it holds; raise HostSync where it would wait for a GPU.
 
-    Copied are function (a module, a bound method or a plain function) and args (modules, tensors, and any nesting
-    of tuples, NamedTuples, dicts and dataclasses of them); the originals are left as they are. A tensor caught in a
-    closure is not copied and refused by the fake tensors, so hand every tensor over as an argument. To check the
-    backward pass, let the function run it:
+    Copied are function (a module, a bound method or a plain function) and args (modules, tensors, and any
+    nesting of tuples, NamedTuples, dicts and dataclasses of them); the originals are left as they are. A
+    tensor or module caught in a closure (a hook, say) is not copied, and the fake tensors refuse it: hand
+    everything over as arguments, and let hooks be bound methods. To check the backward pass, let the function
+    run it:
 
         def training_step(method, batch, step):
             method(batch, step)["loss"].backward()

@@ -100,6 +100,14 @@ def _copy_into_another_device(x: Tensor) -> None:
     torch.empty_like(x, device=torch.device("cuda")).copy_(x)
 
 
+def _number_to_the_device(x: Tensor) -> None:
+    x * torch.tensor(0.5, device=x.device)
+
+
+def _new_tensor(x: Tensor) -> None:
+    x * x.new_tensor([1.0, 2.0, 3.0, 4.0])
+
+
 class _AsksInBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -141,6 +149,8 @@ def _item_in_backward(x: Tensor) -> None:
         _to_a_named_device,
         _copy_to_another_device,
         _copy_into_another_device,
+        _number_to_the_device,
+        _new_tensor,
         _item_in_backward,
     ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import DEFAULT_COLOURS, IMAGE_SUFFIXES, read_mask
+from mpamatch.images import IMAGE_SUFFIXES, default_colour, read_mask
 
 LESIONS = ("Normal", "Polyp", "Low-grade IN", "High-grade IN", "Serrated adenoma", "Adenocarcinoma")
 CANCER = "Adenocarcinoma"
@@ -62,7 +62,7 @@ def _lesions(task: str) -> tuple[str, ...]:
 
 def _classes(task: str) -> tuple[Class, ...]:
     foreground = LESIONS if task == "classes" else ("cancer",) if task == "cancer" else ("gland",)
-    return tuple(Class(name, DEFAULT_COLOURS[i]) for i, name in enumerate(("background", *foreground)))
+    return tuple(Class(name, default_colour(i)) for i, name in enumerate(("background", *foreground)))
 
 
 def _pairs(source: Path, lesion: str) -> list[_Pair]:

@@ -1,8 +1,8 @@
 """Any folder: images/ and masks/ with the same names in any format; an image without mask is unlabelled.
 
 Names may end in _image or _img and _mask, _label, _anno or _gt: `case1_img.png` and `case1_mask.png` belong
-together. Where images/ has folders train, validation (or val) and test, these are the parts, and masks/ has the
-same folders.
+together. Where images/ has folders train, validation (or val) and test, these are the parts, and masks/ has
+the same folders.
 """
 
 import re
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpamatch.data.prepared import Class, Item, RawSet, held_out, with_progress
 from mpamatch.errors import InputError
-from mpamatch.images import DEFAULT_COLOURS, IGNORE, IMAGE_SUFFIXES, read_mask
+from mpamatch.images import IGNORE, IMAGE_SUFFIXES, default_colour, read_mask
 
 _PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ENDING = re.compile(r"[_-](img|image|mask|label|anno|gt)$", re.IGNORECASE)
@@ -34,10 +34,10 @@ def raw_set(
     """A folder of images and masks.
 
     mask_values: what the values in the masks mean, "0:background,255:gland"; the name `ignore` marks what is
-    not to be learned. Without it the values must be 0..C-1, or 255 for ignore. instances: any value above 0 is
-    the one class "object". group_regex: finds the group (patient) in the file's name without ending, its first
-    capture group or the whole match; without it each image is its own group. regroup: draw the parts by group
-    even where images/ has folders for them.
+    not to be learned. Without it the values must be 0..C-1, or 255 for ignore. instances: any value above 0
+    is the one class "object". group_regex: finds the group (patient) in the file's name without ending, its
+    first capture group or the whole match; without it each image is its own group. regroup: draw the parts by
+    group even where images/ has folders for them.
     Raises InputError where images/ or all masks are missing, a mask has no image, two files have one name, a
     value is not explained (with the line that would), or the regex is broken or does not match.
     """
@@ -148,7 +148,7 @@ def _groups(pairs: list[_Pair], group_regex: str | None) -> list[str]:
 
 
 def _parts(pairs: list[_Pair], groups: list[str], regroup: bool) -> list[str | None]:
-    """The part of each image as its folder says; where there is no validation part, it is taken from train."""
+    """The part of each image as its folder says; a missing validation part is taken from train."""
     if regroup or all(pair.part is None for pair in pairs):
         return [None] * len(pairs)
     parts = [pair.part for pair in pairs]
@@ -202,8 +202,8 @@ def _suggestion(pairs: list[_Pair], values: list[int]) -> str:
         return f"{masks}: the masks hold nothing but the value {values[0]}: two classes at least are needed."
     if len(values) > _MOST_UNEXPLAINED:
         return (
-            f"{masks}: the masks hold {len(values)} values ({values[0]}..{values[-1]}): add --instances where "
-            "they are numbers of objects, or for JPEG masks "
+            f"{masks}: the masks hold {len(values)} values ({values[0]}..{values[-1]}): add --instances "
+            "where they are numbers of objects, or for JPEG masks "
             f"--mask-values {values[0]}:background,{values[-1]}:object"
         )
     names = (
@@ -215,11 +215,7 @@ def _suggestion(pairs: list[_Pair], values: list[int]) -> str:
 
 
 def _classes(names: list[str]) -> tuple[Class, ...]:
-    colours = DEFAULT_COLOURS[1:]
-    return tuple(
-        Class(name, DEFAULT_COLOURS[0] if i == 0 else colours[(i - 1) % len(colours)])
-        for i, name in enumerate(names)
-    )
+    return tuple(Class(name, default_colour(index)) for index, name in enumerate(names))
 
 
 def _items(

@@ -14,7 +14,7 @@ import numpy as np
 
 from mpamatch.data.prepared import Class, Item, RawSet, held_out
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import DEFAULT_COLOURS, read_mask
+from mpamatch.images import default_colour, read_mask
 
 TASKS = ("gland", "grade")
 GRADES = ("benign", "malignant")
@@ -39,7 +39,7 @@ def raw_set(source: Path, task: str = "gland", regroup: bool = False) -> RawSet:
     names = ("background", "gland") if task == "gland" else ("background", *GRADES)
     return RawSet(
         name=f"glas-{task}",
-        classes=tuple(Class(name, DEFAULT_COLOURS[i]) for i, name in enumerate(names)),
+        classes=tuple(Class(name, default_colour(i)) for i, name in enumerate(names)),
         items=_items(images, masks, groups, parts, rows if task == "grade" else None),
         count=len(images),
         microns_per_pixel=0.62,  # 20×; as the challenge's paper states

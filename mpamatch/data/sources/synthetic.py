@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.synthetic import group_of, synthesize
 from mpamatch.errors import InputError
-from mpamatch.images import DEFAULT_COLOURS
+from mpamatch.images import default_colour
 
 
 def raw_set(images: int = 200, size: int = 128, seed: int = 0) -> RawSet:
@@ -21,7 +21,7 @@ def raw_set(images: int = 200, size: int = 128, seed: int = 0) -> RawSet:
         raise InputError(f"--seed {seed}: must not be negative.")
     return RawSet(
         name="synthetic",
-        classes=(Class("background", DEFAULT_COLOURS[0]), Class("gland", DEFAULT_COLOURS[1])),
+        classes=(Class("background", default_colour(0)), Class("gland", default_colour(1))),
         items=_items(images, size, seed),
         count=images,
         microns_per_pixel=None,

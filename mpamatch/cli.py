@@ -1,0 +1,175 @@
+"""The command line. Only parsers live here: nothing heavy is imported before a command is chosen."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mpamatch.errors import InputError, unknown
+
+KINDS = {
+    "glas": "GlaS (Warwick-QU): train_N, testA_N, testB_N with _anno, Grade.csv",
+    "ebhi-seg": "EBHI-SEG: CLASS/image and CLASS/label",
+    "folder": "images/ and masks/ by file name; images without a mask are unlabelled",
+    "synthetic": "made-up H&E tissue; takes no SOURCE",
+}
+STORY = """\
+three commands tell the story:
+  mpamatch prepare glas ~/Warwick_QU data/glas      any raw set, split by patient, problems named
+  mpamatch-train --recipe glas --data.root data/glas
+  mpamatch predict runs/glas-001 images/ --out out/
+
+without any data: mpamatch-train makes its own tissue and ends with a table and overlays in about three minutes.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one sentence and exit code 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`mpamatch COMMAND …`; returns the exit code: 0, 1 where `check` found a problem, 2 for bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parser = _parser()
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-") and words[1] not in KINDS:
+            raise unknown("kind of data set", words[1], KINDS)
+        parsed, rest = parser.parse_known_args(words)
+        if rest and parsed.command != "train":
+            known = [word for action in COMMANDS[parsed.command](Parser())._actions for word in action.option_strings]
+            raise unknown("option", rest[0], known) if rest[0].startswith("-") else InputError(
+                f"{rest[0]!r}: unexpected; see mpamatch {parsed.command} --help."
+            )
+        if parsed.command == "prepare":
+            _place_folders(parsed)
+        parsed.flags = rest
+        return importlib.import_module(f"mpamatch.commands.{parsed.command}").run(parsed)
+    except InputError as error:
+        print(f"mpamatch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mpamatch: interrupted", file=sys.stderr)
+        return 130
+
+
+def _place_folders(parsed: argparse.Namespace) -> None:
+    """`prepare synthetic DEST` has no SOURCE."""
+    if parsed.kind == "synthetic":
+        if parsed.dest is not None:
+            raise InputError(f"prepare synthetic: makes its own tissue and takes one folder, not {parsed.source} and {parsed.dest}.")
+        parsed.source, parsed.dest = None, parsed.source
+    elif parsed.dest is None:
+        raise InputError(f"prepare {parsed.kind}: name the folder to make after {parsed.source}.")
+
+
+def main_train() -> int:
+    """`mpamatch-train …` is `mpamatch train …`."""
+    return main(["train", *sys.argv[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mpamatch",
+        description="Semi-supervised segmentation of tissue images: a few labelled patches, many plain ones.",
+        epilog=STORY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for name, add in COMMANDS.items():
+        add(commands.add_parser(name, help=HELP[name], description=HELP[name], allow_abbrev=False))
+    return parser
+
+
+HELP = {
+    "prepare": "turn a raw data set into the prepared form, split by patient",
+    "split": "choose which training images count as labelled",
+    "check": "name every problem of a prepared set and draw a contact sheet",
+    "train": "train a model (without arguments: the demo)",
+    "evaluate": "score a run on one part of its data",
+    "predict": "masks, overlays and areas for images",
+    "info": "versions, devices, text encoders, recipes",
+}
+
+
+def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
+    parser.usage = "mpamatch prepare KIND SOURCE DEST [options] | mpamatch prepare synthetic DEST [options]"
+    parser.add_argument("kind", metavar="KIND", help=kinds)
+    parser.add_argument("source", metavar="SOURCE", help="the raw folder")
+    parser.add_argument("dest", metavar="DEST", nargs="?", help="the prepared folder to make")
+    parser.add_argument("--task", help="ebhi-seg: gland, cancer, all or classes; glas: gland or grade")
+    parser.add_argument("--mask-values", help="folder: what stored values mean, as 0:background,255:gland")
+    parser.add_argument("--instances", action="store_true", help="folder: masks hold instance ids; all above 0 is one class")
+    parser.add_argument("--group-regex", help="folder: the part of a file name that tells the patient")
+    parser.add_argument("--regroup", action="store_true", help="glas: split by patient instead of the official parts")
+    parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
+    parser.add_argument("--images", type=int, help="synthetic: how many (200)")
+    parser.add_argument("--size", type=int, help="synthetic: their side in pixels (128)")
+    parser.add_argument("--seed", type=int, help="synthetic: which tissue (0)")
+    return parser
+
+
+def _split(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("data", metavar="DATA", help="a prepared folder")
+    parser.add_argument("--labelled", required=True, help="how many patients: 10%% or 4")
+    parser.add_argument("--seed", type=int, default=0, help="which draw (0); smaller budgets lie within larger ones")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("data", metavar="DATA", help="a prepared folder")
+    return parser
+
+
+def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.usage = "mpamatch train [--recipe NAME | --config FILE] [--run DIR | --resume DIR] [--FIELD VALUE …]"
+    parser.epilog = "Any field of the configuration is an option, such as --engine.steps 500; --fields lists them."
+    parser.add_argument("--recipe", help="settings for a data set; `mpamatch info` lists them (demo)")
+    parser.add_argument("--config", help="settings in a YAML file of your own, on top of the recipe where both are given")
+    parser.add_argument("--run", help="folder of the run, which must not exist (runs/RECIPE-001, -002, …)")
+    parser.add_argument("--resume", help="folder of a run to go on with")
+    parser.add_argument("--fields", action="store_true", help="list every field and what it means")
+    return parser
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--data", help="a prepared folder (the one it was trained on)")
+    parser.add_argument("--part", default="test", help="train, validation or test (test)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    return parser
+
+
+def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image files or folders of them")
+    parser.add_argument("--out", required=True, help="folder for masks, overlays and areas.csv")
+    parser.add_argument("--overlap", type=float, default=1 / 3, help="share of a window that neighbours overlap (1/3)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    return parser
+
+
+def _info(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    return parser
+
+
+COMMANDS = {
+    "prepare": _prepare,
+    "split": _split,
+    "check": _check,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "info": _info,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

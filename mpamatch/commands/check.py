@@ -1,0 +1,59 @@
+"""`mpamatch check DATA`: what would go wrong, by file, and a sheet of samples to look at."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mpamatch.data.checks import Report, examine, write_contact_sheet
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`arguments`: data. Exit code 1 where training would go wrong."""
+    root = Path(arguments.data)
+    report = examine(root)
+    console = Console()
+    console.print(_counts(report))
+    console.print(_classes(report))
+    if report.problems:
+        console.print(_problems(report))
+    sheet = root / "check.png"
+    samples = write_contact_sheet(report, sheet)
+    if samples:
+        console.print(f"{sheet}: {samples} samples to look at", markup=False, highlight=False, soft_wrap=True)
+    blocking = sum(problem.blocking for problem in report.problems)
+    console.print(f"{blocking} problems that spoil training, {len(report.problems) - blocking} to know about")
+    return 1 if report.blocking else 0
+
+
+def _counts(report: Report) -> Table:
+    table = Table(title=report.prepared.name, title_justify="left")
+    table.add_column("part")
+    for column in ("images", "labelled", "groups"):
+        table.add_column(column, justify="right")
+    for part, count in report.counts.items():
+        table.add_row(part, str(count.images), str(count.labelled), str(count.groups))
+    return table
+
+
+def _classes(report: Report) -> Table:
+    table = Table(title="pixels per class, %", title_justify="left")
+    table.add_column("class", overflow="fold")
+    for part in report.counts:
+        table.add_column(part, justify="right")
+    for i, name in enumerate(report.prepared.class_names):
+        shares = (100 * count.pixels[i] / max(1, sum(count.pixels)) for count in report.counts.values())
+        table.add_row(Text(name), *(f"{share:.1f}" for share in shares))
+    return table
+
+
+def _problems(report: Report) -> Table:
+    table = Table(title="problems", title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("problem", overflow="fold")
+    table.add_column("spoils training")
+    for problem in report.problems:
+        table.add_row(Text(problem.file), Text(problem.problem), "yes" if problem.blocking else "no")
+    return table

@@ -1,0 +1,53 @@
+"""`mpamatch evaluate`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mpamatch.engine.evaluation import evaluate_run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a table of scores and writes RUN/evaluation-PART.json; returns 0."""
+    data = Path(arguments.data) if arguments.data else None
+    scores = evaluate_run(Path(arguments.run), data, arguments.part, arguments.device)
+    console = Console()
+    console.print(table(scores))
+    for line in summary(scores):
+        console.print(line, highlight=False)
+    console.print(f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def table(scores: dict[str, Any]) -> Table:
+    """Dice and IoU per class in percent, pooled over the part."""
+    result = Table(title=f"{scores['part']}: {scores['images']} images, pooled")
+    for name, side in (("class", "left"), ("Dice", "right"), ("IoU", "right")):
+        result.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name in scores["dice"]:
+        result.add_row(name, percent(scores["dice"][name]), percent(scores["iou"][name]))
+    result.add_section()
+    result.add_row("mean", percent(scores["mdice"]), percent(scores["miou"]))
+    result.add_row("foreground mean", percent(scores["foreground_dice"]), percent(scores["foreground_iou"]))
+    return result
+
+
+def summary(scores: dict[str, Any]) -> list[str]:
+    """The means per image and the object scores, a line each."""
+    each = scores["per_image"]
+    lines = [f"mean over images: mDice {percent(each['mdice'])}, mIoU {percent(each['miou'])}"]
+    if scores.get("objects"):
+        objects = scores["objects"]
+        hausdorff = "–" if objects["hausdorff"] is None else f"{objects['hausdorff']:.1f} px"
+        lines.append(
+            f"objects (GlaS challenge): F1 {percent(objects['f1'])}, Dice {percent(objects['dice'])}, Hausdorff {hausdorff}"
+        )
+    return lines
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with two digits; – where there is none."""
+    return "–" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,46 @@
+"""`mpamatch predict`: labels, overlays and areas for images that nobody has annotated."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mpamatch.engine.checkpoints import load_segmenter
+from mpamatch.inference.files import Areas, check_empty, list_images, predict_files, square_millimetres
+from mpamatch.inference.segmenter import Segmenter
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predicts `arguments.inputs` with the run `arguments.run` into `arguments.out`; exit code 0.
+
+    `arguments.device` is auto, cpu or cuda; `arguments.overlap` the fraction of a side that windows share.
+    Raises InputError where the run, an input or the output folder is not as it should be.
+    """
+    inputs = [Path(given) for given in arguments.inputs]
+    out = Path(arguments.out)
+    list_images(inputs)  # a mistyped path is told before the seconds that loading a model takes
+    check_empty(out)
+    segmenter = load_segmenter(Path(arguments.run), arguments.device)
+    segmenter.overlap = arguments.overlap
+    rows = predict_files(segmenter, inputs, out)
+    console = Console()
+    console.print(summary(rows, segmenter))
+    console.print(f"masks, overlays and areas.csv are in {out}", soft_wrap=True)
+    return 0
+
+
+def summary(rows: Sequence[Areas], segmenter: Segmenter) -> Table:
+    """One line per class over all images: pixels, share and, where the size of a pixel is known, mm²."""
+    microns = segmenter.microns_per_pixel
+    total = sum(row.width * row.height for row in rows)
+    table = Table(title=f"{len(rows)} image{'s' if len(rows) != 1 else ''}")
+    table.add_column("class")
+    for heading in ["pixels", "share", *(["mm²"] if microns else [])]:
+        table.add_column(heading, justify="right")
+    for index, name in enumerate(segmenter.class_names):
+        pixels = sum(row.pixels[index] for row in rows)
+        cells = [name, f"{pixels:,}", f"{pixels / total:.1%}"]
+        table.add_row(*cells, *([f"{square_millimetres(pixels, microns):.4g}"] if microns else []))
+    return table

@@ -1,0 +1,62 @@
+"""`mpamatch train`."""
+
+import argparse
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from mpamatch.engine.config import field_help, load_config
+from mpamatch.engine.loop import Result, resume, train
+from mpamatch.errors import InputError
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, resumes, or with no argument at all runs the demo; returns 0."""
+    if arguments.fields:
+        print(field_help())
+        return 0
+    console = Console()
+    quiet_libraries()
+    if arguments.resume:
+        if arguments.flags or arguments.recipe or arguments.config or arguments.run:
+            raise InputError("--resume: goes on with the run's own configuration and takes no other option.")
+        report(resume(Path(arguments.resume), console=console), console)
+        return 0
+    recipe = arguments.recipe or (None if arguments.config else "demo")
+    config = load_config(recipe, Path(arguments.config) if arguments.config else None, arguments.flags)
+    folder = Path(arguments.run) if arguments.run else None
+    if config.recipe == "demo" and not config.data.root:
+        from mpamatch.commands.demo import demo
+
+        return demo(config, folder, arguments.flags, console)
+    report(train(config, folder, console=console), console)
+    return 0
+
+
+def report(result: Result, console: Console) -> None:
+    """Figures, and the last lines a user reads."""
+    from mpamatch.report.figures import draw_training
+
+    figures = draw_training(result.run)
+    console.print(
+        f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}; {result.seconds_per_step:.2f} s a step",
+        highlight=False,
+    )
+    for figure in figures:
+        console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
+    console.print(
+        f"next: mpamatch evaluate {result.run}   or: mpamatch predict {result.run} IMAGES --out out",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def quiet_libraries() -> None:
+    """Hushes what libraries say about themselves and a user can do nothing about."""
+    import logging
+
+    for name in ("lightning_fabric", "lightning.fabric", "torch.utils.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", category=FutureWarning)

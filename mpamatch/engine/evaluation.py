@@ -1,0 +1,57 @@
+"""Scores of a model on one part of a prepared set."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpamatch.data.feeds.torchvision import Images
+from mpamatch.data.prepared import PARTS, Prepared, load_prepared
+from mpamatch.engine.checkpoints import load_segmenter
+from mpamatch.engine.config import load_saved
+from mpamatch.engine.metrics import SegmentationMetrics
+from mpamatch.errors import InputError, unknown
+from mpamatch.files import write_json
+from mpamatch.inference.segmenter import Segmenter
+
+TOGETHER = 8  # images whose windows share batches
+
+
+def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) -> dict[str, Any]:
+    """Scores over the labelled images of `part`, as `SegmentationMetrics.compute` gives them: fractions 0..1.
+
+    Raises InputError for an unknown part or one without labels.
+    """
+    prepared = images.prepared
+    if part not in PARTS:
+        raise unknown("part", part, PARTS)
+    names = prepared.labelled(part)
+    if not names:
+        raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
+    metrics = SegmentationMetrics(prepared.class_names, objects=objects)
+    for together in _chunks(names):
+        pairs = [images(name, with_label=True) for name in together]
+        for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
+            metrics.update(probability.max(0).indices, label)
+    return {"part": part, "images": len(names), **metrics.compute()}
+
+
+def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run and writes RUN/evaluation-PART.json.
+
+    `data` None stands for the data set it was trained on. Raises InputError where the classes differ.
+    """
+    config = load_saved(run / "config.yaml")
+    segmenter = load_segmenter(run, device)
+    prepared = load_prepared(data or Path(config.data.root))
+    if prepared.class_names != segmenter.class_names:
+        raise InputError(
+            f"{prepared.root}: its classes ({', '.join(prepared.class_names)}) are not those of the run "
+            f"({', '.join(segmenter.class_names)})."
+        )
+    scores = evaluate(segmenter, Images(prepared, cache_mb=0), part, objects=True)
+    write_json(run / f"evaluation-{part}.json", {"run": str(run), "data": str(prepared.root), **scores})
+    return scores
+
+
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    yield from (names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER))

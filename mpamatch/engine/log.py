@@ -1,0 +1,94 @@
+"""What a run writes and shows while it trains: metrics.jsonl, TensorBoard, a progress bar."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+SHOWN = ("loss", "labelled", "strong", "consistency", "image_contrast", "text_contrast")
+
+
+class RunLog:
+    """Writes one line per call to metrics.jsonl and TensorBoard, and shows it. Rank 0 alone has one."""
+
+    def __init__(self, run: Path, steps: int, start: int, console: Console):
+        self.path, self.steps, self.console = run / "metrics.jsonl", steps, console
+        self._forget_after(start)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run), purge_step=start + 1 if start else None)
+        self.start, self.began = start, time.perf_counter()
+        self.validation = ""
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[parts]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=start, parts="")
+
+    def _forget_after(self, start: int) -> None:
+        """A resumed run repeats what came after its checkpoint: those lines go."""
+        if self.path.is_file():
+            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
+            self.path.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
+
+    def __enter__(self) -> "RunLog":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        self.file.close()
+        self.board.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of training: means since the last line, `seconds` the wall-clock of a step among them."""
+        self._line({"step": step, **values})
+        for name, value in values.items():
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        shown = [f"{name} {values[name]:.3f}" for name in SHOWN if name in values]
+        if "confident" in values:
+            shown.append(f"confident {values['confident']:.0%}")
+        if self.validation:
+            shown.append(self.validation)
+        self.bar.update(self.task, completed=step, parts="  ".join(shown))
+
+    def write_validation(self, step: int, scores: dict[str, Any], best: bool) -> None:
+        """One line of validation scores."""
+        self._line({"step": step, "validation": scores})
+        for name in ("mdice", "miou"):
+            self.board.add_scalar(f"validation/{name}", scores[name], step)
+        self.validation = f"validation mDice {100 * scores['mdice']:.1f}"
+        if not self.console.is_terminal:
+            speed = (time.perf_counter() - self.began) / max(step - self.start, 1)
+            mark = " (best so far)" if best else ""
+            left = (self.steps - step) * speed
+            self.console.print(
+                f"step {step}/{self.steps}: {self.validation}{mark}, {speed:.2f} s a step, {left:.0f} s left",
+                highlight=False,
+            )
+
+    def _line(self, content: dict[str, Any]) -> None:
+        self.file.write(json.dumps(content) + "\n")
+        self.file.flush()
+
+
+def _step_of(line: str) -> int:
+    """The step of a line; a line cut short by a kill counts as after everything."""
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return 1 << 62

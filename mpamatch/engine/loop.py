@@ -1,0 +1,252 @@
+"""The one training loop."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from rich.console import Console
+from torch import Tensor
+
+from mpamatch.batch import to_device
+from mpamatch.data.feeds.torchvision import Images, batches
+from mpamatch.data.prepared import Prepared
+from mpamatch.engine.build import (
+    build_feed,
+    build_segmenter,
+    build_training,
+    frozen_identity,
+    licence_notes,
+    open_data,
+)
+from mpamatch.engine.checkpoints import Progress, choose_device, load_last, save_best, save_last
+from mpamatch.engine.config import Config, EngineConfig, load_saved, save_config
+from mpamatch.engine.evaluation import evaluate
+from mpamatch.engine.log import RunLog
+from mpamatch.errors import InputError
+from mpamatch.methods import Method
+
+PRECISION = {"32": "32-true", "bf16": "bf16-mixed"}
+
+
+@dataclass
+class Result:
+    """What a finished run hands back: its folder, the best validation score and when it was reached."""
+
+    run: Path
+    best_mdice: float
+    best_step: int
+    seconds_per_step: float
+
+
+def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> Result:
+    """Trains from the start in a new folder (numbered runs/RECIPE-001 where `run` is None).
+
+    Raises InputError for anything wrong with configuration or data, before the folder is made.
+    """
+    trainer = Trainer(config, open_data(config), console or Console())
+    return trainer.fit(new_run(run, config.recipe))
+
+
+def resume(run: Path, *, console: Console | None = None) -> Result:
+    """Goes on with a run from its last checkpoint to the same numbers as if it had never stopped."""
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run folder.")
+    config = load_saved(run / "config.yaml")
+    trainer = Trainer(config, open_data(config), console or Console(), fresh=False)
+    return trainer.fit(run)
+
+
+def new_run(run: Path | None, recipe: str) -> Path:
+    """The folder of a new run; an explicit one must not exist."""
+    if run is not None:
+        if run.exists():
+            raise InputError(f"{run}: exists already; give another folder, or go on with it by --resume {run}.")
+        return run
+    number = 1
+    while (path := Path("runs") / f"{recipe}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+class Trainer:
+    """Builds everything a run needs, then steps through it."""
+
+    def __init__(self, config: Config, prepared: Prepared, console: Console, *, fresh: bool = True):
+        self.config, self.prepared, self.console = config, prepared, console
+        engine = config.engine
+        self.fabric = _fabric(engine)
+        self.method: Method = build_training(config, prepared, fresh=fresh)
+        rank, ranks = self.fabric.global_rank, self.fabric.world_size
+        self.feed = build_feed(config, prepared, self.method, rank=rank, ranks=ranks)
+        self.frozen = frozen_identity(config, self.method)
+        self.validation = Images(prepared, config.data.cache_mb)
+        self.main = self.fabric.is_global_zero
+
+        self.method.to(self.fabric.device)
+        self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = _optimizer(self.method, engine)
+        module = torch.compile(self.method, fullgraph=True) if engine.compile else self.method
+        self.step_module, self.wrapped_optimizer = self.fabric.setup(module, self.optimizer, _reapply_compile=False)
+        self.segmenter = build_segmenter(config, prepared, self.method.deployed)
+
+    def fit(self, run: Path) -> Result:
+        """Trains in `run`, from its last checkpoint where it has one, and returns how it went."""
+        last = run / "checkpoints" / "last.safetensors"
+        progress = Progress()
+        if last.is_file():
+            progress = load_last(last, self.method, self.optimizer, self.frozen)
+        elif self.main:
+            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            save_config(self.config, run / "config.yaml")
+        if self.main:
+            self._announce(run, progress)
+        engine, began, start = self.config.engine, time.perf_counter(), progress.step
+        log = RunLog(run, engine.steps, start, self.console) if self.main else None
+        if log:
+            with log:
+                self._steps(run, progress, log)
+        else:
+            self._steps(run, progress, None)
+        seconds = (time.perf_counter() - began) / max(engine.steps - start, 1)
+        return Result(run, progress.best, progress.best_step, seconds)
+
+    def _announce(self, run: Path, progress: Progress) -> None:
+        say: Callable[[str], None] = lambda text: self.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+        config = self.config
+        say(
+            f"{config.method.name} with {config.model.encoder} on {self.prepared.name}: {len(self.feed.labelled)} labelled "
+            f"and {len(self.feed.unlabelled)} unlabelled images, {config.engine.steps} steps on {self.fabric.device}, in {run}"
+        )
+        for note in licence_notes(config):
+            say(note)
+        if progress.step:
+            say(f"resumed at step {progress.step}")
+        if self.method.strong_views and config.data.unlabelled_batch // self.fabric.world_size == 1:
+            say("one unlabelled image per process has no neighbour to mix with: CutMix is off")
+
+    def _steps(self, run: Path, progress: Progress, log: RunLog | None) -> None:
+        engine, device = self.config.engine, self.fabric.device
+        means = Means()
+        feed = batches(
+            self.feed, progress.step, engine.steps, workers=self.config.data.workers, pin=device.type == "cuda"
+        )
+        self.method.train()
+        for step, batch in enumerate(feed, start=progress.step):
+            rate = engine.learning_rate * (1 - step / engine.steps) ** engine.power
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            clock = torch.full((), step, dtype=torch.int64, device=device)
+            parts = self.step_module(to_device(batch, device), clock)
+            self.fabric.backward(parts["loss"] * self.fabric.world_size)
+            self.wrapped_optimizer.step()
+            self.wrapped_optimizer.zero_grad()
+            self.method.after_step(clock)
+            means.add(parts)
+            self._housekeeping(run, progress, log, means, step + 1, rate)
+
+    def _housekeeping(
+        self, run: Path, progress: Progress, log: RunLog | None, means: "Means", done: int, rate: float
+    ) -> None:
+        """Metrics, validation and checkpoints that are due after `done` steps."""
+        engine = self.config.engine
+        last = done == engine.steps
+        validates = last or done % engine.validate_every == 0
+        saves = last or done % engine.save_every == 0
+        if not (saves or validates or done % engine.log_every == 0):
+            return
+        values = means.take() | {name: float(value) for name, value in self.method.diagnostics().items()}
+        self._refuse_non_finite(run, values, done)
+        if log:
+            log.write(done, {**values, "learning_rate": rate})
+        if validates and self.main:
+            self._validate(run, progress, log, done)
+        if saves and self.main:
+            progress.step = done
+            save_last(run / "checkpoints" / "last.safetensors", self.method, self.optimizer, progress, self.frozen)
+        if validates or saves:
+            self.fabric.barrier()
+            means.restart_clock()
+
+    def _validate(self, run: Path, progress: Progress, log: RunLog | None, done: int) -> None:
+        has_labels = bool(self.prepared.labelled("validation"))
+        scores = evaluate(self.segmenter, self.validation, "validation", objects=False) if has_labels else None
+        # without validation labels the newest weights count as the best
+        best = scores is None or scores["mdice"] > progress.best
+        if best:
+            progress.best, progress.best_step = (scores["mdice"] if scores else math.nan), done
+            save_best(run / "checkpoints" / "best.safetensors", self.method.deployed, self.segmenter, self.frozen)
+        if log and scores:
+            log.write_validation(done, scores, best)
+
+    def _refuse_non_finite(self, run: Path, values: dict[str, float], done: int) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            known = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            raise InputError(
+                f"the loss is not finite by step {done} ({known}); {run / 'checkpoints'} holds the weights from before: "
+                "try a lower --engine.learning_rate or --engine.precision 32."
+            )
+
+
+class Means:
+    """Running means of the parts of the loss, kept on the device until they are taken."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.restart_clock()
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        for name, value in parts.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, and the seconds per step since then."""
+        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        values["seconds"] = (time.perf_counter() - self.began) / self.count
+        self.sums, self.count = {}, 0
+        self.restart_clock()
+        return values
+
+    def restart_clock(self) -> None:
+        self.began = time.perf_counter()
+
+
+def _fabric(engine: EngineConfig) -> Fabric:
+    """One process, or one of those that torchrun started."""
+    ranks, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    accelerator = choose_device(engine.device).type
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if ranks > 1 else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(1, ranks // local),
+        strategy=strategy,
+        precision=PRECISION[engine.precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _optimizer(method: Method, engine: EngineConfig) -> torch.optim.Optimizer:
+    groups = [
+        {
+            "params": group["params"],
+            "lr": engine.learning_rate * group["lr_scale"],
+            "lr_scale": group["lr_scale"],
+            "weight_decay": engine.weight_decay if group["decay"] else 0.0,
+        }
+        for group in method.parameter_groups()
+    ]
+    if engine.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=engine.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=engine.learning_rate)

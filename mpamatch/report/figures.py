@@ -1,0 +1,124 @@
+"""Figures of a run, drawn from what it wrote."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from mpamatch.files import replacing
+from mpamatch.images import overlay
+
+RAW = {"labelled", "strong", "feature", "consistency", "image_contrast", "text_contrast", "loss"}
+PROTOTYPES = {
+    "prototypes/in_use": "share in use",
+    "prototypes/cosine_within": "mean cosine, same class",
+    "prototypes/cosine_between": "mean cosine, other classes",
+}
+GREY = "0.4"
+
+
+def draw_training(run: Path) -> list[Path]:
+    """Writes RUN/figures/training.png, and prototypes.png where the method has image prototypes. Returns their paths."""
+    lines = _read(run / "metrics.jsonl")
+    if not lines:
+        return []
+    written = [_draw(run / "figures" / "training.png", [_losses, _agreement], lines)]
+    if any("prototypes/in_use" in line for line in lines):
+        written.append(_draw(run / "figures" / "prototypes.png", [_prototypes], lines))
+    return written
+
+
+def draw_examples(
+    path: Path,
+    images: Sequence[np.ndarray],  # each (H, W, 3) u8
+    columns: Mapping[str, Sequence[np.ndarray]],  # title → labels (H, W) u8, one per image
+    colours: Sequence[tuple[int, int, int]],
+    class_names: Sequence[str],
+) -> Path:
+    """One row per image: the image, then it with the labels of each column over it. Returns `path`."""
+    titles = ["image", *columns]
+    size = (2.5 * len(titles), 2.5 * len(images) + 0.5)
+    figure, axes = plt.subplots(len(images), len(titles), figsize=size, squeeze=False, layout="constrained")
+    for row, image in enumerate(images):
+        pictures = [image, *(overlay(image, labels[row], colours) for labels in columns.values())]
+        for axis, picture, title in zip(axes[row], pictures, titles, strict=True):
+            axis.imshow(picture)
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title, fontsize=10)
+    patches = [
+        plt.Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for colour in colours[1:]
+    ]
+    figure.legend(patches, class_names[1:], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _draw(path: Path, panels: Sequence[Any], lines: list[dict[str, Any]]) -> Path:
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, layout="constrained")
+    for axis, panel in zip(axes[0], panels, strict=True):
+        panel(axis, lines)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    return path
+
+
+def _losses(axis: Axes, lines: list[dict[str, Any]]) -> None:
+    for name in sorted({key for line in lines for key in line} & RAW, key=lambda key: (key != "loss", key)):
+        steps, values = _series(lines, name)
+        axis.plot(steps, values, label=name.replace("_", " "), linewidth=2 if name == "loss" else 1.2)
+    axis.set_title("loss and its parts, unweighted", fontsize=10)
+    axis.set_yscale("log")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _agreement(axis: Axes, lines: list[dict[str, Any]]) -> None:
+    scored = [line for line in lines if "validation" in line]
+    if scored:
+        axis.plot(
+            [line["step"] for line in scored],
+            [line["validation"]["mdice"] for line in scored],
+            marker="o",
+            markersize=3,
+            label="validation mDice",
+        )
+    steps, values = _series(lines, "confident")
+    if steps:
+        axis.plot(steps, values, label="share of confident pixels", color=GREY, linewidth=1.2)
+    axis.set_ylim(0, 1)
+    axis.set_title("validation and pseudo-labels", fontsize=10)
+    if scored or steps:
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
+
+
+def _prototypes(axis: Axes, lines: list[dict[str, Any]]) -> None:
+    for name, label in PROTOTYPES.items():
+        axis.plot(*_series(lines, name), label=label)
+    axis.set_ylim(-1.05, 1.05)
+    axis.set_title("image prototypes", fontsize=10)
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    chosen = [line for line in lines if name in line]
+    return [line["step"] for line in chosen], [line[name] for line in chosen]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,203 @@
+"""Masks, overlays and areas on disk; bad inputs by name."""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mpamatch.errors import InputError
+from mpamatch.inference.files import list_images, named_apart, predict_files
+from mpamatch.inference.segmenter import Segmenter
+
+
+class Bright(nn.Module):
+    def forward(self, windows: Tensor) -> SimpleNamespace:
+        red = windows[:, :1] - 0.5
+        return SimpleNamespace(logits=torch.cat([-red, red], dim=1))
+
+
+def make(microns_per_pixel: float | None = None) -> Segmenter:
+    return Segmenter(
+        Bright(),
+        class_names=("background", "gland"),
+        colours=((0, 0, 0), (0, 200, 83)),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        window=32,
+        scale=1.0,
+        microns_per_pixel=microns_per_pixel,
+    )
+
+
+def save(path: Path, height: int = 20, width: int = 40, bright: int = 10) -> Path:
+    """An image whose left `bright` columns are white."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[:, :bright] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "areas.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_outputs(tmp_path: Path) -> None:
+    first = save(tmp_path / "in" / "a.png")
+    second = save(tmp_path / "in" / "b.tif", height=35, width=50, bright=50)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    save(tmp_path / "in" / "deeper" / "c.png")
+    out = tmp_path / "out"
+    rows = predict_files(make(microns_per_pixel=0.5), [tmp_path / "in"], out)
+
+    assert names(out) == ["areas.csv", "masks", "overlays"]
+    assert names(out / "masks") == names(out / "overlays") == ["a.png", "b.png"]
+    mask = np.array(Image.open(out / "masks" / "a.png"))
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, np.tile(np.arange(40) < 10, (20, 1)))
+    painted = np.array(Image.open(out / "overlays" / "a.png"))
+    assert painted.shape == (20, 40, 3)
+    assert (painted[:, 10:] == 0).all()
+    assert (painted[:, :10] != 255).any()
+
+    assert [row.file for row in rows] == [first, second]
+    a, b = table(out)
+    assert list(a) == [
+        *("file", "name", "width", "height"),
+        *(
+            "background pixels",
+            "background share",
+            "background mm2",
+            "gland pixels",
+            "gland share",
+            "gland mm2",
+        ),
+    ]
+    assert (a["file"], a["name"], a["width"], a["height"]) == (str(first), "a", "40", "20")
+    assert (a["gland pixels"], float(a["gland share"]), float(a["gland mm2"])) == ("200", 0.25, 50e-6)
+    assert (a["background pixels"], float(a["background share"])) == ("600", 0.75)
+    assert (b["background pixels"], b["gland pixels"], float(b["gland share"])) == ("0", "1750", 1.0)
+
+
+def test_no_square_millimetres_without_pixel_size(tmp_path: Path) -> None:
+    predict_files(make(), [save(tmp_path / "a.png")], tmp_path / "out")
+    assert "gland pixels" in table(tmp_path / "out")[0]
+    assert "gland mm2" not in table(tmp_path / "out")[0]
+
+
+def test_same_stems_are_kept_apart(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "a.png", bright=1)
+    save(tmp_path / "y" / "a.png", bright=2)
+    save(tmp_path / "y" / "a.bmp", bright=3)
+    out = tmp_path / "out"
+    predict_files(make(), [tmp_path / "x", tmp_path / "y", tmp_path / "x" / "a.png"], out)
+    found = {row["file"]: row["name"] for row in table(out)}
+    assert found == {
+        str(tmp_path / "x" / "a.png"): "a",
+        str(tmp_path / "y" / "a.bmp"): "y-a",
+        str(tmp_path / "y" / "a.png"): "y-a-2",
+    }
+    for name, bright in (("a", 1), ("y-a", 3), ("y-a-2", 2)):
+        assert np.array(Image.open(out / "masks" / f"{name}.png")).sum() == 20 * bright
+
+
+def test_names_differ_in_more_than_capitals_and_survive_look_alikes() -> None:
+    files = [Path(name) for name in ("/p/q/a.png", "/p/q/A.png", "/p/q/q-a.png", "/p/q/a.bmp")]
+    given = [name for _, name in named_apart(files)]
+    assert given[0] == "a"
+    assert len({name.casefold() for name in given}) == 4
+
+
+def test_unreadable_file_stops_by_name_and_keeps_what_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    save(folder / "a.png")
+    whole = save(folder / "b.png", height=200, width=200).read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    save(folder / "c.png")
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"b\.png"):
+        predict_files(make(), [folder], out)
+    assert names(out / "masks") == names(out / "overlays") == ["a.png"]
+    assert [row["name"] for row in table(out)] == ["a"]
+
+
+def test_first_file_unreadable_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"a\.png"):
+        predict_files(make(), [tmp_path / "a.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    save(tmp_path / "outer" / "inner" / "a.png")
+    with pytest.raises(InputError, match="nothing to predict"):
+        list_images([])
+    with pytest.raises(InputError, match=r"gone\.png: no such file or folder"):
+        list_images([tmp_path / "gone.png"])
+    with pytest.raises(InputError, match="empty: no image at its top level"):
+        list_images([tmp_path / "empty"])
+    with pytest.raises(InputError, match="outer: no image at its top level"):
+        list_images([tmp_path / "outer"])
+
+
+def test_out_refused(tmp_path: Path) -> None:
+    image = save(tmp_path / "a.png")
+    save(tmp_path / "used" / "old.png")
+    with pytest.raises(InputError, match="used: is not empty"):
+        predict_files(make(), [image], tmp_path / "used")
+    assert names(tmp_path / "used") == ["old.png"]
+    with pytest.raises(InputError, match=r"a\.png: is a file"):
+        predict_files(make(), [image], image)
+    (tmp_path / "new").mkdir()
+    assert len(predict_files(make(), [image], tmp_path / "new")) == 1
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command, with a segmenter put in the place of a trained run."""
+    asked: list[tuple[Path, str]] = []
+    segmenter = make(microns_per_pixel=100.0)
+
+    def load_segmenter(run: Path, device: str) -> Segmenter:
+        asked.append((run, device))
+        return segmenter
+
+    checkpoints = SimpleNamespace(load_segmenter=load_segmenter)
+    monkeypatch.setitem(sys.modules, "mpamatch.engine.checkpoints", checkpoints)
+    monkeypatch.delitem(sys.modules, "mpamatch.commands.predict", raising=False)
+    from mpamatch.commands.predict import run
+
+    out = tmp_path / "out"
+    given = {
+        "run": "runs/x",
+        "inputs": [str(save(tmp_path / "a.png"))],
+        "out": str(out),
+        "device": "cpu",
+        "overlap": 0.5,
+    }
+    assert run(argparse.Namespace(**given)) == 0
+    assert asked == [(Path("runs/x"), "cpu")]
+    assert segmenter.overlap == 0.5
+    assert names(out) == ["areas.csv", "masks", "overlays"]
+    printed = capsys.readouterr().out
+    assert "25.0%" in printed
+    assert "gland" in printed
+    assert str(out) in printed.replace("\n", "")
+
+    missing = argparse.Namespace(**{**given, "inputs": [str(tmp_path / "gone.png")]})
+    with pytest.raises(InputError, match=r"gone\.png"):
+        run(missing)
+    assert len(asked) == 1  # told before a model is loaded
+    monkeypatch.delitem(sys.modules, "mpamatch.commands.predict")

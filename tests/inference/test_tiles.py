@@ -1,0 +1,168 @@
+"""Windows cover, keep their size, and leave no trace in the result."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mpamatch.errors import InputError
+from mpamatch.inference.tiles import origins, segment
+
+SIDES = st.integers(1, 40)
+
+
+def pointwise(windows: Tensor) -> Tensor:
+    """Logits that depend on a pixel alone, so that no window can matter."""
+    red, green, blue = windows.unbind(dim=1)
+    return torch.stack([red - blue, 2 * green, red * blue], dim=1)
+
+
+class Recorder:
+    """Remembers the shape of every batch it is given."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        self.shapes.append(tuple(windows.shape))
+        return pointwise(windows)
+
+
+@given(length=st.integers(1, 300), window=st.integers(1, 64), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_origins_cover_without_strips(length: int, window: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, window))
+    starts = origins(length, window, stride)
+    covered = {pixel for start in starts for pixel in range(start, start + window)}
+    assert covered >= set(range(length))
+    assert starts[0] == 0
+    assert starts[-1] + window == max(length, window)
+    assert all(1 <= b - a <= stride for a, b in pairwise(starts))
+    fewest = 1 if length <= window else -(-(length - window) // stride) + 1
+    assert len(starts) == fewest
+
+
+def test_origins_known() -> None:
+    assert origins(224, 224, 149) == [0]
+    assert origins(100, 224, 149) == [0]
+    assert origins(225, 224, 149) == [0, 1]
+    assert origins(10, 4, 3) == [0, 3, 6]
+    assert origins(11, 4, 3) == [0, 2, 4, 7]
+
+
+@pytest.mark.parametrize(("length", "window", "stride"), [(0, 4, 2), (9, 4, 5), (9, 4, 0), (9, 0, 0)])
+def test_origins_refused(length: int, window: int, stride: int) -> None:
+    with pytest.raises(InputError, match="stride"):
+        origins(length, window, stride)
+
+
+@given(
+    height=SIDES, width=SIDES, window=st.integers(1, 17), overlap=st.floats(0, 0.9), batch=st.integers(1, 5)
+)
+@settings(max_examples=60, deadline=None)
+def test_pointwise_model_equals_whole_image(
+    height: int, width: int, window: int, overlap: float, batch: int
+) -> None:
+    image = torch.randn(3, height, width, generator=torch.Generator().manual_seed(height * 41 + width))
+    model = Recorder()
+    result = segment(model, image, window=window, overlap=overlap, batch=batch)
+    torch.testing.assert_close(result, pointwise(image[None])[0].softmax(dim=0), rtol=0, atol=1e-6)
+    assert result.dtype == torch.float32
+    assert all(shape[1:] == (3, window, window) and 1 <= shape[0] <= batch for shape in model.shapes)
+
+
+def test_constant_windows_blend_to_a_constant() -> None:
+    def constant(windows: Tensor) -> Tensor:
+        return torch.tensor([0.3, -1.0]).view(1, 2, 1, 1).expand(len(windows), 2, 16, 16)
+
+    result = segment(constant, torch.randn(3, 53, 38), window=16, overlap=1 / 3, batch=4)
+    expected = torch.tensor([0.3, -1.0]).softmax(dim=0).view(2, 1, 1).expand(2, 53, 38)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+
+
+def test_blend_has_no_seam() -> None:
+    """Two windows that disagree fade into each other: no step is larger than the Hann ramp's steepest.
+
+    The share of the left window over an overlap of 32 pixels is sin²/(sin² + cos²) of a quarter wave per 32
+    pixels: its steepest step is π/2/32 ≈ 0.049; a hard border would be one step of 1.
+    """
+
+    def by_position(windows: Tensor) -> Tensor:
+        side = windows.mean(dim=(1, 2, 3)).sign() * 50
+        return torch.stack([side, -side], dim=1)[..., None, None].expand(len(windows), 2, 64, 64)
+
+    image = torch.linspace(-1, 1, 96).expand(3, 64, 96)
+    result = segment(by_position, image, window=64, overlap=0.5, batch=2)[0]
+    assert result[:, :32].max() < 1e-6
+    assert result[:, 64:].min() > 1 - 1e-6
+    assert result.diff(dim=1).abs().max() < 0.05
+
+
+def test_images_in_a_batch_equal_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 5, padding=2).double()
+    images = [
+        torch.randn(3, h, w, generator=generator).double() for h, w in [(16, 16), (5, 40), (33, 20), (1, 1)]
+    ]
+    together = segment(network, images, window=16, overlap=0.25, batch=3)
+    for image, result in zip(images, together, strict=True):
+        alone = segment(network, image, window=16, overlap=0.25, batch=8)
+        torch.testing.assert_close(result, alone, rtol=0, atol=1e-7)
+        assert result.shape == (4, *image.shape[1:])
+
+
+def test_images_of_window_size_cost_one_row_each() -> None:
+    model = Recorder()
+    images = [torch.randn(3, 16, 16) for _ in range(7)]
+    results = segment(model, images, window=16, overlap=1 / 3, batch=4)
+    assert [shape[0] for shape in model.shapes] == [4, 3]
+    for image, result in zip(images, results, strict=True):
+        assert torch.equal(result, pointwise(image[None])[0].softmax(dim=0))
+
+
+def test_small_images_are_reflected_or_repeated_around_the_middle() -> None:
+    seen: list[Tensor] = []
+
+    def model(windows: Tensor) -> Tensor:
+        seen.append(windows[0, 0])
+        return windows
+
+    segment(model, torch.arange(4.0).expand(3, 1, 4), window=6, overlap=0, batch=1)
+    assert seen[0].tolist() == [[1, 0, 1, 2, 3, 2]] * 6
+
+
+def test_results_can_be_changed_and_carry_no_gradient() -> None:
+    network = torch.nn.Conv2d(3, 2, 1)
+    result = segment(network, torch.randn(3, 9, 9), window=8, overlap=0.5, batch=2)
+    assert not result.requires_grad
+    result += 1  # an inference tensor would refuse
+    assert result.min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"overlap": 1.0}, "overlap"),
+        ({"overlap": -0.1}, "overlap"),
+        ({"window": 0}, "window"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_settings_refused(changes: dict[str, float], words: str) -> None:
+    arguments = {"window": 8, "overlap": 0.5, "batch": 2, **changes}
+    with pytest.raises(InputError, match=words):
+        segment(pointwise, torch.zeros(3, 9, 9), **arguments)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (3, 9), (2, 3, 9, 9), (3, 0, 9)])
+def test_image_shapes_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"must be \(3, H, W\)"):
+        segment(pointwise, [torch.zeros(shape)], window=8, overlap=0.5, batch=2)
+
+
+def test_model_with_other_size_refused() -> None:
+    with pytest.raises(InputError, match="must be logits"):
+        segment(lambda windows: windows[..., ::4, ::4], torch.zeros(3, 9, 9), window=8, overlap=0.5, batch=2)
