@@ -31,7 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: could not be written ({error.strerror or error}); what stood there before is kept.") from error
+        raise InputError(
+            f"{path}: could not be written ({error.strerror or error}); what stood there before is kept."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -36,7 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     table.add_column(style="bold")
     table.add_column()
     for name, value in facts.items():
-        text = "\n".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else ", ".join(value) if isinstance(value, list) else str(value)
+        text = (
+            "\n".join(f"{k}: {v}" for k, v in value.items())
+            if isinstance(value, dict)
+            else ", ".join(value)
+            if isinstance(value, list)
+            else str(value)
+        )
         table.add_row(name, text)
     Console().print(table)
     return 0

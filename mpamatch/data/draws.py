@@ -47,7 +47,11 @@ class Geometry:
     def region(self, height: int, width: int, crop: int, scale: float) -> tuple[int, int, int]:
         """top, left and side in source pixels for an image of that size; the side may exceed the image (then padded)."""
         side = max(1, round(crop / (scale * self.zoom)))
-        return int(self.top * (max(height, side) - side + 1)), int(self.left * (max(width, side) - side + 1)), side
+        return (
+            int(self.top * (max(height, side) - side + 1)),
+            int(self.left * (max(width, side) - side + 1)),
+            side,
+        )
 
 
 @dataclass(frozen=True)

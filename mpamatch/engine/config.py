@@ -83,7 +83,9 @@ class Config:
 def recipes() -> list[str]:
     """The names of the recipes that come with the package."""
     folder = resources.files("mpamatch.recipes")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequence[str] = ()) -> Config:
@@ -120,9 +122,13 @@ def field_help() -> str:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML that `load_config(file=…)` reads back to the same."""
-    content = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "method", "engine")}
+    content = {
+        name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "method", "engine")
+    }
     with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump({"recipe": config.recipe, **content}, sort_keys=False), encoding="utf-8")
+        temporary.write_text(
+            yaml.safe_dump({"recipe": config.recipe, **content}, sort_keys=False), encoding="utf-8"
+        )
 
 
 def load_saved(path: Path) -> Config:
@@ -138,7 +144,10 @@ def load_saved(path: Path) -> Config:
 def _recipe(name: str) -> dict[str, Any]:
     if name not in recipes():
         raise unknown("recipe", name, recipes())
-    return yaml.safe_load((resources.files("mpamatch.recipes") / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    return (
+        yaml.safe_load((resources.files("mpamatch.recipes") / f"{name}.yaml").read_text(encoding="utf-8"))
+        or {}
+    )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -155,7 +164,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parser(method: str) -> ArgumentParser:
     parser = ArgumentParser(prog="mpamatch train", exit_on_error=False, usage=None)
-    sections = {"data": DataConfig, "model": ModelConfig, "method": config_class(method), "engine": EngineConfig}
+    sections = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "method": config_class(method),
+        "engine": EngineConfig,
+    }
     for section, configuration in sections.items():
         parser.add_class_arguments(configuration, section)
     return parser
@@ -169,7 +183,9 @@ def _for_method(content: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise unknown("method", known, METHODS)
     result = {k: v for k, v in content.items() if k not in ("methods", "recipe")}
     own = dict(content.get("method") or {})
-    if own.get("name", name) != name:  # the recipe's method was changed by a flag: its own settings do not apply
+    if (
+        own.get("name", name) != name
+    ):  # the recipe's method was changed by a flag: its own settings do not apply
         own = {}
     result["method"] = {**(of_methods.get(name) or {}), **own, "name": name}
     return result
@@ -234,11 +250,22 @@ def _one_sentence(error: Exception) -> str:
     """jsonargparse says `Parser key "a.b": Does not validate … Got value: x`; keep the key, the type and the value."""
     text = " ".join(str(error).split())
     key = re.search(r'key "([\w.]+)"|argument --?([\w.]+)', text)
-    wanted = re.search(r"(?:Expected a|Expected|type) <?(?:class )?'?([\w\[\]., |]+?)'?>?[.:;]? (?:Got|Given|given)", text)
+    wanted = re.search(
+        r"(?:Expected a|Expected|type) <?(?:class )?'?([\w\[\]., |]+?)'?>?[.:;]? (?:Got|Given|given)", text
+    )
     got = re.search(r"(?:Got value|Given value): ?(.+?)(?: |$)", text)
     if key:
         return f"{key[1] or key[2]}: {'expected ' + wanted[1] if wanted else 'has a value of the wrong type'}{', got ' + got[1] if got else ''}."
     return text if text.endswith(".") else f"{text}."
 
 
-__all__ = ["Config", "EngineConfig", "Namespace", "field_help", "load_config", "load_saved", "recipes", "save_config"]
+__all__ = [
+    "Config",
+    "EngineConfig",
+    "Namespace",
+    "field_help",
+    "load_config",
+    "load_saved",
+    "recipes",
+    "save_config",
+]

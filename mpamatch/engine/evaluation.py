@@ -30,7 +30,9 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) 
     metrics = SegmentationMetrics(prepared.class_names, objects=objects)
     for together in _chunks(names):
         pairs = [images(name, with_label=True) for name in together]
-        for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
+        for probability, (_, label) in zip(
+            segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True
+        ):
             metrics.update(probability.max(0).indices, label)
     return {"part": part, "images": len(names), **metrics.compute()}
 

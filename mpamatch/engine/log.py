@@ -7,7 +7,14 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 SHOWN = ("loss", "labelled", "strong", "consistency", "image_contrast", "text_contrast")
@@ -40,7 +47,9 @@ class RunLog:
     def _forget_after(self, start: int) -> None:
         """A resumed run repeats what came after its checkpoint: those lines go."""
         if self.path.is_file():
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
+            lines = [
+                line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start
+            ]
             self.path.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
 
     def __enter__(self) -> "RunLog":

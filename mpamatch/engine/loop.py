@@ -67,7 +67,9 @@ def new_run(run: Path | None, recipe: str) -> Path:
     """The folder of a new run; an explicit one must not exist."""
     if run is not None:
         if run.exists():
-            raise InputError(f"{run}: exists already; give another folder, or go on with it by --resume {run}.")
+            raise InputError(
+                f"{run}: exists already; give another folder, or go on with it by --resume {run}."
+            )
         return run
     number = 1
     while (path := Path("runs") / f"{recipe}-{number:03d}").exists():
@@ -93,7 +95,9 @@ class Trainer:
         self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = _optimizer(self.method, engine)
         module = torch.compile(self.method, fullgraph=True) if engine.compile else self.method
-        self.step_module, self.wrapped_optimizer = self.fabric.setup(module, self.optimizer, _reapply_compile=False)
+        self.step_module, self.wrapped_optimizer = self.fabric.setup(
+            module, self.optimizer, _reapply_compile=False
+        )
         self.segmenter = build_segmenter(config, prepared, self.method.deployed)
 
     def fit(self, run: Path) -> Result:
@@ -135,7 +139,11 @@ class Trainer:
         engine, device = self.config.engine, self.fabric.device
         means = Means()
         feed = batches(
-            self.feed, progress.step, engine.steps, workers=self.config.data.workers, pin=device.type == "cuda"
+            self.feed,
+            progress.step,
+            engine.steps,
+            workers=self.config.data.workers,
+            pin=device.type == "cuda",
         )
         self.method.train()
         for step, batch in enumerate(feed, start=progress.step):
@@ -169,19 +177,25 @@ class Trainer:
             self._validate(run, progress, log, done)
         if saves and self.main:
             progress.step = done
-            save_last(run / "checkpoints" / "last.safetensors", self.method, self.optimizer, progress, self.frozen)
+            save_last(
+                run / "checkpoints" / "last.safetensors", self.method, self.optimizer, progress, self.frozen
+            )
         if validates or saves:
             self.fabric.barrier()
             means.restart_clock()
 
     def _validate(self, run: Path, progress: Progress, log: RunLog | None, done: int) -> None:
         has_labels = bool(self.prepared.labelled("validation"))
-        scores = evaluate(self.segmenter, self.validation, "validation", objects=False) if has_labels else None
+        scores = (
+            evaluate(self.segmenter, self.validation, "validation", objects=False) if has_labels else None
+        )
         # without validation labels the newest weights count as the best
         best = scores is None or scores["mdice"] > progress.best
         if best:
             progress.best, progress.best_step = (scores["mdice"] if scores else math.nan), done
-            save_best(run / "checkpoints" / "best.safetensors", self.method.deployed, self.segmenter, self.frozen)
+            save_best(
+                run / "checkpoints" / "best.safetensors", self.method.deployed, self.segmenter, self.frozen
+            )
         if log and scores:
             log.write_validation(done, scores, best)
 

@@ -37,7 +37,9 @@ class MeanTeacher(Method):
     def __init__(self, model: TransUNet, config: MeanTeacherConfig):
         super().__init__(model)
         if not 0 <= config.decay < 1 or config.ramp < 1:
-            raise InputError(f"method.decay and method.ramp: expected 0 <= decay < 1 and ramp >= 1, got {config.decay} and {config.ramp}.")
+            raise InputError(
+                f"method.decay and method.ramp: expected 0 <= decay < 1 and ramp >= 1, got {config.decay} and {config.ramp}."
+            )
         self.config = config
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 

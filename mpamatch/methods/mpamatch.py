@@ -90,7 +90,9 @@ class MPAMatch(UniMatch):
         self.project = nn.Sequential(
             nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
         )
-        self.bank = PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
+        self.bank = (
+            PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
+        )
         self.text = text
         self.to_text = nn.Linear(width, text.width) if text is not None else None
 
@@ -99,7 +101,11 @@ class MPAMatch(UniMatch):
         config = self.config
         seen = self.see(batch, weak_gradient=True)
         z = torch.cat([self.embed(seen.labelled.embedding), self.embed(seen.weak.embedding)])  # (N, D)
-        started = ((step - config.start) / max(config.ramp, 1)).clamp(0, 1) if config.ramp else (step >= config.start)
+        started = (
+            ((step - config.start) / max(config.ramp, 1)).clamp(0, 1)
+            if config.ramp
+            else (step >= config.start)
+        )
         started = started.to(z.dtype)
 
         targets = self.targets(seen, z, batch, started)
@@ -135,14 +141,18 @@ class MPAMatch(UniMatch):
         height, width = seen.weak.embedding.shape[-2:]
         distance, _ = ops.prototype_distance(z.detach()[-len(valid) * height * width :], self.bank.prototypes)
         second = (-distance / config.temperature).unflatten(0, (len(valid), height, width)).movedim(-1, 1)
-        second = nn.functional.interpolate(second, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+        second = nn.functional.interpolate(
+            second, size=logits.shape[-2:], mode="bilinear", align_corners=False
+        )
         on = started > 0
         if config.second_opinion == "agree":
             agrees = second.max(1).indices == own.label
             return own._replace(weight=torch.where(on & ~agrees, 0.0, own.weight))
         mean = (logits.float().softmax(1) + second.softmax(1)) / 2
         both = pseudo_targets(mean.clamp(min=1e-12).log(), valid, config.threshold)
-        return Targets(torch.where(on, both.label, own.label), torch.where(on, both.weight, own.weight), valid)
+        return Targets(
+            torch.where(on, both.label, own.label), torch.where(on, both.weight, own.weight), valid
+        )
 
     def prototype_terms(
         self, seen: Views, z: Tensor, targets: Targets, batch: Batch
@@ -151,7 +161,10 @@ class MPAMatch(UniMatch):
         size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
         label = torch.cat([centre_sample(batch.labelled.label, size), centre_sample(targets.label, size)])
         weight = torch.cat(
-            [centre_sample((batch.labelled.label != ops.IGNORE).to(z.dtype), size), centre_sample(targets.weight, size).to(z.dtype)]
+            [
+                centre_sample((batch.labelled.label != ops.IGNORE).to(z.dtype), size),
+                centre_sample(targets.weight, size).to(z.dtype),
+            ]
         )
         label = torch.where(weight > 0, label, ops.IGNORE)
         total: Tensor = z.new_zeros(())
@@ -164,12 +177,16 @@ class MPAMatch(UniMatch):
             parts |= {"image_contrast": terms[0].detach(), "image_alignment": terms[1].detach()}
         if self.text is not None and self.to_text is not None:
             prototypes = self.text()[:, None].to(z.dtype)
-            terms = self._mean_contrast(self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight)
+            terms = self._mean_contrast(
+                self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight
+            )
             total = total + self.config.weight_text * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"text_contrast": terms[0].detach(), "text_alignment": terms[1].detach()}
         return total, parts
 
-    def _image_terms(self, z: Tensor, label: Tensor, weight: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    def _image_terms(
+        self, z: Tensor, label: Tensor, weight: Tensor, correct: Tensor
+    ) -> tuple[Tensor, Tensor]:
         assert self.bank is not None
         config, group = self.config, all_ranks()
         iterations = config.iterations if config.assignment == "sinkhorn" else 0
@@ -177,7 +194,9 @@ class MPAMatch(UniMatch):
         self.bank.update(z, assignment, correct, momentum=config.momentum, group=group)
         return self._mean_contrast(z, self.bank.prototypes, assignment, weight)
 
-    def _mean_contrast(self, z: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _mean_contrast(
+        self, z: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         contrast, alignment = ops.prototype_contrast(
             z,
             prototypes,
@@ -211,6 +230,10 @@ def _check(config: MPAMatchConfig, text: TextPrototypes | None) -> None:
     if config.second_opinion != "none" and not config.image_prototypes:
         raise InputError("method.second_opinion: needs method.image_prototypes true.")
     if not config.image_prototypes and text is None:
-        raise InputError("method.image_prototypes: without image and text prototypes there is nothing to contrast; take unimatch.")
+        raise InputError(
+            "method.image_prototypes: without image and text prototypes there is nothing to contrast; take unimatch."
+        )
     if config.prototypes < 1 or config.embedding_width < 1 or config.temperature <= 0 or config.epsilon <= 0:
-        raise InputError("method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0.")
+        raise InputError(
+            "method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0."
+        )

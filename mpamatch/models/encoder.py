@@ -91,7 +91,9 @@ class HybridViTEncoder(Encoder):
             maps.append(x)
         x = vit.patch_embed.proj(maps.pop())
         height, width = x.shape[-2:]
-        tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x.permute(0, 2, 3, 1)))))[:, vit.num_prefix_tokens :]
+        tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x.permute(0, 2, 3, 1)))))[
+            :, vit.num_prefix_tokens :
+        ]
         return (*maps, tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width))
 
 
@@ -103,12 +105,15 @@ class SmallEncoder(Encoder):
         self.channels, self.strides, self.multiple = widths, (2, 4, 8, 16), 16
         inputs = (3, *widths[:-1])
         self.stages = nn.ModuleList(
-            nn.Sequential(conv_norm(i, o, norm, stride=2), conv_norm(o, o, norm)) for i, o in zip(inputs, widths, strict=True)
+            nn.Sequential(conv_norm(i, o, norm, stride=2), conv_norm(o, o, norm))
+            for i, o in zip(inputs, widths, strict=True)
         )
         # Position comes from the zero padding of the convolutions and this depth-wise one (CPVT, arXiv 2102.10882),
         # so that any input size works without resampling a table.
         self.position = nn.Conv2d(widths[-1], widths[-1], 3, padding=1, groups=widths[-1]) if blocks else None
-        self.blocks = nn.Sequential(*(Block(widths[-1], num_heads=4, mlp_ratio=2, qkv_bias=True) for _ in range(blocks)))
+        self.blocks = nn.Sequential(
+            *(Block(widths[-1], num_heads=4, mlp_ratio=2, qkv_bias=True) for _ in range(blocks))
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps, x = [], image
@@ -153,13 +158,22 @@ def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
 
 
 def _timm_vit(name: str, weights: str | None) -> VisionTransformer:
-    arguments: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True, "img_size": 224, **PRESETS.get(name, {"model_name": name})}
+    arguments: dict[str, Any] = {
+        "num_classes": 0,
+        "dynamic_img_size": True,
+        "img_size": 224,
+        **PRESETS.get(name, {"model_name": name}),
+    }
     model_name = arguments.pop("model_name")
     if not timm.is_model(model_name):
         raise unknown("model.encoder", name, [*PRESETS, *SMALL, *timm.list_models("vit_*")])
-    hub = HUB.get(name) if weights == "hub" else weights if weights and weights.startswith("hf-hub:") else None
+    hub = (
+        HUB.get(name) if weights == "hub" else weights if weights and weights.startswith("hf-hub:") else None
+    )
     if weights == "hub" and hub is None:
-        raise InputError(f"model.encoder_weights: 'hub' goes with {' and '.join(HUB)}; for {name!r} give a file or 'timm'.")
+        raise InputError(
+            f"model.encoder_weights: 'hub' goes with {' and '.join(HUB)}; for {name!r} give a file or 'timm'."
+        )
     try:
         if hub:
             vit = timm.create_model(hub, pretrained=True, **arguments)

@@ -35,19 +35,39 @@ class PrototypeBank(nn.Module):
                 setattr(self, name, buffer.float())
         return module
 
-    def assign(self, embedding: Tensor, label: Tensor, *, iterations: int, epsilon: float, group: dist.ProcessGroup | None) -> Tensor:
+    def assign(
+        self,
+        embedding: Tensor,
+        label: Tensor,
+        *,
+        iterations: int,
+        epsilon: float,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
         """embedding (N,D), label (N,) → (N,) i32 flat assignment; 0 iterations: the nearest prototype of the class."""
         return ops.sinkhorn_assign(
             embedding, self.prototypes, label, epsilon=epsilon, iterations=iterations, process_group=group
         )
 
     def update(
-        self, embedding: Tensor, assignment: Tensor, weight: Tensor, *, momentum: float, group: dist.ProcessGroup | None
+        self,
+        embedding: Tensor,
+        assignment: Tensor,
+        weight: Tensor,
+        *,
+        momentum: float,
+        group: dist.ProcessGroup | None,
     ) -> None:
         """embedding (N,D), assignment (N,), weight (N,): one step of online clustering."""
         before = self.updates.clone()
         ops.prototype_update_(
-            self.prototypes, self.updates, embedding, assignment, weight=weight, momentum=momentum, process_group=group
+            self.prototypes,
+            self.updates,
+            embedding,
+            assignment,
+            weight=weight,
+            momentum=momentum,
+            process_group=group,
         )
         self.recent.mul_(self.DECAY).add_((self.updates - before).to(self.recent.dtype), alpha=1 - self.DECAY)
 

@@ -116,9 +116,10 @@ class TextEncoder(nn.Module, ABC):
         """
         # expand also makes a Parameter a plain tensor, which the module does not register as its own
         self.embedding.context = None if context is None else context.expand(len(tokens), -1, -1)
-        pooled = self.pooled(tokens)
-        self.embedding.context = None
-        return pooled
+        try:
+            return self.pooled(tokens)
+        finally:
+            self.embedding.context = None
 
     @abstractmethod
     def pooled(self, tokens: Tensor) -> Tensor:  # (S, L) -> (S, width)

@@ -31,7 +31,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file.")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except SafetensorError as error:
         raise InputError(f"{path}: is no readable safetensors file ({error}).") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets in a foreign file
@@ -57,5 +61,7 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     differences = shapes + missing + extra
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        raise InputError(f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}.")
+        raise InputError(
+            f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}."
+        )
     module.load_state_dict(dict(state))

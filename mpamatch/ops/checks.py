@@ -48,7 +48,9 @@ def pixels_and_prototypes(embedding: Tensor, prototypes: Tensor) -> tuple[int, i
     has_shape("prototypes", prototypes, "C", "K", embedding.shape[1])
     classes, per_class, width = prototypes.shape
     if classes == 0 or per_class == 0 or width == 0:
-        raise ValueError(f"prototypes: expected at least one class, prototype and channel, got {tuple(prototypes.shape)}.")
+        raise ValueError(
+            f"prototypes: expected at least one class, prototype and channel, got {tuple(prototypes.shape)}."
+        )
     same_device(embedding=embedding, prototypes=prototypes)
     return embedding.shape[0], classes, per_class, width
 

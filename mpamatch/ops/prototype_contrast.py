@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from mpamatch.ops import checks
-from mpamatch.ops.unit import unit, working
+from mpamatch.ops.unit import unit, without_autocast, working
 
 
+@without_autocast
 def prototype_contrast(
     embedding: Tensor,  # (N, D) any floating dtype
     prototypes: Tensor,  # (C, K, D) f32 or f64
-    assignment: Tensor,  # (N,) integer: c·K + k, −1 = ignored
+    assignment: Tensor,  # (N,) i32 or i64: c·K + k, −1 = ignored
     *,
     temperature: float = 0.1,
     weight: Tensor | None = None,  # (N,) >= 0, default 1
@@ -24,7 +25,7 @@ def prototype_contrast(
     ProtoSeg (CVPR 2022), eqs. 9 and 10, with the temperature that ProtoSeg's paper states.
     """
     pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
-    checks.is_integer("assignment", assignment)
+    checks.has_dtype("assignment", assignment, torch.int32, torch.int64)
     checks.has_shape("assignment", assignment, pixels)
     checks.same_device(embedding=embedding, assignment=assignment)
     if temperature <= 0:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from mpamatch.ops import checks
-from mpamatch.ops.unit import unit, working
+from mpamatch.ops.unit import unit, without_autocast, working
 
 
+@without_autocast
 def prototype_distance(
     embedding: Tensor,  # (N, D) any floating dtype
     prototypes: Tensor,  # (C, K, D) f32 or f64

@@ -5,15 +5,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpamatch.ops import checks
-from mpamatch.ops.unit import ZERO_NORM, sum_over_ranks, unit, working
+from mpamatch.ops.unit import ZERO_NORM, sum_over_ranks, unit, without_autocast, working
 
 
+@without_autocast
 @torch.no_grad()
 def prototype_update_(
     prototypes: Tensor,  # (C, K, D) f32 or f64, changed in place
     updates: Tensor,  # (C, K) i64, changed in place: how often each prototype was updated
     embedding: Tensor,  # (N, D) any floating dtype
-    assignment: Tensor,  # (N,) integer: c·K + k, −1 = ignored
+    assignment: Tensor,  # (N,) i32 or i64: c·K + k, −1 = ignored
     *,
     weight: Tensor | None = None,  # (N,) >= 0, default 1
     momentum: float = 0.999,
@@ -29,7 +30,7 @@ def prototype_update_(
     pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
     checks.has_dtype("updates", updates, torch.int64)
     checks.has_shape("updates", updates, classes, per_class)
-    checks.is_integer("assignment", assignment)
+    checks.has_dtype("assignment", assignment, torch.int32, torch.int64)
     checks.has_shape("assignment", assignment, pixels)
     checks.same_device(embedding=embedding, updates=updates, assignment=assignment)
     if not 0 <= momentum <= 1:
@@ -39,8 +40,8 @@ def prototype_update_(
     w = checks.pixel_weight(weight, z, pixels)
     chosen = assignment.long()
     used = (chosen >= 0) & (chosen < classes * per_class)
-    member = torch.nn.functional.one_hot(torch.where(used, chosen, 0), classes * per_class)
-    share = torch.where(used[:, None], member * w[:, None], 0.0)  # (N, C·K)
+    member = chosen[:, None] == torch.arange(classes * per_class, device=chosen.device)
+    share = torch.where(member & used[:, None], w[:, None], 0.0)  # (N, C·K)
     total = sum_over_ranks(share.T @ z, process_group).reshape(classes, per_class, width)
 
     moved = total.norm(dim=-1) >= ZERO_NORM

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from mpamatch.ops import checks
-from mpamatch.ops.unit import working
+from mpamatch.ops.unit import without_autocast, working
 
 
+@without_autocast
 @torch.no_grad()
 def pseudo_label(
     logits: Tensor,  # (B, C, H, W) any floating dtype

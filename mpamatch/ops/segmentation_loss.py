@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from mpamatch.ops import checks
-from mpamatch.ops.unit import working
+from mpamatch.ops.unit import without_autocast, working
 
 
+@without_autocast
 def segmentation_loss(
     logits: Tensor,  # (B, C, H, W) any floating dtype
     label: Tensor,  # (B, H, W) any integer dtype; outside [0, C), 255 among it: ignored
@@ -21,8 +22,8 @@ def segmentation_loss(
     checks.is_floating("logits", logits)
     checks.has_shape("logits", logits, "B", "C", "H", "W")
     batch, classes, height, width = logits.shape
-    if classes == 0:
-        raise ValueError("logits: expected at least one class, got none.")
+    if not 1 <= classes <= checks.IGNORE:
+        raise ValueError(f"logits: expected 1 to 255 classes, as label 255 means ignore, got {classes}.")
     checks.is_integer("label", label)
     checks.has_shape("label", label, batch, height, width)
     checks.same_device(logits=logits, label=label)

@@ -5,9 +5,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpamatch.ops import checks
-from mpamatch.ops.unit import maximum_over_ranks, sum_over_ranks, unit, working
+from mpamatch.ops.unit import maximum_over_ranks, sum_over_ranks, unit, without_autocast, working
 
 
+@without_autocast
 @torch.no_grad()
 def sinkhorn_assign(
     embedding: Tensor,  # (N, D) any floating dtype
@@ -31,6 +32,10 @@ def sinkhorn_assign(
     checks.is_integer("label", label)
     checks.has_shape("label", label, pixels)
     checks.same_device(embedding=embedding, label=label)
+    if classes > checks.IGNORE:
+        raise ValueError(
+            f"prototypes: expected at most 255 classes, as label 255 means ignore, got {classes}."
+        )
     if epsilon <= 0 or iterations < 0:
         raise ValueError(f"epsilon: expected > 0 and iterations >= 0, got {epsilon} and {iterations}.")
 
@@ -38,10 +43,13 @@ def sinkhorn_assign(
     used = (label >= 0) & (label < classes)
     own = torch.where(used, label, 0)
     member = torch.nn.functional.one_hot(own, classes).bool() & used[:, None]  # (N, C)
-    score = (unit(working(embedding)) @ unit(working(prototypes).to(working(embedding).dtype)).reshape(-1, width).T) / epsilon
-    score = score.reshape(pixels, classes, per_class)[torch.arange(pixels, device=label.device), own]  # (N, K)
+    score = (
+        unit(working(embedding)) @ unit(working(prototypes).to(working(embedding).dtype)).reshape(-1, width).T
+    ) / epsilon
+    score = score.reshape(pixels, classes, per_class)[
+        torch.arange(pixels, device=label.device), own
+    ]  # (N, K)
 
-    counts = sum_over_ranks(member.sum(0).to(score.dtype), process_group)  # (C,)
     log_u = score.new_zeros(classes, per_class)
     for iteration in range(iterations):
         if iteration == 0:
@@ -49,8 +57,8 @@ def sinkhorn_assign(
         else:
             share = torch.softmax(score + log_u[own], -1)
             total = sum_over_ranks(member.to(score.dtype).T @ share, process_group)
-            present = counts[:, None] > 0
-            log_u = log_u - torch.where(present, (total / counts.clamp(min=1)[:, None]).clamp(min=1e-30).log(), 0.0)
+            # a sum for the mean: dividing by n shifts all K of a class alike, which no argmax sees
+            log_u = log_u - torch.where(total > 0, total.clamp(min=torch.finfo(total.dtype).tiny).log(), 0.0)
     nearest = (score + log_u[own]).max(-1).indices
     return torch.where(used, own * per_class + nearest, -1).to(torch.int32)
 

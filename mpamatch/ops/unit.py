@@ -1,10 +1,32 @@
-"""The unit vector that all prototype operations share, and the sum over ranks."""
+"""What the operations share: the unit vector, the working precision, the sum over ranks."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 ZERO_NORM = 1e-6
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def without_autocast(operation: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Runs an operation in the precision it states. Autocast would turn its products into bfloat16, whose rounding is
+    more than one step of a prototype at momentum .999."""
+
+    @wraps(operation)
+    def exact(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        device = first.device.type if isinstance(first, Tensor) else "cpu"
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return operation(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return operation(*args, **kwargs)
+
+    return exact
 
 
 def working(x: Tensor) -> Tensor:

@@ -53,15 +53,15 @@ def draw_examples(
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=10)
-    patches = [
-        plt.Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for colour in colours[1:]
-    ]
+    patches = [plt.Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for colour in colours[1:]]
     figure.legend(patches, class_names[1:], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return _save(figure, path)
 
 
 def _draw(path: Path, panels: Sequence[Any], lines: list[dict[str, Any]]) -> Path:
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, layout="constrained"
+    )
     for axis, panel in zip(axes[0], panels, strict=True):
         panel(axis, lines)
         axis.set_xlabel("step")

@@ -82,11 +82,15 @@ class TorchvisionFeed(Dataset):
     ):
         for name, size in (("data.batch", config.batch), ("data.unlabelled_batch", config.unlabelled_batch)):
             if size < 1 or size % ranks:
-                raise InputError(f"{name}: {size} images do not divide over {ranks} ranks; choose a multiple of {ranks}.")
+                raise InputError(
+                    f"{name}: {size} images do not divide over {ranks} ranks; choose a multiple of {ranks}."
+                )
         if len(config.zoom) != 2:
             raise InputError(f"data.zoom: expected two numbers, got {config.zoom}.")
         if not 0 < config.scale <= 8 or config.crop < 16:
-            raise InputError(f"data.scale and data.crop: expected 0 < scale <= 8 and crop >= 16, got {config.scale} and {config.crop}.")
+            raise InputError(
+                f"data.scale and data.crop: expected 0 < scale <= 8 and crop >= 16, got {config.scale} and {config.crop}."
+            )
         if strong_views and not unlabelled:
             raise InputError(
                 f"{prepared.root}: no unlabelled training image; a split with fewer labelled ones leaves some "
@@ -105,7 +109,9 @@ class TorchvisionFeed(Dataset):
         if not self.strong_views:
             return Batch(Labelled(image, label), None)
         samples = [self._unlabelled(step, slot) for slot in self._slots(self.config.unlabelled_batch)]
-        columns = [None if column[0] is None else torch.stack(column) for column in zip(*samples, strict=True)]
+        columns = [
+            None if column[0] is None else torch.stack(column) for column in zip(*samples, strict=True)
+        ]
         return Batch(Labelled(image, label), Unlabelled(*columns))  # type: ignore[arg-type]
 
     def _slots(self, batch: int) -> range:
@@ -120,7 +126,9 @@ class TorchvisionFeed(Dataset):
         return self._view(crop, drawn.weak), label_crop
 
     def _unlabelled(self, step: int, slot: int) -> tuple[Tensor | None, ...]:
-        index = image_index(self.seed, UNLABELLED, step * self.config.unlabelled_batch + slot, len(self.unlabelled))
+        index = image_index(
+            self.seed, UNLABELLED, step * self.config.unlabelled_batch + slot, len(self.unlabelled)
+        )
         drawn: SampleDraw = draw(self.settings, self.seed, UNLABELLED, step, slot)
         image, _ = self.images(self.unlabelled[index], with_label=False)
         crop, _, valid = cut(image, None, drawn.geometry, self.config.crop, self.config.scale)

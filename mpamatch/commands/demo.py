@@ -1,0 +1,130 @@
+"""The demo: made-up tissue, supervised training and a semi-supervised method beside it, a table, overlays."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mpamatch.commands.evaluate import percent
+from mpamatch.data.feeds.torchvision import Images
+from mpamatch.data.prepared import Item, Prepared, write_prepared
+from mpamatch.data.sources.synthetic import raw_set
+from mpamatch.data.splits import write_split
+from mpamatch.engine.checkpoints import load_segmenter
+from mpamatch.engine.config import Config, load_config
+from mpamatch.engine.evaluation import evaluate_run
+from mpamatch.engine.loop import new_run, train
+from mpamatch.models.text import MINILM, text_encoders
+from mpamatch.report.figures import draw_examples, draw_training
+
+PATIENT = 4  # images of one made-up patient
+TRAIN, VALIDATION, TEST = 128, 24, 48
+LABELLED_PATIENTS = "2"  # 8 images
+SHOWN = 5
+
+
+def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Console) -> int:
+    """Makes tissue, trains supervised and `config.method` for the same steps, prints both, draws unseen images; 0."""
+    began = time.perf_counter()
+    run = new_run(folder, "demo")
+    say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+    say(f"making {TRAIN + VALIDATION + TEST} images of tissue in {run / 'tissue'}")
+    prepared = make_tissue(run / "tissue", config.engine.seed)
+    split = write_split(prepared, LABELLED_PATIENTS, 0)
+    config.data.root, config.data.split = str(prepared.root), split.stem
+    other = load_config("demo", None, [*_without_method(flags), "--method.name", "supervised"])
+    supervised = replace(other, data=config.data)
+    text = use_text(config)
+    say(f"text prototypes: {text}")
+
+    runs = {"supervised": run / "supervised", config.method.name: run / config.method.name}
+    results = {}
+    for name, one in zip(runs, (supervised, config), strict=False):
+        result = train(one, runs[name], console=console)
+        draw_training(result.run)
+        results[name] = {
+            **evaluate_run(result.run, None, "test", config.engine.device),
+            "seconds": result.seconds_per_step,
+        }
+    console.print(table(results, prepared))
+    picture = draw_unseen(run / "figures" / "unseen.png", prepared, runs)
+    say(f"overlays on unseen images: {picture}")
+    best = runs[config.method.name]
+    say(f"curves: {best / 'figures' / 'training.png'}   all of it took {time.perf_counter() - began:.0f} s")
+    say(
+        "next, on your own data: mpamatch prepare folder IMAGES_AND_MASKS data/mine, then "
+        "mpamatch-train --recipe folder --data.root data/mine"
+    )
+    return 0
+
+
+def make_tissue(root: Path, seed: int) -> Prepared:
+    """Training, validation and test images of different made-up patients, prepared as any data set is."""
+    raw = raw_set(images=TRAIN + VALIDATION + TEST, seed=seed)
+    parts = ["train"] * TRAIN + ["validation"] * VALIDATION + ["test"] * TEST
+    items: list[Item] = [replace(item, part=part) for item, part in zip(raw.items, parts, strict=True)]
+    return write_prepared(
+        root,
+        items,
+        name=raw.name,
+        classes=raw.classes,
+        microns_per_pixel=raw.microns_per_pixel,
+        source=raw.source,
+        licence=raw.licence,
+        keep_shared_groups=None,
+    )
+
+
+def use_text(config: Config) -> str:
+    """Switches text prototypes on where MiniLM is installed; says which it was."""
+    if getattr(config.method, "text_encoder", None) != "none":
+        return getattr(config.method, "text_encoder", "not used by this method")
+    missing = text_encoders()[MINILM]
+    if missing:
+        return f"off ({missing} switches them on)"
+    config.method.text_encoder = MINILM
+    return "MiniLM, pathology descriptions"
+
+
+def table(results: dict[str, dict[str, Any]], prepared: Prepared) -> Table:
+    """Test scores of both methods in percent."""
+    shown = Table(title=f"{results['supervised']['images']} unseen images, pooled")
+    shown.add_column("method")
+    for name in ("mDice", "mIoU", *(f"Dice {c}" for c in prepared.class_names[1:]), "object F1", "s/step"):
+        shown.add_column(name, justify="right")
+    for name, scores in results.items():
+        classes = [percent(scores["dice"][c]) for c in prepared.class_names[1:]]
+        f1 = percent(scores["objects"]["f1"])
+        shown.add_row(
+            name, percent(scores["mdice"]), percent(scores["miou"]), *classes, f1, f"{scores['seconds']:.2f}"
+        )
+    return shown
+
+
+def draw_unseen(path: Path, prepared: Prepared, runs: dict[str, Path]) -> Path:
+    """Test images with the truth and both predictions over them."""
+    images = Images(prepared, cache_mb=0)
+    names = prepared.labelled("test")[:: len(prepared.labelled("test")) // SHOWN][:SHOWN]
+    pairs = [images(name, with_label=True) for name in names]
+    pictures = [image for image, _ in pairs]
+    columns: dict[str, list[np.ndarray]] = {"truth": [label for _, label in pairs if label is not None]}
+    for name, run in runs.items():
+        segmenter = load_segmenter(run)
+        columns[name] = [segmenter.predict(image) for image in pictures]
+    return draw_examples(path, pictures, columns, prepared.colours, prepared.class_names)
+
+
+def _without_method(flags: Sequence[str]) -> list[str]:
+    """The flags that also hold for the supervised run."""
+    kept, skip = [], False
+    for flag in flags:
+        if flag.startswith("--"):
+            skip = flag.startswith("--method.")
+        if not skip:
+            kept.append(flag)
+    return kept
