@@ -213,7 +213,17 @@ class OpenClipText(TextEncoder):
         _use_embedding(tower, self.embedding)
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        return self.tower(tokens)
+        if not _of_transformers(self.tower):
+            return self.tower(tokens)
+        # Not through HFTextEncoder.forward: with its (S, L) mask transformers asks for mask.all(), a
+        # host sync. A mask of four dimensions is used as it is.
+        keep = tokens != self.tower.config.pad_token_id
+        dtype = next(self.embedding.parameters()).dtype
+        hide = torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(
+            ~keep, torch.finfo(dtype).min
+        )
+        hidden = self.tower.transformer(input_ids=tokens, attention_mask=hide[:, None, None, :])
+        return self.tower.proj(self.tower.pooler(hidden, keep.long()))
 
 
 def build_text_encoder(name: str, weights: str | Path | None = None) -> TextEncoder:
@@ -266,19 +276,19 @@ def _without_draws(build: Callable[[], Any]) -> Any:
         return build()
 
 
+def _of_transformers(tower: nn.Module) -> bool:
+    """Whether an open_clip text tower wraps a model of transformers; else it is a TextTransformer."""
+    return hasattr(tower, "pooler")
+
+
 def _use_embedding(tower: Any, replacement: nn.Module | None = None) -> nn.Embedding:
     """The token embedding of an open_clip text tower, after putting `replacement` in its place."""
-    holder = tower.transformer
-    if not hasattr(
-        holder, "get_input_embeddings"
-    ):  # open_clip's own TextTransformer, not one of transformers
+    if not _of_transformers(tower):
         table = tower.token_embedding
         tower.token_embedding = replacement or table
         return table
-    # transformers' other attention implementations look at the mask's values, which is a host sync
-    holder.config._attn_implementation = "eager"
-    table = holder.get_input_embeddings()
-    holder.set_input_embeddings(replacement or table)
+    table = tower.transformer.get_input_embeddings()
+    tower.transformer.set_input_embeddings(replacement or table)
     return table
 
 
