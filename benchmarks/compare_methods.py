@@ -44,9 +44,7 @@ class Case:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
     run.add_argument("data", type=Path)
@@ -172,11 +170,7 @@ def table(results: list[dict[str, Any]]) -> str:
         differences = [
             paired(
                 mine,
-                {
-                    k[3]: v
-                    for k, v in score.items()
-                    if k[:2] == (labelled, other) and (k[2] == trial or not tested)
-                },
+                {k[3]: v for k, v in score.items() if k[:2] == (labelled, other) and (k[2] == trial or not tested)},
             )
             if method != other
             else "–"

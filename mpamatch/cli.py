@@ -38,20 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
-        if (
-            words[:1] == ["prepare"]
-            and len(words) > 1
-            and not words[1].startswith("-")
-            and words[1] not in KINDS
-        ):
+        if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-") and words[1] not in KINDS:
             raise unknown("kind of data set", words[1], KINDS)
         parsed, rest = parser.parse_known_args(words)
         if rest and parsed.command != "train":
-            known = [
-                word
-                for action in COMMANDS[parsed.command](Parser())._actions
-                for word in action.option_strings
-            ]
+            known = [word for action in COMMANDS[parsed.command](Parser())._actions for word in action.option_strings]
             raise (
                 unknown("option", rest[0], known)
                 if rest[0].startswith("-")
@@ -123,9 +114,7 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--instances", action="store_true", help="folder: masks hold instance ids; all above 0 is one class"
     )
     parser.add_argument("--group-regex", help="folder: the part of a file name that tells the patient")
-    parser.add_argument(
-        "--regroup", action="store_true", help="glas: split by patient instead of the official parts"
-    )
+    parser.add_argument("--regroup", action="store_true", help="glas: split by patient instead of the official parts")
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
     parser.add_argument("--images", type=int, help="synthetic: how many (200)")
     parser.add_argument("--size", type=int, help="synthetic: their side in pixels (128)")
@@ -136,9 +125,7 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _split(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("data", metavar="DATA", help="a prepared folder")
     parser.add_argument("--labelled", required=True, help="how many patients: 10%% or 4")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="which draw (0); smaller budgets lie within larger ones"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="which draw (0); smaller budgets lie within larger ones")
     return parser
 
 
@@ -148,12 +135,8 @@ def _check(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.usage = (
-        "mpamatch train [--recipe NAME | --config FILE] [--run DIR | --resume DIR] [--FIELD VALUE …]"
-    )
-    parser.epilog = (
-        "Any field of the configuration is an option, such as --engine.steps 500; --fields lists them."
-    )
+    parser.usage = "mpamatch train [--recipe NAME | --config FILE] [--run DIR | --resume DIR] [--FIELD VALUE …]"
+    parser.epilog = "Any field of the configuration is an option, such as --engine.steps 500; --fields lists them."
     parser.add_argument("--recipe", help="settings for a data set; `mpamatch info` lists them (demo)")
     parser.add_argument(
         "--config", help="settings in a YAML file of your own, on top of the recipe where both are given"
@@ -176,9 +159,7 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image files or folders of them")
     parser.add_argument("--out", required=True, help="folder for masks, overlays and areas.csv")
-    parser.add_argument(
-        "--overlap", type=float, default=1 / 3, help="share of a window that neighbours overlap (1/3)"
-    )
+    parser.add_argument("--overlap", type=float, default=1 / 3, help="share of a window that neighbours overlap (1/3)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
     return parser
 

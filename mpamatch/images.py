@@ -90,9 +90,7 @@ def read_mask(path: Path) -> NDArray[np.uint8] | NDArray[np.int32]:
     if image.mode in {"LA", "PA"}:
         return np.array(values[..., 0])
     if image.mode not in {"RGB", "RGBA"} or _bits(image) > 8:
-        raise InputError(
-            f"{path}: is a mask of kind {image.mode}: save one 8-bit channel with a number per class."
-        )
+        raise InputError(f"{path}: is a mask of kind {image.mode}: save one 8-bit channel with a number per class.")
     colour = values[..., :3]
     if (colour != colour[..., :1]).any():
         raise InputError(f"{path}: is a coloured mask: save one channel with a number per class (0, 1, …).")
@@ -180,12 +178,8 @@ def _decoded(path: Path) -> Image.Image:
             bits = _stored_bits(image, path)
             image.load()
             turned = ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ) as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, …
-        raise InputError(
-            f"{path}: cannot be decoded ({error}): replace it or take it out of the data."
-        ) from error
+    except Exception as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, …
+        raise InputError(f"{path}: cannot be decoded ({error}): replace it or take it out of the data.") from error
     if pages > 1:
         raise InputError(f"{path}: holds {pages} pages: save the one that is meant as a file of its own.")
     turned.info["bits"] = bits
@@ -207,6 +201,4 @@ def _bits(image: Image.Image) -> int:
 
 
 def _refusal(mode: str) -> str:
-    return _REFUSED.get(
-        "I" if mode.startswith("I") else mode, f"is of kind {mode}: convert it to 8-bit RGB first"
-    )
+    return _REFUSED.get("I" if mode.startswith("I") else mode, f"is of kind {mode}: convert it to 8-bit RGB first")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpamatch.commands.evaluate import percent
-from mpamatch.data.feeds.torchvision import Images
+from mpamatch.data.cache import Images
 from mpamatch.data.prepared import Item, Prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
 from mpamatch.data.splits import write_split
@@ -100,9 +100,7 @@ def table(results: dict[str, dict[str, Any]], prepared: Prepared) -> Table:
     for name, scores in results.items():
         classes = [percent(scores["dice"][c]) for c in prepared.class_names[1:]]
         f1 = percent(scores["objects"]["f1"])
-        shown.add_row(
-            name, percent(scores["mdice"]), percent(scores["miou"]), *classes, f1, f"{scores['seconds']:.2f}"
-        )
+        shown.add_row(name, percent(scores["mdice"]), percent(scores["miou"]), *classes, f1, f"{scores['seconds']:.2f}")
     return shown
 
 
@@ -110,9 +108,9 @@ def draw_unseen(path: Path, prepared: Prepared, runs: dict[str, Path]) -> Path:
     """Test images with the truth and both predictions over them."""
     images = Images(prepared, cache_mb=0)
     names = prepared.labelled("test")[:: len(prepared.labelled("test")) // SHOWN][:SHOWN]
-    pairs = [images(name, with_label=True) for name in names]
+    pairs = [images.labelled(name) for name in names]
     pictures = [image for image, _ in pairs]
-    columns: dict[str, list[np.ndarray]] = {"truth": [label for _, label in pairs if label is not None]}
+    columns: dict[str, list[np.ndarray]] = {"truth": [label for _, label in pairs]}
     for name, run in runs.items():
         segmenter = load_segmenter(run)
         columns[name] = [segmenter.predict(image) for image in pictures]

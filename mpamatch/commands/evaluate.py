@@ -18,9 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(table(scores))
     for line in summary(scores):
         console.print(line, highlight=False)
-    console.print(
-        f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}", highlight=False, soft_wrap=True
-    )
+    console.print(f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -28,6 +28,7 @@ READERS: dict[str, Callable[..., RawSet]] = {
 RECIPES = {
     "ebhi-seg-gland": "ebhi-seg-gland",
     "ebhi-seg-cancer": "ebhi-seg-cancer",
+    "ebhi-seg-classes": "ebhi-seg-classes",
     "glas-gland": "glas",
 }
 

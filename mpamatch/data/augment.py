@@ -42,9 +42,7 @@ def cut(
         inside = functional.pad(inside, (0, right, 0, below), value=0)
     if side != crop:
         size = (crop, crop)
-        x = functional.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[
-            0
-        ]
+        x = functional.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
         y = functional.interpolate(y[None, None], size=size, mode="nearest-exact")[0, 0]
         inside = functional.interpolate(inside[None, None], size=size, mode="nearest-exact")[0, 0]
 

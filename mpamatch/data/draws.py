@@ -147,13 +147,21 @@ def _histology(g: np.random.Generator, strength: float) -> Colour:
 
 def _natural(g: np.random.Generator, strength: float) -> Colour:
     """UniMatch (CVPR 2023): jitter (.5, .5, .5, .25) in random order with p .8, grey p .2, blur σ U(.1, 2) p .5."""
-    factors = [_around_one(g, 0.5 * strength) for _ in range(3)]
+    brightness, contrast, saturation = (_around_one(g, 0.5 * strength) for _ in range(3))
     hue, order = float(g.uniform(-0.25, 0.25)) * strength, tuple(int(i) for i in g.permutation(4))
     blur = float(g.uniform(0.1, 2.0))
     jittered, grey, blurred = g.random() < 0.8, g.random() < 0.2 * strength, g.random() < 0.5 * strength
     if not jittered:
-        factors, hue = [1.0, 1.0, 1.0], 0.0
-    return Colour(*factors, hue=hue, grey=bool(grey), order=order, blur=blur if blurred else 0.0)
+        brightness, contrast, saturation, hue = 1.0, 1.0, 1.0, 0.0
+    return Colour(
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        grey=bool(grey),
+        order=order,
+        blur=blur if blurred else 0.0,
+    )
 
 
 def _cutmix_box(g: np.random.Generator, crop: int) -> tuple[int, int, int, int]:

@@ -115,9 +115,7 @@ def load_prepared(root: Path) -> Prepared:
     for part, names in prepared.parts.items():
         for name in names:
             if name not in there:
-                raise InputError(
-                    f"{prepared.image_path(name)}: is listed in {part} of parts.json but is not there."
-                )
+                raise InputError(f"{prepared.image_path(name)}: is listed in {part} of parts.json but is not there.")
     if not prepared.parts["train"]:
         raise InputError(f"{root / 'parts.json'}: lists no training image.")
     return prepared
@@ -128,9 +126,7 @@ def read_prepared(root: Path) -> Prepared:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder.")
     if not (root / "dataset.json").is_file():
-        raise InputError(
-            f"{root}: has no dataset.json: prepare it first (mpamatch prepare KIND SOURCE {root})."
-        )
+        raise InputError(f"{root}: has no dataset.json: prepare it first (mpamatch prepare KIND SOURCE {root}).")
     about = _fields(root / "dataset.json", {"name": str, "classes": list, "source": str, "licence": str})
     listing = _fields(root / "parts.json", {"parts": dict, "groups": dict})
     parts = _parts(root / "parts.json", listing["parts"])
@@ -166,9 +162,7 @@ def training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[str, ..
         labelled = set(_split_images(prepared, name))
     if not labelled:
         where = prepared.root if name is None else split_path(prepared, name)
-        raise InputError(
-            f"{where}: no training image is labelled: at least one mask in the training part is needed."
-        )
+        raise InputError(f"{where}: no training image is labelled: at least one mask in the training part is needed.")
     train = prepared.parts["train"]
     return tuple(n for n in train if n in labelled), tuple(n for n in train if n not in labelled)
 
@@ -198,17 +192,14 @@ def _chosen_split(prepared: Prepared, split: str | None) -> str | None:
     there = prepared.splits()
     if split is None:
         if len(there) > 1:
-            raise InputError(
-                f"{prepared.root}: has several splits, name one with --data.split: {', '.join(there)}."
-            )
+            raise InputError(f"{prepared.root}: has several splits, name one with --data.split: {', '.join(there)}.")
         return there[0] if there else None
     name = split.removesuffix(".json")
     if name in there:
         return name
     if not there:
         raise InputError(
-            f"{prepared.root}: has no split {name!r}: write one first "
-            f"(mpamatch split {prepared.root} --labelled 10%)."
+            f"{prepared.root}: has no split {name!r}: write one first (mpamatch split {prepared.root} --labelled 10%)."
         )
     raise unknown("split", name, there)
 
@@ -253,9 +244,7 @@ def _classes(path: Path, classes: list[Any]) -> tuple[Class, ...]:
     try:
         found = tuple(Class(str(one["name"]), (*map(int, one["colour"]),)) for one in classes)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: every class needs a name and a colour [red, green, blue] ({error})."
-        ) from error
+        raise InputError(f"{path}: every class needs a name and a colour [red, green, blue] ({error}).") from error
     return checked_classes(found, str(path))
 
 
@@ -263,9 +252,7 @@ def checked_classes(classes: tuple[Class, ...], where: str) -> tuple[Class, ...]
     """Raises InputError unless there are 2 to 255 classes, each with its own name and a colour of 3 bytes."""
     names = [one.name for one in classes]
     if not 2 <= len(names) <= 255:
-        raise InputError(
-            f"{where}: has {len(names)} classes; between 2 and 255 are needed, background among them."
-        )
+        raise InputError(f"{where}: has {len(names)} classes; between 2 and 255 are needed, background among them.")
     for one in classes:
         if names.count(one.name) > 1:
             raise InputError(f"{where}: has the class {one.name!r} twice.")
@@ -312,9 +299,7 @@ def write_prepared(
     except OSError as error:
         raise InputError(f"{dest}: cannot be written ({error.strerror}).") from error
     try:
-        written = [
-            _write_item(temporary, item, len(classes)) for item in with_progress(items, "preparing", total)
-        ]
+        written = [_write_item(temporary, item, len(classes)) for item in with_progress(items, "preparing", total)]
         listing = _listing(dest, written, keep_shared_groups)
         about = {
             "name": name,
@@ -403,17 +388,18 @@ def _write_item(root: Path, item: Item, classes: int) -> _Written:
     else:
         Image.fromarray(image).save(target)
     if item.label is not None:
-        _check_label(where, image, item.label, classes)
+        check_label(where, image, item.label, classes)
         Image.fromarray(item.label).save(mask)
     return _Written(target.name, item.group, item.part, item.label is not None)
 
 
-def _check_label(
+def check_label(
     where: Path | str,
     image: NDArray[np.uint8],  # (H, W, 3)
-    label: NDArray[np.uint8],  # (H, W)
+    label: NDArray[np.integer],  # (H, W)
     classes: int,
 ) -> None:
+    """Raises InputError where a label does not fit its image or holds an index that is no class."""
     if image.shape[:2] != label.shape:
         raise InputError(
             f"{where}: the image is {image.shape[1]}×{image.shape[0]} pixels and its mask "

@@ -226,9 +226,7 @@ def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats
     return _Glands(number, depth, ndimage.distance_transform_edt(number == 0), (foot[0], foot[1]))
 
 
-def _gland(
-    rng: Generator, patient: _Patient, side: int, centre: Floats, space: float
-) -> Floats:  # (side, side)
+def _gland(rng: Generator, patient: _Patient, side: int, centre: Floats, space: float) -> Floats:  # (side, side)
     """A crypt cut across or along, or, with the grade, several grown together; its radius at most `space`."""
     radius = min(rng.uniform(13, 28 + 8 * patient.grade), space)
     wobble = rng.uniform(0.05, 0.15 + 0.45 * patient.grade)
@@ -289,9 +287,7 @@ class _Slide:
         self.stain = np.zeros((2, side, side))
         self.clear = np.zeros((side, side))
 
-    def lay(
-        self, cover: Floats, haematoxylin: Floats | float, eosin: Floats | float, clear: float = 0.0
-    ) -> None:
+    def lay(self, cover: Floats, haematoxylin: Floats | float, eosin: Floats | float, clear: float = 0.0) -> None:
         """Puts a thing over what is there, by its cover 0..1."""
         self.stain[0] += cover * (haematoxylin - self.stain[0])
         self.stain[1] += cover * (eosin - self.stain[1])
@@ -344,9 +340,7 @@ def _ellipses(
     short = width * np.clip(rng.normal(1, 0.15, (count, 1, 1)), 0.6, 1.4)
     along = (right * np.cos(turn) + down * np.sin(turn)) / long
     across = (down * np.cos(turn) - right * np.sin(turn)) / short
-    cover = np.clip((1 - np.sqrt(along**2 + across**2)) * short + 0.5, 0, 1) * rng.uniform(
-        0.7, 1, (count, 1, 1)
-    )
+    cover = np.clip((1 - np.sqrt(along**2 + across**2)) * short + 0.5, 0, 1) * rng.uniform(0.7, 1, (count, 1, 1))
     out = np.zeros(side * side)
     np.maximum.at(out, (rows * side + columns).ravel(), cover.ravel())
     return out.reshape(side, side)
@@ -372,9 +366,7 @@ def _draw_stroma(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glan
     haematoxylin = patient.collagen[0] * (1 + 0.25 * _noise(rng, side, 4) + 0.25 * texture)
     slide.lay(np.ones((side, side)), np.clip(haematoxylin, 0, None), np.clip(eosin, 0.05, None))
     slide.clear = np.clip(0.3 * (texture + loose - 1.7), 0, 0.7)  # loose fibres let light between them
-    slide.clear = np.maximum(
-        slide.clear, patient.halo * np.clip(2.5 - glands.outside, 0, 1) * (glands.number == 0)
-    )
+    slide.clear = np.maximum(slide.clear, patient.halo * np.clip(2.5 - glands.outside, 0, 1) * (glands.number == 0))
     fibres = _heading(across) + np.pi / 2
     stroma = (glands.number == 0) & (glands.outside > 2.5)
     scale = patient.nucleus
@@ -429,9 +421,7 @@ def _draw_epithelium(slide: _Slide, rng: Generator, patient: _Patient, glands: _
     inwards = _heading(glands.depth)
     scale = patient.nucleus
     rows = 4.4 + 4.5 * (patient.strata - 1) * (1 + 0.3 * _noise(rng, side, 10)[glands.foot])
-    _draw_goblets(
-        slide, rng, patient, inside & (glands.depth > rows + 4) & (glands.depth < height - 2), inwards
-    )
+    _draw_goblets(slide, rng, patient, inside & (glands.depth > rows + 4) & (glands.depth < height - 2), inwards)
     _draw_lumen(slide, rng, cover, glands.depth - height)
     basal = inside & (glands.depth > 2.5) & (glands.depth < np.maximum(rows, 4)) & (glands.depth < height + 1)
     nuclei = _scatter(rng, basal, 3.3 * scale, 0.97)

@@ -50,9 +50,7 @@ def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
     )
 
 
-def build_feed(
-    config: Config, prepared: Prepared, method: Method, *, rank: int, ranks: int
-) -> TorchvisionFeed:
+def build_feed(config: Config, prepared: Prepared, method: Method, *, rank: int, ranks: int) -> TorchvisionFeed:
     """The feed of this rank's share of every global batch."""
     labelled, unlabelled = training_lists(prepared, config.data.split)
     encoder = method.model.encoder
@@ -89,11 +87,7 @@ def build_segmenter(config: Config, prepared: Prepared, model: TransUNet) -> Seg
 
 def licence_notes(config: Config) -> list[str]:
     """Terms of gated weights in use, to be printed once."""
-    return (
-        [LICENCES[config.model.encoder]]
-        if config.model.encoder in LICENCES and config.model.encoder_weights
-        else []
-    )
+    return [LICENCES[config.model.encoder]] if config.model.encoder in LICENCES and config.model.encoder_weights else []
 
 
 def frozen_identity(config: Config, method: Method) -> dict[str, dict[str, str]]:

@@ -66,9 +66,7 @@ def save_last(
     """Everything to resume from, in one file that replaces the former one in one rename."""
     tensors = {METHOD + name: value for name, value in learned_state(method).items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"{OPTIMIZER}{index}/{name}": value for name, value in state.items() if isinstance(value, Tensor)
-        }
+        tensors |= {f"{OPTIMIZER}{index}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
     _save(path, tensors, {"progress": dataclasses.asdict(progress), "frozen": frozen})
 
 
@@ -78,9 +76,7 @@ def load_last(
     """Restores method and optimizer in place. Raises InputError where the file does not fit or a frozen tower changed."""
     tensors, about = _load(path)
     if about.get("frozen") != frozen:
-        raise InputError(
-            f"{path}: was trained on other frozen weights ({about.get('frozen')}); here are {frozen}."
-        )
+        raise InputError(f"{path}: was trained on other frozen weights ({about.get('frozen')}); here are {frozen}.")
     load_learned(method, _under(tensors, METHOD), path)
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in _under(tensors, OPTIMIZER).items():
@@ -116,9 +112,7 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder.")
     if not path.is_file():
-        raise InputError(
-            f"{run}: is no run folder with a trained model (it has no checkpoints/best.safetensors)."
-        )
+        raise InputError(f"{run}: is no run folder with a trained model (it has no checkpoints/best.safetensors).")
     tensors, about = _load(path)
     config = ModelConfig(**about["model"])
     if config.tuning == "frozen":

@@ -83,9 +83,7 @@ class Config:
 def recipes() -> list[str]:
     """The names of the recipes that come with the package."""
     folder = resources.files("mpamatch.recipes")
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequence[str] = ()) -> Config:
@@ -122,13 +120,9 @@ def field_help() -> str:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML that `load_config(file=…)` reads back to the same."""
-    content = {
-        name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "method", "engine")
-    }
+    content = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "method", "engine")}
     with replacing(path) as temporary:
-        temporary.write_text(
-            yaml.safe_dump({"recipe": config.recipe, **content}, sort_keys=False), encoding="utf-8"
-        )
+        temporary.write_text(yaml.safe_dump({"recipe": config.recipe, **content}, sort_keys=False), encoding="utf-8")
 
 
 def load_saved(path: Path) -> Config:
@@ -144,10 +138,7 @@ def load_saved(path: Path) -> Config:
 def _recipe(name: str) -> dict[str, Any]:
     if name not in recipes():
         raise unknown("recipe", name, recipes())
-    return (
-        yaml.safe_load((resources.files("mpamatch.recipes") / f"{name}.yaml").read_text(encoding="utf-8"))
-        or {}
-    )
+    return yaml.safe_load((resources.files("mpamatch.recipes") / f"{name}.yaml").read_text(encoding="utf-8")) or {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -183,9 +174,7 @@ def _for_method(content: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise unknown("method", known, METHODS)
     result = {k: v for k, v in content.items() if k not in ("methods", "recipe")}
     own = dict(content.get("method") or {})
-    if (
-        own.get("name", name) != name
-    ):  # the recipe's method was changed by a flag: its own settings do not apply
+    if own.get("name", name) != name:  # the recipe's method was changed by a flag: its own settings do not apply
         own = {}
     result["method"] = {**(of_methods.get(name) or {}), **own, "name": name}
     return result

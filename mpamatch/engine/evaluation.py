@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpamatch.data.feeds.torchvision import Images
-from mpamatch.data.prepared import PARTS, Prepared, load_prepared
+from mpamatch.data.cache import Images
+from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.metrics import SegmentationMetrics
@@ -29,10 +29,8 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) 
         raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
     metrics = SegmentationMetrics(prepared.class_names, objects=objects)
     for together in _chunks(names):
-        pairs = [images(name, with_label=True) for name in together]
-        for probability, (_, label) in zip(
-            segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True
-        ):
+        pairs = [images.labelled(name) for name in together]
+        for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
             metrics.update(probability.max(0).indices, label)
     return {"part": part, "images": len(names), **metrics.compute()}
 

@@ -47,9 +47,7 @@ class RunLog:
     def _forget_after(self, start: int) -> None:
         """A resumed run repeats what came after its checkpoint: those lines go."""
         if self.path.is_file():
-            lines = [
-                line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start
-            ]
+            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
             self.path.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
 
     def __enter__(self) -> "RunLog":

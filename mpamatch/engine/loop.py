@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from mpamatch.batch import to_device
-from mpamatch.data.feeds.torchvision import Images, batches
+from mpamatch.data.cache import Images
+from mpamatch.data.feeds.torchvision import batches
 from mpamatch.data.prepared import Prepared
 from mpamatch.engine.build import (
     build_feed,
@@ -67,9 +68,7 @@ def new_run(run: Path | None, recipe: str) -> Path:
     """The folder of a new run; an explicit one must not exist."""
     if run is not None:
         if run.exists():
-            raise InputError(
-                f"{run}: exists already; give another folder, or go on with it by --resume {run}."
-            )
+            raise InputError(f"{run}: exists already; give another folder, or go on with it by --resume {run}.")
         return run
     number = 1
     while (path := Path("runs") / f"{recipe}-{number:03d}").exists():
@@ -92,12 +91,12 @@ class Trainer:
         self.main = self.fabric.is_global_zero
 
         self.method.to(self.fabric.device)
-        self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.fabric.device.type == "cuda":
+            # On the CPU group norm wants NCHW: a pass of the small model takes 0.34 s so and 0.51 s in NHWC (16 at 112²).
+            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = _optimizer(self.method, engine)
-        module = torch.compile(self.method, fullgraph=True) if engine.compile else self.method
-        self.step_module, self.wrapped_optimizer = self.fabric.setup(
-            module, self.optimizer, _reapply_compile=False
-        )
+        module: Any = torch.compile(self.method, fullgraph=True) if engine.compile else self.method
+        self.step_module, self.wrapped_optimizer = self.fabric.setup(module, self.optimizer, _reapply_compile=False)
         self.segmenter = build_segmenter(config, prepared, self.method.deployed)
 
     def fit(self, run: Path) -> Result:
@@ -177,25 +176,19 @@ class Trainer:
             self._validate(run, progress, log, done)
         if saves and self.main:
             progress.step = done
-            save_last(
-                run / "checkpoints" / "last.safetensors", self.method, self.optimizer, progress, self.frozen
-            )
+            save_last(run / "checkpoints" / "last.safetensors", self.method, self.optimizer, progress, self.frozen)
         if validates or saves:
             self.fabric.barrier()
             means.restart_clock()
 
     def _validate(self, run: Path, progress: Progress, log: RunLog | None, done: int) -> None:
         has_labels = bool(self.prepared.labelled("validation"))
-        scores = (
-            evaluate(self.segmenter, self.validation, "validation", objects=False) if has_labels else None
-        )
+        scores = evaluate(self.segmenter, self.validation, "validation", objects=False) if has_labels else None
         # without validation labels the newest weights count as the best
         best = scores is None or scores["mdice"] > progress.best
         if best:
             progress.best, progress.best_step = (scores["mdice"] if scores else math.nan), done
-            save_best(
-                run / "checkpoints" / "best.safetensors", self.method.deployed, self.segmenter, self.frozen
-            )
+            save_best(run / "checkpoints" / "best.safetensors", self.method.deployed, self.segmenter, self.frozen)
         if log and scores:
             log.write_validation(done, scores, best)
 

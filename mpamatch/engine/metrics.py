@@ -41,15 +41,11 @@ class SegmentationMetrics:
     Raises InputError for fewer than two classes, or an ignore index that is one of them.
     """
 
-    def __init__(
-        self, class_names: Sequence[str], objects: bool, ignore: int = 255, smallest_object: int = 0
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], objects: bool, ignore: int = 255, smallest_object: int = 0) -> None:
         if len(class_names) < 2:
             raise InputError(f"{len(class_names)} classes: scores need at least two, the background first.")
         if 0 <= ignore < len(class_names):
-            raise InputError(
-                f"ignore index {ignore}: is the class {class_names[ignore]!r}; take one beyond them."
-            )
+            raise InputError(f"ignore index {ignore}: is the class {class_names[ignore]!r}; take one beyond them.")
         self.class_names = tuple(class_names)
         self.objects = objects
         self.ignore = ignore
@@ -70,9 +66,7 @@ class SegmentationMetrics:
         pred = torch.as_tensor(label_pred).cpu().long()
         true = torch.as_tensor(label_true).cpu().long()
         if pred.ndim != 2 or pred.shape != true.shape:
-            raise InputError(
-                f"labels {tuple(pred.shape)} and {tuple(true.shape)}: both must be (H, W), of one size."
-            )
+            raise InputError(f"labels {tuple(pred.shape)} and {tuple(true.shape)}: both must be (H, W), of one size.")
         counted = true != self.ignore
         pred, true = pred * counted, true * counted  # class 0 where ignored: no object lies there
         for name, label in (("predicted", pred), ("true", true)):
@@ -90,9 +84,7 @@ class SegmentationMetrics:
         self.mean_sums += torch.stack([means.nan_to_num(), means.isfinite()])
         if self.objects:
             for index in range(1, classes):
-                found = [
-                    find_objects((label == index).numpy(), self.smallest_object) for label in (true, pred)
-                ]
+                found = [find_objects((label == index).numpy(), self.smallest_object) for label in (true, pred)]
                 self.object_sums += object_sums(*found)
 
     def merge(self, other: "SegmentationMetrics") -> None:
@@ -152,9 +144,7 @@ def by_name(
     values: Tensor,  # (N,)
 ) -> dict[str, float | None]:
     """A dictionary for JSON, which has no nan: None instead."""
-    return {
-        name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)
-    }
+    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -175,21 +165,14 @@ def find_objects(
     kept = np.bincount(numbered.ravel()) >= smallest
     kept[0] = False
     numbered = (np.cumsum(kept) * kept)[numbered]
-    boxes = [
-        (rows.start, columns.start, rows.stop, columns.stop)
-        for rows, columns in ndimage.find_objects(numbered)
-    ]
-    return Objects(
-        numbered, np.bincount(numbered.ravel())[1:], np.array(boxes, dtype=np.int64).reshape(-1, 4)
-    )
+    boxes = [(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(numbered)]
+    return Objects(numbered, np.bincount(numbered.ravel())[1:], np.array(boxes, dtype=np.int64).reshape(-1, 4))
 
 
 def object_sums(true: Objects, pred: Objects) -> Tensor:  # (9,) float64 in the order of OBJECT_SUMS
     """What the objects of one class in one image add to the sums that `object_scores` reads."""
     n_true, n_pred = len(true.area), len(pred.area)
-    pairs = np.bincount(
-        (true.numbered * (n_pred + 1) + pred.numbered).ravel(), minlength=(n_true + 1) * (n_pred + 1)
-    )
+    pairs = np.bincount((true.numbered * (n_pred + 1) + pred.numbered).ravel(), minlength=(n_true + 1) * (n_pred + 1))
     shared = pairs.reshape(n_true + 1, n_pred + 1)[1:, 1:]
     sums = [*detections(true, shared), *direction(true, pred, shared), *direction(pred, true, shared.T)]
     return torch.tensor(sums, dtype=torch.float64)

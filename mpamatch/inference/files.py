@@ -83,13 +83,9 @@ def _images_of(given: Path) -> list[Path]:
         return [given]
     if not given.is_dir():
         raise InputError(f"{given}: no such file or folder.")
-    images = sorted(
-        file for file in given.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-    )
+    images = sorted(file for file in given.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not images:
-        raise InputError(
-            f"{given}: no image at its top level; images end in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
+        raise InputError(f"{given}: no image at its top level; images end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return images
 
 
@@ -114,9 +110,7 @@ def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def write_areas(
-    path: Path, rows: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None
-) -> None:
+def write_areas(path: Path, rows: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None) -> None:
     """Writes the table described at `predict_files`, whole or not at all."""
     quantities = ["pixels", "share"] + (["mm2"] if microns_per_pixel else [])
     header = ["file", "name", "width", "height"]

@@ -51,9 +51,7 @@ class Segmenter:
         precision: str = "32",  # or "bf16"
     ) -> None:
         if len(class_names) != len(colours):
-            raise InputError(
-                f"{len(class_names)} class names but {len(colours)} colours: give one of each per class."
-            )
+            raise InputError(f"{len(class_names)} class names but {len(colours)} colours: give one of each per class.")
         if not 1 <= len(class_names) <= 255:
             raise InputError(f"{len(class_names)} classes: a label holds 1 to 255 (255 itself means ignore).")
         if not scale > 0:
@@ -101,9 +99,7 @@ class Segmenter:
         home = self._home(sum(one.shape[1] * one.shape[2] for one in prepared))
         prepared = [one.to(home) for one in prepared]
         with evaluating(self.model):
-            results = segment(
-                self._logits, prepared, window=self.window, overlap=self.overlap, batch=self.batch
-            )
+            results = segment(self._logits, prepared, window=self.window, overlap=self.overlap, batch=self.batch)
         return [self._at_own_size(result, one) for result, one in zip(results, image, strict=True)]
 
     def predict(
@@ -157,9 +153,7 @@ def prepare_image(
     Raises InputError for an image that is not (H, W, 3) uint8.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InputError(
-            f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel."
-        )
+        raise InputError(f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel.")
     # Torch takes no read-only or negatively strided array (a flipped view); copying these alone costs
     # nothing else.
     writable = image if image.flags.writeable and min(image.strides) > 0 else image.copy()

@@ -42,9 +42,7 @@ def origins(length: int, window: int, stride: int) -> list[int]:
 
 
 @overload
-def segment(
-    model: Callable[[Tensor], Tensor], image: Tensor, *, window: int, overlap: float, batch: int
-) -> Tensor: ...
+def segment(model: Callable[[Tensor], Tensor], image: Tensor, *, window: int, overlap: float, batch: int) -> Tensor: ...
 
 
 @overload

@@ -39,16 +39,13 @@ class FixMatch(Method):
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
         x, u = batch.labelled, batch.unlabelled
-        size, n = (x.image.shape[-2], x.image.shape[-1]), len(x.image)
-        maps = self.model.encode(torch.cat([x.image, cutmix(u.strong1, u.box1), u.weak]))
-        kept = n + len(u.strong1)
-        logits = self.model.decode(tuple(m[:kept] for m in maps), size).logits
-        with torch.no_grad():
-            weak = self.model.decode(tuple(m[kept:] for m in maps), size).logits
+        m = len(u.weak)
+        logits = self.model(torch.cat([x.image, u.weak, cutmix(u.strong1, u.box1)])).logits
+        labelled, weak, strong1 = logits.split([len(x.image), m, m])
         clean = pseudo_targets(weak, u.valid, self.config.threshold)
 
-        supervised = labelled_loss(logits[:n], x.label)
-        strong = unlabelled_loss(logits[n:], *cutmix_targets(clean, u.box1), self.config.unlabelled_loss)
+        supervised = labelled_loss(labelled, x.label)
+        strong = unlabelled_loss(strong1, *cutmix_targets(clean, u.box1), self.config.unlabelled_loss)
         return {
             "loss": (supervised + strong) / 2,
             "labelled": supervised.detach(),

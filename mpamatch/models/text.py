@@ -58,9 +58,7 @@ class TextEncoder(nn.Module, ABC):
         self,
         tower: nn.Module,
         words: nn.Module,
-        ids: Callable[
-            [list[str], int], Tensor
-        ],  # texts, L -> (S, L) int64, padded, cut to L with the end token kept
+        ids: Callable[[list[str], int], Tensor],  # texts, L -> (S, L) int64, padded, cut to L with the end token kept
         *,
         length: int,
         token_width: int,
@@ -142,9 +140,7 @@ class MiniLM(TextEncoder):
         weights = folder / "model.safetensors"
         config = BertConfig.from_pretrained(folder, attn_implementation="sdpa")
         bert = _without_draws(lambda: BertModel(config, add_pooling_layer=False))
-        state = {
-            name: value for name, value in read_state_dict(weights).items() if not name.startswith("pooler.")
-        }
+        state = {name: value for name, value in read_state_dict(weights).items() if not name.startswith("pooler.")}
         load_checked(bert, _stored_weights(state), str(weights))
         tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -219,9 +215,7 @@ class OpenClipText(TextEncoder):
         # host sync. A mask of four dimensions is used as it is.
         keep = tokens != self.tower.config.pad_token_id
         dtype = next(self.embedding.parameters()).dtype
-        hide = torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(
-            ~keep, torch.finfo(dtype).min
-        )
+        hide = torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
         hidden = self.tower.transformer(input_ids=tokens, attention_mask=hide[:, None, None, :])
         return self.tower.proj(self.tower.pooler(hidden, keep.long()))
 
@@ -264,9 +258,7 @@ def text_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _stored_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # position_ids: a counting buffer that transformers stored before 4.31
     return {
-        name: value
-        for name, value in state.items()
-        if name not in NOT_WEIGHTS and not name.endswith(".position_ids")
+        name: value for name, value in state.items() if name not in NOT_WEIGHTS and not name.endswith(".position_ids")
     }
 
 
@@ -300,9 +292,7 @@ def _open_clip_config(model: str) -> dict[str, Any]:
     try:
         return open_clip.get_model_config(model)
     except Exception as error:  # the hub's client raises many kinds
-        raise InputError(
-            f"text encoder {OPEN_CLIP + model!r}: no configuration ({_first_line(error)})."
-        ) from error
+        raise InputError(f"text encoder {OPEN_CLIP + model!r}: no configuration ({_first_line(error)}).") from error
 
 
 def _open_clip_weights(model: str, weights: str | None) -> tuple[Path, bool]:

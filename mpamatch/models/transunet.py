@@ -71,9 +71,7 @@ class Decoder(nn.Module):
             DecoderBlock(i, skip_at.get(stride, 0), o, config.norm)
             for i, o, stride in zip(inputs, config.decoder_channels, (8, 4, 2, 1), strict=True)
         )
-        self.head = nn.Conv2d(
-            config.decoder_channels[-1], classes, config.head_kernel, padding=config.head_kernel // 2
-        )
+        self.head = nn.Conv2d(config.decoder_channels[-1], classes, config.head_kernel, padding=config.head_kernel // 2)
 
     def forward(self, maps: tuple[Tensor, ...]) -> Prediction:
         x = self.first(maps[-1])
@@ -134,7 +132,5 @@ def build_model(config: ModelConfig, classes: int) -> TransUNet:
     if config.tuning not in ("full", "frozen"):
         raise unknown("model.tuning", config.tuning, ("full", "frozen"))
     if config.tuning == "frozen" and config.encoder_weights is None:
-        raise InputError(
-            "model.tuning: a frozen encoder needs model.encoder_weights; a random one learns nothing."
-        )
+        raise InputError("model.tuning: a frozen encoder needs model.encoder_weights; a random one learns nothing.")
     return TransUNet(build_encoder(config.encoder, config.encoder_weights, config.norm), classes, config)

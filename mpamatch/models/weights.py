@@ -61,7 +61,5 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     differences = shapes + missing + extra
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        raise InputError(
-            f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}."
-        )
+        raise InputError(f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}.")
     module.load_state_dict(dict(state))

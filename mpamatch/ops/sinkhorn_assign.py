@@ -33,9 +33,7 @@ def sinkhorn_assign(
     checks.has_shape("label", label, pixels)
     checks.same_device(embedding=embedding, label=label)
     if classes > checks.IGNORE:
-        raise ValueError(
-            f"prototypes: expected at most 255 classes, as label 255 means ignore, got {classes}."
-        )
+        raise ValueError(f"prototypes: expected at most 255 classes, as label 255 means ignore, got {classes}.")
     if epsilon <= 0 or iterations < 0:
         raise ValueError(f"epsilon: expected > 0 and iterations >= 0, got {epsilon} and {iterations}.")
 
@@ -46,9 +44,7 @@ def sinkhorn_assign(
     score = (
         unit(working(embedding)) @ unit(working(prototypes).to(working(embedding).dtype)).reshape(-1, width).T
     ) / epsilon
-    score = score.reshape(pixels, classes, per_class)[
-        torch.arange(pixels, device=label.device), own
-    ]  # (N, K)
+    score = score.reshape(pixels, classes, per_class)[torch.arange(pixels, device=label.device), own]  # (N, K)
 
     log_u = score.new_zeros(classes, per_class)
     for iteration in range(iterations):

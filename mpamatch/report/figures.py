@@ -59,9 +59,7 @@ def draw_examples(
 
 
 def _draw(path: Path, panels: Sequence[Any], lines: list[dict[str, Any]]) -> Path:
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, layout="constrained")
     for axis, panel in zip(axes[0], panels, strict=True):
         panel(axis, lines)
         axis.set_xlabel("step")

@@ -1,65 +1,18 @@
 """The torchvision feed: files → draws applied on the CPU → Batch."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.data.augment import cut, recolour
+from mpamatch.data.cache import Images
 from mpamatch.data.config import DataConfig
 from mpamatch.data.draws import LABELLED, UNLABELLED, Colour, DrawSettings, SampleDraw, draw, image_index
 from mpamatch.data.prepared import Prepared
 from mpamatch.errors import InputError
-from mpamatch.images import read_image, read_mask
-
-IGNORE = 255
-
-
-class Images:
-    """Decoded images and labels of a prepared set, the first `cache_mb` of them kept."""
-
-    def __init__(self, prepared: Prepared, cache_mb: int):
-        self.prepared, self.room = prepared, cache_mb << 20
-        self.kept: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray | None]] = {}
-
-    def __call__(self, name: str, with_label: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """image (H,W,3) u8 and label (H,W) u8. Raises InputError naming the file that cannot be used."""
-        key = (name, with_label)
-        if key not in self.kept:
-            pair = self._read(name, with_label)
-            size = sum(a.nbytes for a in pair if a is not None)
-            if size > self.room:
-                return pair
-            self.room -= size
-            self.kept[key] = pair
-        return self.kept[key]
-
-    def _read(self, name: str, with_label: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        path = self.prepared.image_path(name)
-        image = read_image(path)
-        if not with_label:
-            return image, None
-        mask = self.prepared.mask_path(name)
-        if mask is None:
-            raise InputError(f"{path}: counts as labelled but has no mask.")
-        label = read_mask(mask)
-        check_label(label, mask, len(self.prepared.classes), image.shape[:2])
-        return image, label.astype(np.uint8)
-
-
-def check_label(label: np.ndarray, mask: Path, classes: int, size: tuple[int, ...]) -> None:
-    """Raises InputError where a mask does not fit its image or holds an unknown class index."""
-    if label.shape != size:
-        raise InputError(f"{mask}: is {label.shape[1]}×{label.shape[0]}, its image is {size[1]}×{size[0]}.")
-    foreign = label[(label >= classes) & (label != IGNORE)]
-    if foreign.size:
-        raise InputError(
-            f"{mask}: class index {int(foreign[0])} is out of range; the set has {classes} classes (0 to {classes - 1}, 255 = ignore)."
-        )
 
 
 class TorchvisionFeed(Dataset):
@@ -109,9 +62,7 @@ class TorchvisionFeed(Dataset):
         if not self.strong_views:
             return Batch(Labelled(image, label), None)
         samples = [self._unlabelled(step, slot) for slot in self._slots(self.config.unlabelled_batch)]
-        columns = [
-            None if column[0] is None else torch.stack(column) for column in zip(*samples, strict=True)
-        ]
+        columns = [None if column[0] is None else torch.stack(column) for column in zip(*samples, strict=True)]
         return Batch(Labelled(image, label), Unlabelled(*columns))  # type: ignore[arg-type]
 
     def _slots(self, batch: int) -> range:
@@ -121,16 +72,14 @@ class TorchvisionFeed(Dataset):
     def _labelled(self, step: int, slot: int) -> tuple[Tensor, Tensor]:
         index = image_index(self.seed, LABELLED, step * self.config.batch + slot, len(self.labelled))
         drawn = draw(self.settings, self.seed, LABELLED, step, slot)
-        image, label = self.images(self.labelled[index], with_label=True)
+        image, label = self.images.labelled(self.labelled[index])
         crop, label_crop, _ = cut(image, label, drawn.geometry, self.config.crop, self.config.scale)
         return self._view(crop, drawn.weak), label_crop
 
     def _unlabelled(self, step: int, slot: int) -> tuple[Tensor | None, ...]:
-        index = image_index(
-            self.seed, UNLABELLED, step * self.config.unlabelled_batch + slot, len(self.unlabelled)
-        )
+        index = image_index(self.seed, UNLABELLED, step * self.config.unlabelled_batch + slot, len(self.unlabelled))
         drawn: SampleDraw = draw(self.settings, self.seed, UNLABELLED, step, slot)
-        image, _ = self.images(self.unlabelled[index], with_label=False)
+        image = self.images.image(self.unlabelled[index])
         crop, _, valid = cut(image, None, drawn.geometry, self.config.crop, self.config.scale)
         box1, box2 = (torch.tensor(box, dtype=torch.int32) for box in drawn.boxes)
         second = self.strong_views == 2

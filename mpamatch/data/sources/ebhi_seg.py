@@ -85,9 +85,7 @@ def _items(pairs: list[_Pair], task: str) -> Iterator[Item]:
     for pair in pairs:
         patient = _PATIENT.match(pair.image.name)
         if patient is None:
-            raise InputError(
-                f"{pair.image}: names no patient: letters, seven digits and a hyphen are expected."
-            )
+            raise InputError(f"{pair.image}: names no patient: letters, seven digits and a hyphen are expected.")
         index = 1 + LESIONS.index(pair.lesion) if task == "classes" else 1
         # The masks are soft, 0..255. A name may occur under two lesions, so the lesion goes into the stem.
         label = None if pair.mask is None else np.where(read_mask(pair.mask) > 127, index, 0).astype(np.uint8)

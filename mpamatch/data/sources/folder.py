@@ -85,13 +85,9 @@ def _pairs(source: Path) -> list[_Pair]:
     folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
     for folder in folders:
         if folder.name not in _PARTS:
-            raise InputError(
-                f"{folder}: is no part (train, validation, test): put its images straight into images/."
-            )
+            raise InputError(f"{folder}: is no part (train, validation, test): put its images straight into images/.")
     if folders and _by_key(images):
-        raise InputError(
-            f"{images}: holds images beside the folder {folders[0].name}: put them into a part too."
-        )
+        raise InputError(f"{images}: holds images beside the folder {folders[0].name}: put them into a part too.")
     if not folders:
         pairs = _pairs_of(images, source / "masks", None)
     else:
@@ -99,9 +95,7 @@ def _pairs(source: Path) -> list[_Pair]:
     if not pairs:
         raise InputError(f"{images}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     if all(pair.mask is None for pair in pairs):
-        raise InputError(
-            f"{source / 'masks'}: holds no mask with the name of an image: at least one is needed."
-        )
+        raise InputError(f"{source / 'masks'}: holds no mask with the name of an image: at least one is needed.")
     return pairs
 
 
@@ -110,9 +104,7 @@ def _pairs_of(images: Path, masks: Path, part: str | None) -> list[_Pair]:
     without = [path for key, path in mask_by_key.items() if key not in image_by_key]
     if without:
         more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
-        raise InputError(
-            f"{without[0]}{more}: is a mask without image in {images}: add the image or remove it."
-        )
+        raise InputError(f"{without[0]}{more}: is a mask without image in {images}: add the image or remove it.")
     return [_Pair(image, mask_by_key.get(key), part) for key, image in image_by_key.items()]
 
 
@@ -140,9 +132,7 @@ def _groups(pairs: list[_Pair], group_regex: str | None) -> list[str]:
         match = pattern.search(pair.image.stem)
         group = match and (match[1] if pattern.groups else match[0])
         if not group:
-            raise InputError(
-                f"{pair.image}: --group-regex {group_regex!r} finds no group in {pair.image.stem!r}."
-            )
+            raise InputError(f"{pair.image}: --group-regex {group_regex!r} finds no group in {pair.image.stem!r}.")
         groups.append(group)
     return groups
 
@@ -190,9 +180,7 @@ def _parsed(mask_values: str) -> _Meaning:
             names.append(name)
         index[int(value)] = IGNORE if name == "ignore" else names.index(name)
     if len(names) < 2:
-        raise InputError(
-            f"--mask-values {mask_values!r}: names fewer than two classes, background among them."
-        )
+        raise InputError(f"--mask-values {mask_values!r}: names fewer than two classes, background among them.")
     return _Meaning(_classes(names), index, instances=False)
 
 
@@ -206,9 +194,7 @@ def _suggestion(pairs: list[_Pair], values: list[int]) -> str:
             "where they are numbers of objects, or for JPEG masks "
             f"--mask-values {values[0]}:background,{values[-1]}:object"
         )
-    names = (
-        ["background", "object"] if len(values) == 2 else ["background", *(f"class-{v}" for v in values[1:])]
-    )
+    names = ["background", "object"] if len(values) == 2 else ["background", *(f"class-{v}" for v in values[1:])]
     line = ",".join(f"{value}:{name}" for value, name in zip(values, names, strict=True))
     shown = ", ".join(map(str, values))
     return f"{masks}: the masks hold the values {shown}: say what they mean with --mask-values {line}"
@@ -218,9 +204,7 @@ def _classes(names: list[str]) -> tuple[Class, ...]:
     return tuple(Class(name, default_colour(index)) for index, name in enumerate(names))
 
 
-def _items(
-    pairs: list[_Pair], groups: list[str], meaning: _Meaning, parts: list[str | None]
-) -> Iterator[Item]:
+def _items(pairs: list[_Pair], groups: list[str], meaning: _Meaning, parts: list[str | None]) -> Iterator[Item]:
     for pair, group, part in zip(pairs, groups, parts, strict=True):
         label = None if pair.mask is None else _label(pair.mask, meaning)
         yield Item(pair.stem, group, part, pair.image, label)
@@ -234,9 +218,7 @@ def _label(path: Path, meaning: _Meaning) -> NDArray[np.uint8]:
     index = np.array([meaning.index[value] for value in known.tolist()], dtype=np.uint8)
     if path.suffix.lower() in {".jpg", ".jpeg"} and len(known) == 2:
         # JPEG smears the two values into all between them; the nearer one is what was drawn.
-        return index[
-            (np.abs(values.astype(np.int32) - known[1]) < np.abs(values.astype(np.int32) - known[0])) * 1
-        ]
+        return index[(np.abs(values.astype(np.int32) - known[1]) < np.abs(values.astype(np.int32) - known[0])) * 1]
     wrong = np.setdiff1d(values, known)
     if wrong.size:
         shown = ", ".join(map(str, wrong[:5])) + (", …" if wrong.size > 5 else "")
@@ -250,9 +232,7 @@ def _label(path: Path, meaning: _Meaning) -> NDArray[np.uint8]:
 def _remarks(pairs: list[_Pair], group_regex: str | None) -> tuple[str, ...]:
     remarks = []
     if group_regex is None:
-        remarks.append(
-            "each image is its own group: where several come from one patient, give --group-regex."
-        )
+        remarks.append("each image is its own group: where several come from one patient, give --group-regex.")
     without = sum(pair.mask is None for pair in pairs)
     if without:
         remarks.append(f"{without} images have no mask and are unlabelled.")

@@ -136,9 +136,7 @@ def _grade_index(grades: dict[str, _Row], stem: str) -> int:
     if stem not in grades:
         raise InputError(f"Grade.csv: has no row for {stem}, which the task grade needs.")
     if grades[stem].grade not in GRADES:
-        raise InputError(
-            f"Grade.csv: {stem} has the grade {grades[stem].grade!r}; {' or '.join(GRADES)} is known."
-        )
+        raise InputError(f"Grade.csv: {stem} has the grade {grades[stem].grade!r}; {' or '.join(GRADES)} is known.")
     return 1 + GRADES.index(grades[stem].grade)
 
 

@@ -1,0 +1,47 @@
+"""Decoded images and labels of a prepared set, as many of them kept as memory was given."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpamatch.data.prepared import Prepared, check_label
+from mpamatch.errors import InputError
+from mpamatch.images import read_image, read_mask
+
+Array = TypeVar("Array", bound=NDArray)
+
+
+class Images:
+    """Reads by name; the first `cache_mb` MiB of what was read stay in memory."""
+
+    def __init__(self, prepared: Prepared, cache_mb: int):
+        self.prepared, self.room = prepared, cache_mb << 20
+        self.kept: dict[tuple[str, str], NDArray] = {}
+
+    def image(self, name: str) -> NDArray[np.uint8]:  # (H, W, 3)
+        """Raises InputError naming a file that cannot be read."""
+        return self._remember(("image", name), lambda: read_image(self.prepared.image_path(name)))
+
+    def labelled(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # (H, W, 3), (H, W)
+        """Image and label. Raises InputError where there is no mask, or where it does not fit the image or the classes."""
+        image = self.image(name)
+        return image, self._remember(("label", name), lambda: self._label(name, image))
+
+    def _label(self, name: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        mask = self.prepared.mask_path(name)
+        if mask is None:
+            raise InputError(f"{self.prepared.image_path(name)}: counts as labelled but has no mask.")
+        label = read_mask(mask)
+        check_label(mask, image, label, len(self.prepared.classes))
+        return label.astype(np.uint8)
+
+    def _remember(self, key: tuple[str, str], read: Callable[[], Array]) -> Array:
+        if key in self.kept:
+            return self.kept[key]  # type: ignore[return-value]
+        array = read()
+        if array.nbytes <= self.room:
+            self.room -= array.nbytes
+            self.kept[key] = array
+        return array

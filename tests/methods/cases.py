@@ -1,0 +1,127 @@
+"""Small networks, batches and methods to test with: three classes, 32×32 images, 2 images a part."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpamatch.batch import Batch, Labelled, Unlabelled
+from mpamatch.methods import Method, build_method, config_class
+from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+
+CLASSES = 3
+SIDE = 32
+CHANNELS = 16 + 32 + 64 + 128  # of the encoder's maps, which channel noise covers
+TEXT_WIDTH = 6
+METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch")
+# About half of the pixels of an untrained `network` are this sure, so a threshold here splits them.
+THRESHOLD = 0.5
+
+
+class Words(nn.Module):
+    """Stands for TextPrototypes: fixed words, and one trained context vector that moves them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.width, self.identity = TEXT_WIDTH, {"name": "words"}
+        self.words: Tensor
+        self.register_buffer("words", torch.randn(CLASSES, TEXT_WIDTH, generator=generator), persistent=False)
+        self.context = nn.Parameter(0.1 * torch.randn(1, TEXT_WIDTH, generator=generator))
+
+    def forward(self) -> Tensor:  # (C, width) unit vectors
+        return nn.functional.normalize(self.words + self.context, dim=-1)
+
+
+def network(*, norm: str = "group", seed: int = 0, **fields: Any) -> TransUNet:
+    """About 100,000 parameters; the head is sharpened so that confidences spread over (1/3, 1)."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm=norm, **fields
+    )
+    model = build_model(config, CLASSES)
+    with torch.no_grad():
+        model.decoder.head.weight.mul_(4)
+    return model
+
+
+def method(
+    name: str,
+    *,
+    norm: str = "group",
+    dtype: torch.dtype = torch.float64,
+    text: bool = False,
+    seed: int = 0,
+    **settings: Any,
+) -> Method:
+    """The method called `name` on `network(norm=norm)`, in training mode; mpamatch with K = 3 and D = 8."""
+    if name in ("fixmatch", "unimatch", "mpamatch"):
+        settings = {"threshold": THRESHOLD} | settings
+    if name == "mpamatch":
+        settings = {"prototypes": 3, "embedding_width": 8} | settings
+    model = network(norm=norm, seed=seed)
+    return build_method(config_class(name)(**settings), model, Words() if text else None).to(dtype).train()  # type: ignore[arg-type]
+
+
+def batch(
+    n: int = 2,  # labelled images, and as many unlabelled ones
+    *,
+    side: int = SIDE,
+    dtype: torch.dtype = torch.float64,
+    views: int = 2,  # strong views, 0: no unlabelled images; channel noise comes with the second
+    seed: int = 0,
+) -> Batch:
+    """Random images and labels; the share of ignored and of valid pixels differs from image to image."""
+    g = torch.Generator().manual_seed(seed)
+
+    def image() -> Tensor:
+        return torch.randn(n, 3, side, side, generator=g, dtype=torch.float64).to(dtype)
+
+    label = torch.randint(0, CLASSES, (n, side, side), generator=g, dtype=torch.uint8)
+    valid = torch.ones(n, side, side, dtype=torch.bool)
+    for i in range(n):
+        label[i, : 3 + 5 * i] = 255
+        valid[i, :, side - 2 - 3 * i :] = False
+    labelled = Labelled(image(), label)
+    if views == 0:
+        return Batch(labelled, None)
+    weak, strong1, strong2 = image(), image(), image()
+    noise = torch.rand(n, CHANNELS, generator=g)
+    second = (strong2, _boxes(n, side, g), noise) if views == 2 else (None, None, None)
+    return Batch(labelled, Unlabelled(weak, strong1, second[0], valid, _boxes(n, side, g), second[1], second[2]))
+
+
+def _boxes(n: int, side: int, g: torch.Generator) -> Tensor:  # (n, 4) i32
+    corner = torch.randint(0, side // 2, (n, 2), generator=g, dtype=torch.int32)
+    size = torch.randint(side // 4, side // 2, (n, 2), generator=g, dtype=torch.int32)
+    return torch.cat([corner, corner + size], dim=1)
+
+
+def at(step: int) -> Tensor:
+    """The step as the loop hands it over."""
+    return torch.full((), step, dtype=torch.int64)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every trained parameter by name, zeros where none came."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def with_gradients(module: nn.Module, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its gradients, those from before forgotten."""
+    module.zero_grad()
+    loss.backward()
+    return loss.detach(), gradients(module)
+
+
+def assert_same_numbers(ours: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    """The same names, and every tensor within `tolerance` of its largest element (of 1 where that is smaller)."""
+    assert ours.keys() == truth.keys()
+    for name, wanted in truth.items():
+        scale = max(1.0, float(wanted.abs().max()))
+        difference = float((ours[name] - wanted).abs().max())
+        assert difference <= tolerance * scale, f"{name} differs by {difference:.3g}"

@@ -1,0 +1,255 @@
+"""Encoders: maps as stated, prefix tokens dropped, names refused with the nearest, whole channels dropped."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from mpamatch.errors import InputError
+from mpamatch.models import encoder as encoder_module
+from mpamatch.models.encoder import (
+    LICENCES,
+    ChannelDropout,
+    Encoder,
+    HybridViTEncoder,
+    ViTEncoder,
+    build_encoder,
+    conv_norm,
+)
+
+NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 4}
+# Real architectures of timm, narrowed so that each builds in well under a second.
+VARIANTS = {
+    "narrow16": {"model_name": "vit_base_patch16_224", **NARROW},
+    "narrow8": {"model_name": "vit_base_patch8_224", **NARROW},
+    "narrow32": {"model_name": "vit_base_patch32_224", **NARROW},
+    "narrow14_reg": {"model_name": "vit_base_patch14_reg4_dinov2", **NARROW},
+    "narrow16_no_prefix": {"model_name": "vit_base_patch16_siglip_gap_224", **NARROW},
+    "narrow_hybrid": {"model_name": "vit_base_r50_s16_224", **NARROW},
+    "narrow_hybrid_s32": {"model_name": "vit_large_r50_s32_224", **NARROW},
+    "narrow_hybrid_stem": {"model_name": "vit_tiny_r_s16_p8_224", **NARROW},
+}
+
+
+@pytest.fixture(autouse=True)
+def variants(monkeypatch):
+    for name, arguments in VARIANTS.items():
+        monkeypatch.setitem(encoder_module.PRESETS, name, arguments)
+
+
+def image(height: int, width: int, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def assert_maps_as_stated(encoder: Encoder) -> None:
+    height, width = 2 * encoder.multiple, 3 * encoder.multiple
+    with torch.no_grad():
+        maps = encoder.eval()(image(height, width))
+    assert len(maps) == len(encoder.channels) == len(encoder.strides)
+    assert list(encoder.strides) == sorted(encoder.strides)
+    for x, channels, stride in zip(maps, encoder.channels, encoder.strides, strict=True):
+        assert x.shape == (2, channels, height // stride, width // stride)
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "strides"),
+    [
+        ("small_conv", (16, 32, 64, 128), (2, 4, 8, 16)),
+        ("small_hybrid", (16, 32, 64, 128), (2, 4, 8, 16)),
+        ("vit_tiny_patch16_224", (192,), (16,)),
+        ("narrow16", (32,), (16,)),
+        ("narrow8", (32,), (8,)),
+        ("narrow32", (32,), (32,)),
+        ("narrow14_reg", (32,), (14,)),
+        ("narrow16_no_prefix", (32,), (16,)),
+        ("narrow_hybrid", (64, 256, 512, 32), (2, 4, 8, 16)),
+    ],
+)
+def test_maps_have_the_stated_channels_and_strides(name, channels, strides):
+    encoder = build_encoder(name, None, "batch")
+    assert (encoder.channels, encoder.strides, encoder.multiple) == (channels, strides, strides[-1])
+    assert_maps_as_stated(encoder)
+
+
+@pytest.mark.parametrize("name", ["narrow_hybrid_s32", "narrow_hybrid_stem"])
+def test_other_hybrids_of_timm_fit_or_are_refused(name):
+    """vit_large_r50_s32_224 and vit_tiny_r_s16_p8_224 have other stages than the hybrid of TransUNet."""
+    try:
+        encoder = build_encoder(name, None, "batch")
+    except InputError as error:
+        assert "model.encoder" in str(error)
+    else:
+        assert_maps_as_stated(encoder)
+
+
+@pytest.mark.parametrize("name", ["narrow16", "narrow14_reg", "narrow16_no_prefix"])
+def test_a_vit_map_is_its_tokens_in_place_without_the_prefix(name):
+    encoder = build_encoder(name, None, "batch").eval()
+    assert isinstance(encoder, ViTEncoder)
+    patch, prefix = encoder.multiple, {"narrow16": 1, "narrow14_reg": 5, "narrow16_no_prefix": 0}[name]
+    x = image(2 * patch, 3 * patch)
+    with torch.no_grad():
+        tokens, (features,) = encoder.vit.forward_features(x), encoder(x)
+    assert tokens.shape[1] == prefix + 6
+    for row in range(2):
+        for column in range(3):
+            assert torch.equal(features[:, :, row, column], tokens[:, prefix + 3 * row + column])
+
+
+def test_what_changes_in_a_patch_changes_there_most():
+    """The uni preset's layer scale of 1e-5 leaves a fresh token almost to its own patch."""
+    encoder_module.PRESETS["narrow16"] = {**VARIANTS["narrow16"], "init_values": 1e-5}
+    encoder = build_encoder("narrow16", None, "batch").eval()
+    x = image(32, 48, 1)
+    y = x.clone()
+    y[:, :, 16:32, 32:48] += 1
+    with torch.no_grad():
+        change = (encoder(y)[0] - encoder(x)[0]).abs().sum(dim=(0, 1))
+    assert change[1, 2] > 1000 * change.flatten()[:5].max()
+
+
+def test_the_hybrid_runs_timms_own_layers_and_its_skips_lie_on_the_way():
+    encoder = build_encoder("narrow_hybrid", None, "batch").eval()
+    assert isinstance(encoder, HybridViTEncoder)
+    x = image(32, 48, 1).requires_grad_()
+    maps = encoder(x)
+    with torch.no_grad():
+        tokens = encoder.vit.forward_features(x)
+    assert torch.allclose(maps[-1].flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-6)
+    for shallow, deep in zip(maps[:-2], maps[1:-1], strict=True):
+        (gradient,) = torch.autograd.grad(deep.square().mean(), shallow, retain_graph=True)
+        assert gradient.abs().max() > 0
+
+
+def test_the_small_hybrid_sees_far_and_the_small_conv_does_not():
+    """Attention at stride 16 carries a change from one corner to the other; convolutions reach 61 pixels."""
+    for name, reaches in (("small_hybrid", True), ("small_conv", False)):
+        torch.manual_seed(0)
+        encoder = build_encoder(name, None, "group").eval()
+        for module in encoder.modules():  # the statistics of a GroupNorm would carry it too
+            if isinstance(module, nn.Sequential) and len(module) == 3 and isinstance(module[1], nn.GroupNorm):
+                module[1] = nn.Identity()
+        x = image(160, 160, 1)
+        y = x.clone()
+        y[:, :, :16, :16] += 1
+        with torch.no_grad():
+            changed = (encoder(y)[-1] - encoder(x)[-1]).abs()[..., -1, -1].max() > 0
+        assert bool(changed) == reaches, name
+
+
+def test_the_norm_of_the_small_encoders_is_chosen():
+    for norm, there, absent in (("batch", nn.BatchNorm2d, nn.GroupNorm), ("group", nn.GroupNorm, nn.BatchNorm2d)):
+        kinds = [type(module) for module in build_encoder("small_conv", None, norm).modules()]
+        assert there in kinds
+        assert absent not in kinds
+    with pytest.raises(InputError, match=r"unknown model\.norm 'grup': did you mean 'group'"):
+        build_encoder("small_conv", None, "grup")
+
+
+@pytest.mark.parametrize(("width", "groups"), [(16, 8), (12, 4), (6, 2), (7, 1)])
+def test_group_norm_takes_the_most_groups_that_divide(width, groups):
+    block = conv_norm(3, width, "group")
+    assert block[1].num_groups == groups
+    assert block(image(8, 8)).shape == (2, width, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("small_conf", "unknown model.encoder 'small_conf': did you mean 'small_conv'?"),
+        ("vit_bas_patch16_224", "did you mean 'vit_base_patch16_224'?"),
+        ("uni2", "did you mean 'uni"),
+        ("resnet18", "'resnet18' is no ViT"),
+        ("vit_relpos_small_patch16_224", "'vit_relpos_small_patch16_224' is no ViT that takes any image size"),
+        ("vit_tiny_patch16_dinov3_qkvb", "expected a ViT"),
+    ],
+)
+def test_a_name_that_is_no_vit_is_refused(name, words):
+    with pytest.raises(InputError) as caught:
+        build_encoder(name, None, "batch")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_weights_belong_to_the_two_gated_models():
+    with pytest.raises(InputError, match=r"'hub' goes with uni and uni2-h; for 'narrow16' give a file or 'timm'"):
+        build_encoder("narrow16", "hub", "batch")
+    assert set(LICENCES) == {"uni", "uni2-h"}
+    for name, title in (("uni", "UNI weights"), ("uni2-h", "UNI2-h weights")):
+        assert LICENCES[name].startswith(title)
+        assert "CC BY-NC-ND 4.0" in LICENCES[name]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[str, bool]]:
+    """What timm was asked for: name and `pretrained`. Nothing is fetched, the weights stay random."""
+    calls: list[tuple[str, bool]] = []
+    create = timm.create_model
+
+    def creating(name: str, pretrained: bool = False, **arguments):
+        calls.append((name, pretrained))
+        local = "vit_base_patch16_224" if name.startswith("hf-hub:") else name
+        return create(local, pretrained=False, **{**arguments, **NARROW})
+
+    monkeypatch.setattr(timm, "create_model", creating)
+    return calls
+
+
+def test_the_place_of_the_weights_is_handed_to_timm(asked):
+    build_encoder("vit_base_patch16_224", None, "batch")
+    build_encoder("vit_base_patch16_224", "timm", "batch")
+    build_encoder("uni", "hub", "batch")
+    build_encoder("narrow16", "hf-hub:someone/model", "batch")
+    assert asked == [
+        ("vit_base_patch16_224", False),
+        ("vit_base_patch16_224", True),
+        ("hf-hub:MahmoodLab/UNI", True),
+        ("hf-hub:someone/model", True),
+    ]
+
+
+def test_weights_that_cannot_be_fetched_are_told_in_one_sentence(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host\nmore lines of a long story")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError) as caught:
+        build_encoder("uni", "hub", "batch")
+    for words in ("model.encoder_weights", "'uni'", "no route to host", "download the file and give its path"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_normalised_as_the_weights_were_trained(asked):
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for name, weights in (("uni", "hub"), ("small_conv", None)):
+        encoder = build_encoder(name, weights, "batch")
+        assert (encoder.mean, encoder.std) == imagenet
+    # timm's own ViT-B/16 (AugReg) was trained with mean and std of one half, DINOv2 with those of ImageNet
+    for name in ("vit_base_patch16_224", "vit_base_patch14_dinov2"):
+        published = timm.get_pretrained_cfg(name)
+        encoder = build_encoder(name, "timm", "batch")
+        assert (encoder.mean, encoder.std) == (published.mean, published.std), name
+
+
+def test_channel_dropout_drops_whole_channels_by_its_noise():
+    maps = (torch.rand(2, 3, 4, 4) + 1, torch.rand(2, 2, 2, 2) + 1)
+    noise = torch.tensor([[0.1, 0.5, 0.9, 0.49, 0.51], [0.9, 0.9, 0.1, 0.9, 0.1]])
+    dropped = ChannelDropout((3, 2), 0.5)(maps, noise)
+    keep = torch.tensor([[0.0, 2.0, 2.0, 0.0, 2.0], [2.0, 2.0, 0.0, 2.0, 0.0]])  # kept at noise >= p
+    assert torch.equal(dropped[0], maps[0] * keep[:, :3, None, None])
+    assert torch.equal(dropped[1], maps[1] * keep[:, 3:, None, None])
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5])
+def test_channel_dropout_keeps_the_expectation(p):
+    noise = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    (dropped,) = ChannelDropout((3,), p)((torch.ones(4000, 3, 1, 1),), noise)
+    assert dropped.mean().item() == pytest.approx(1, abs=4 * (p / (1 - p) / 12000) ** 0.5)
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.02)
+
+
+def test_channel_dropout_keeps_the_dtype_of_the_maps():
+    (dropped,) = ChannelDropout((2,), 0.5)((torch.ones(1, 2, 2, 2, dtype=torch.bfloat16),), torch.tensor([[0.2, 0.8]]))
+    assert dropped.dtype == torch.bfloat16

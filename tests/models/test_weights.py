@@ -1,0 +1,270 @@
+"""Checkpoints of strangers: all plain forms are read, nothing is executed, what does not fit is refused by name."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mpamatch.errors import InputError
+from mpamatch.models import encoder as encoder_module
+from mpamatch.models.encoder import build_encoder
+from mpamatch.models.weights import load_checked, read_state_dict, sha256
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def assert_same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert list(a) == list(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 5000  # more than one block of a MiB
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["plain", "state_dict", "model", "module.", "safetensors"])
+def test_every_plain_form_is_read(tmp_path, form):
+    state = net().state_dict()
+    path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
+    if form == "safetensors":
+        save_file(state, path)
+        assert read_state_dict(path).keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in read_state_dict(path).items())
+        return
+    content = {
+        "plain": state,
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state, "args": {"lr": 0.1}},
+        "module.": {f"module.{name}": value for name, value in state.items()},
+    }[form]
+    torch.save(content, path)
+    assert_same_state(read_state_dict(path), dict(state))
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    sprung, path = tmp_path / "sprung", tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(2), "extra": Trap(sprung)}, path)
+    with pytest.raises(InputError, match="is no checkpoint of plain tensors") as caught:
+        read_state_dict(path)
+    assert str(caught.value).startswith(str(path))
+    assert not sprung.exists()
+    torch.load(path, weights_only=False)  # the trap works
+    assert sprung.exists()
+
+
+def test_a_whole_pickled_module_is_refused(tmp_path):
+    torch.save(net(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="is no checkpoint of plain tensors"):
+        read_state_dict(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.pth", b"", "is no checkpoint of plain tensors"),
+        ("a.pth", b"no checkpoint at all" * 10, "is no checkpoint of plain tensors"),
+        ("a.safetensors", b"", "is no readable safetensors file"),
+        ("a.safetensors", b"\xff" * 100, "is no readable safetensors file"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_state_dict(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_truncated_checkpoints_are_refused(tmp_path, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    state = {"weight": torch.randn(100, 100)}
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-10_000])
+    with pytest.raises(InputError, match=path.name):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {"state_dict": {"a": 1}}])
+def test_content_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="holds no state dict of tensors"):
+        read_state_dict(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("path", ["missing.pth", "."])
+def test_a_missing_file_is_named(tmp_path, path):
+    with pytest.raises(InputError, match="no such checkpoint file"):
+        read_state_dict(tmp_path / path)
+
+
+def test_what_fits_is_loaded():
+    source, target = net(), net()
+    load_checked(target, source.state_dict(), "file")
+    assert_same_state(dict(source.state_dict()), dict(target.state_dict()))
+
+
+def test_differences_are_listed_and_nothing_is_loaded():
+    module = net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: torch.full_like(value, 7) for name, value in before.items()}
+    state["0.weight"] = torch.zeros(4, 5)
+    state["0.offset"] = state.pop("0.bias")
+    with pytest.raises(InputError) as caught:
+        load_checked(module, state, "uni.pth")
+    sentence = str(caught.value)
+    assert sentence.startswith("uni.pth: does not fit Sequential: ")
+    for words in ("0.weight is (4, 5), the model has (4, 3)", "0.bias is missing", "0.offset is unknown to the model"):
+        assert words in sentence
+    assert "more" not in sentence
+    assert_same_state(before, dict(module.state_dict()))
+
+
+def test_a_long_list_of_differences_is_cut_and_counted():
+    with pytest.raises(InputError, match=r"0\.weight is missing.* and 4 more\.$") as caught:
+        load_checked(net(), {"foreign": torch.zeros(1)}, "file")  # 7 missing, 1 unknown, 4 shown
+    assert str(caught.value).count("is missing") == 4
+
+
+def vit_shapes(width: int, depth: int, hidden: int, patch: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a ViT with layer scale as its authors publish it, without prefix tokens and positions."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for block in range(depth):
+        parts = {
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "ls1.gamma": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "mlp.fc1.weight": (hidden, width),
+            "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.bias": (width,),
+            "ls2.gamma": (width,),
+        }
+        shapes |= {f"blocks.{block}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+UNI = vit_shapes(1024, 24, 4096, 16) | {
+    "cls_token": (1, 1, 1024),
+    "pos_embed": (1, 197, 1024),  # 14² places of 224 and the class token
+    **{f"blocks.{block}.mlp.fc2.weight": (1024, 4096) for block in range(24)},
+}
+UNI2 = vit_shapes(1536, 24, 8192, 14) | {
+    "cls_token": (1, 1, 1536),
+    "reg_token": (1, 8, 1536),
+    "pos_embed": (1, 256, 1536),  # 16² places of 224, none for the prefix
+    **{f"blocks.{block}.mlp.fc2.weight": (1536, 4096) for block in range(24)},  # SwiGLU halves the hidden width
+}
+
+
+@pytest.mark.parametrize(("name", "shapes", "prefix"), [("uni", UNI, 1), ("uni2-h", UNI2, 9)])
+def test_the_presets_have_the_published_names_and_shapes(name, shapes, prefix):
+    with torch.device("meta"):
+        encoder = build_encoder(name, None, "batch")
+    assert {k: tuple(v.shape) for k, v in encoder.vit.state_dict().items()} == shapes
+    assert encoder.vit.num_prefix_tokens == prefix
+    assert encoder.channels == (shapes["norm.weight"][0],)
+    assert encoder.multiple == shapes["patch_embed.proj.weight"][-1]
+    if name == "uni2-h":
+        assert isinstance(encoder.vit.blocks[0].mlp.act, nn.SiLU)
+
+
+@pytest.fixture
+def small_uni(monkeypatch) -> dict[str, Tensor]:
+    """A state dict of UNI's names for a UNI of two narrow blocks, which the preset then stands for."""
+    narrow = {"model_name": "vit_large_patch16_224", "embed_dim": 32, "depth": 2, "num_heads": 4, "init_values": 1e-5}
+    monkeypatch.setitem(encoder_module.PRESETS, "uni", narrow)
+    shapes = vit_shapes(32, 2, 128, 16) | {"cls_token": (1, 1, 32), "pos_embed": (1, 197, 32)}
+    shapes |= {f"blocks.{block}.mlp.fc2.weight": (32, 128) for block in range(2)}
+    g = torch.Generator().manual_seed(0)
+    return {name: 0.3 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_a_local_uni_is_loaded_whole_and_gives_its_own_features(tmp_path, small_uni, suffix):
+    path = tmp_path / f"pytorch_model.{suffix}"
+    content = small_uni | {"head.weight": torch.zeros(5, 32), "head.bias": torch.zeros(5)}  # a classifier is left out
+    save_file(content, path) if suffix == "safetensors" else torch.save(content, path)
+    encoder = build_encoder("uni", str(path), "batch").eval()
+    for name, value in encoder.vit.state_dict().items():
+        assert torch.equal(value, small_uni[name]), name
+    image = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (features,) = encoder(image)
+        expected = uni_by_hand(small_uni, image)
+    assert features.shape == (2, 32, 14, 14)
+    assert torch.allclose(features, expected, atol=1e-4)
+
+
+def uni_by_hand(state: dict[str, Tensor], image: Tensor) -> Tensor:
+    """A pre-norm ViT with layer scale, written out: (B, 3, 224, 224) → (B, 32, 14, 14)."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return nn.functional.layer_norm(x, (32,), state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    patches = image.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).reshape(2, 196, 768)
+    x = patches @ state["patch_embed.proj.weight"].reshape(32, 768).T + state["patch_embed.proj.bias"]
+    x = torch.cat([state["cls_token"].expand(2, 1, 32), x], dim=1) + state["pos_embed"]
+    for block in ("blocks.0", "blocks.1"):
+        q, k, v = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").reshape(2, 197, 3, 4, 8).unbind(2)
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div(8**0.5).softmax(-1)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(2, 197, 32)
+        x = x + state[f"{block}.ls1.gamma"] * linear(mixed, f"{block}.attn.proj")
+        hidden = nn.functional.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1"))
+        x = x + state[f"{block}.ls2.gamma"] * linear(hidden, f"{block}.mlp.fc2")
+    return norm(x, "norm")[:, 1:].transpose(1, 2).reshape(2, 32, 14, 14)
+
+
+def test_a_uni_with_an_entry_missing_renamed_or_of_another_shape_is_refused(tmp_path, small_uni):
+    path = tmp_path / "uni.bin"
+    for change, words in (
+        (lambda s: s.pop("blocks.1.ls1.gamma"), "blocks.1.ls1.gamma is missing"),
+        (lambda s: s.update({"blocks.0.ls1.scale": s.pop("blocks.0.ls1.gamma")}), "blocks.0.ls1.scale is unknown"),
+        (lambda s: s.update(pos_embed=torch.zeros(1, 257, 32)), "pos_embed is (1, 257, 32), the model has (1, 197, 32)"),
+    ):
+        spoiled = dict(small_uni)
+        change(spoiled)
+        torch.save(spoiled, path)
+        with pytest.raises(InputError) as caught:
+            build_encoder("uni", str(path), "batch")
+        assert words in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_the_small_encoders_take_their_own_checkpoint_and_no_other(tmp_path):
+    source = build_encoder("small_conv", None, "batch")
+    save_file(source.state_dict(), tmp_path / "small.safetensors")
+    loaded = build_encoder("small_conv", str(tmp_path / "small.safetensors"), "batch")
+    assert_same_state(dict(source.state_dict()), dict(loaded.state_dict()))
+    with pytest.raises(InputError, match=r"does not fit SmallEncoder: .*is missing"):
+        build_encoder("small_hybrid", str(tmp_path / "small.safetensors"), "batch")
