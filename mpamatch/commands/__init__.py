@@ -1,1 +1,1 @@
-"""One module per command; each has `run(arguments) -> exit code` and imports what is heavy inside the house, not at the door."""
+"""One module per command, imported once it is chosen; each has `run(arguments) -> exit code`."""

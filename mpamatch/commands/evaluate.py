@@ -43,7 +43,8 @@ def summary(scores: dict[str, Any]) -> list[str]:
         objects = scores["objects"]
         hausdorff = "–" if objects["hausdorff"] is None else f"{objects['hausdorff']:.1f} px"
         lines.append(
-            f"objects (GlaS challenge): F1 {percent(objects['f1'])}, Dice {percent(objects['dice'])}, Hausdorff {hausdorff}"
+            f"objects (GlaS challenge): F1 {percent(objects['f1'])}, Dice {percent(objects['dice'])}, "
+            f"Hausdorff {hausdorff}"
         )
     return lines
 

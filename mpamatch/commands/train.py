@@ -40,7 +40,8 @@ def report(result: Result, console: Console) -> None:
 
     figures = draw_training(result.run)
     console.print(
-        f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}; {result.seconds_per_step:.2f} s a step",
+        f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}; "
+        f"{result.seconds_per_step:.2f} s a step",
         highlight=False,
     )
     for figure in figures:

@@ -25,7 +25,7 @@ class Images:
         return self._remember(("image", name), lambda: read_image(self.prepared.image_path(name)))
 
     def labelled(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # (H, W, 3), (H, W)
-        """Image and label. Raises InputError where there is no mask, or where it does not fit the image or the classes."""
+        """Image and label. Raises InputError where there is no mask or it does not fit the image or the classes."""
         image = self.image(name)
         return image, self._remember(("label", name), lambda: self._label(name, image))
 

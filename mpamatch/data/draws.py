@@ -26,7 +26,7 @@ def _order(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
 
 
 def image_index(seed: int, stream: int, position: int, length: int) -> int:
-    """Which of `length` images stands at `position` = step · batch + slot: a new shuffle each epoch, each image once."""
+    """Which of `length` images stands at `position` = step · batch + slot: each once an epoch, then a new shuffle."""
     epoch, place = divmod(position, length)
     return int(_order(seed, stream, epoch, length)[place])
 
@@ -45,7 +45,7 @@ class Geometry:
     quarter_turns: int
 
     def region(self, height: int, width: int, crop: int, scale: float) -> tuple[int, int, int]:
-        """top, left and side in source pixels for an image of that size; the side may exceed the image (then padded)."""
+        """top, left and side in source pixels for an image of that size; the side may exceed the image."""
         side = max(1, round(crop / (scale * self.zoom)))
         return (
             int(self.top * (max(height, side) - side + 1)),
@@ -59,7 +59,7 @@ class Colour:
     """One strong view's colours; a neutral value switches its part off.
 
     histology: `stain` = (α_H, β_H, α_E, β_E) on the optical densities of haematoxylin and eosin, `jpeg` quality or 0.
-    natural: UniMatch's (CVPR 2023) `saturation`, `hue` and `grey`. Both: brightness, contrast, blur (σ in pixels, 0 = none).
+    natural: UniMatch's (CVPR 2023) `saturation`, `hue` and `grey`. Both: brightness, contrast, blur (σ in pixels).
     """
 
     brightness: float = 1.0

@@ -73,7 +73,7 @@ def save_last(
 def load_last(
     path: Path, method: Method, optimizer: torch.optim.Optimizer, frozen: dict[str, dict[str, str]]
 ) -> Progress:
-    """Restores method and optimizer in place. Raises InputError where the file does not fit or a frozen tower changed."""
+    """Restores both in place. Raises InputError where the file does not fit or frozen weights changed."""
     tensors, about = _load(path)
     if about.get("frozen") != frozen:
         raise InputError(f"{path}: was trained on other frozen weights ({about.get('frozen')}); here are {frozen}.")

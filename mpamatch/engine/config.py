@@ -244,7 +244,8 @@ def _one_sentence(error: Exception) -> str:
     )
     got = re.search(r"(?:Got value|Given value): ?(.+?)(?: |$)", text)
     if key:
-        return f"{key[1] or key[2]}: {'expected ' + wanted[1] if wanted else 'has a value of the wrong type'}{', got ' + got[1] if got else ''}."
+        expected = f"expected {wanted[1]}" if wanted else "has a value of the wrong type"
+        return f"{key[1] or key[2]}: {expected}{', got ' + got[1] if got else ''}."
     return text if text.endswith(".") else f"{text}."
 
 

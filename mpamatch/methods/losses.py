@@ -1,7 +1,7 @@
 """Normalisation: from the sums of `mpamatch.ops` to losses, the same over one rank and over many.
 
-Every function returns the value over the batch of all ranks; its gradient is this rank's part of it. DistributedDataParallel
-averages gradients, so the engine multiplies the loss by the number of ranks before backward.
+Every function returns the value over the batch of all ranks; its gradient is this rank's part of it.
+DistributedDataParallel averages gradients, so the engine multiplies the loss by the number of ranks before backward.
 """
 
 import torch

@@ -30,7 +30,7 @@ class MeanTeacherConfig:
 
 
 class MeanTeacher(Method):
-    """(CE + Dice)/2 on labelled images + weight · ramp · MSE(student on strong, teacher on weak); the teacher predicts."""
+    """L_labelled + weight · ramp · MSE(student on strong view, teacher on weak view). The teacher predicts."""
 
     strong_views = 1
 
@@ -38,7 +38,7 @@ class MeanTeacher(Method):
         super().__init__(model)
         if not 0 <= config.decay < 1 or config.ramp < 1:
             raise InputError(
-                f"method.decay and method.ramp: expected 0 <= decay < 1 and ramp >= 1, got {config.decay} and {config.ramp}."
+                f"method.decay, method.ramp: expected 0 <= decay < 1, ramp >= 1, got {config.decay}, {config.ramp}."
             )
         self.config = config
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
@@ -72,7 +72,7 @@ class MeanTeacher(Method):
 
 
 def ema_(teacher: torch.nn.Module, student: torch.nn.Module, step: Tensor, decay: float) -> None:
-    """teacher ← m·teacher + (1−m)·student with m = min(1 − 1/(t+1), decay), parameters and floating buffers; counters are copied."""
+    """teacher ← m·teacher + (1−m)·student, m = min(1 − 1/(t+1), decay), buffers too; integer counters are copied."""
     m = (1 - 1 / (step + 1)).clamp(max=decay)
     for mine, theirs in zip(
         [*teacher.parameters(), *teacher.buffers()], [*student.parameters(), *student.buffers()], strict=True

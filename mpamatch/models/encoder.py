@@ -1,4 +1,4 @@
-"""Encoders: an image becomes feature maps, shallow to deep. Any timm ViT, the R50+ViT hybrid, and a small one for CPUs."""
+"""Encoders, from image to feature maps, shallow to deep: any timm ViT, the R50+ViT hybrid, a small one for CPUs."""
 
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class ViTEncoder(Encoder):
 
 
 class HybridViTEncoder(Encoder):
-    """timm's R50+ViT hybrid as in TransUNet (arXiv 2102.04306): skips of the ResNet at strides 2, 4, 8, ViT map at 16."""
+    """timm's R50+ViT hybrid as in TransUNet (arXiv 2102.04306): ResNet skips at strides 2, 4, 8, ViT map at 16."""
 
     def __init__(self, vit: VisionTransformer):
         super().__init__()
@@ -197,7 +197,7 @@ def _timm_vit(name: str, weights: str | None) -> VisionTransformer:
 
 
 class ChannelDropout(nn.Module):
-    """Drops whole channels of all maps by given uniform draws: the feature perturbation of UniMatch (CVPR 2023), p = 0.5."""
+    """Drops whole channels of all maps by given uniform draws: the feature perturbation of UniMatch (CVPR 2023)."""
 
     def __init__(self, channels: tuple[int, ...], p: float):
         super().__init__()

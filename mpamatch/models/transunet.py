@@ -18,7 +18,7 @@ class ModelConfig:
     Attributes:
         encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, or any timm ViT by name, such as
             vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
-        encoder_weights: nothing (random), a checkpoint file, "timm" (weights timm publishes), "hub" (uni, uni2-h), or hf-hub:ID.
+        encoder_weights: nothing (random), a checkpoint file, timm (published by it), hub (uni, uni2-h), or hf-hub:ID.
         tuning: full or frozen; frozen needs encoder_weights.
         encoder_lr_scale: learning rate of a pretrained encoder as a factor of the heads'.
         decoder_width: channels of the 3×3 convolution before the first block.

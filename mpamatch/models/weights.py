@@ -24,7 +24,7 @@ def sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch checkpoint (read with weights_only; `state_dict` or `model` unpacked).
+    """The tensors of a .safetensors file or a torch checkpoint (weights_only; `state_dict` or `model` unpacked).
 
     Raises InputError where the file is missing or holds something else.
     """

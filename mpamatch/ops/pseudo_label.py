@@ -12,8 +12,8 @@ from mpamatch.ops.unit import without_autocast, working
 def pseudo_label(
     logits: Tensor,  # (B, C, H, W) any floating dtype
 ) -> tuple[Tensor, Tensor]:
-    """label (B, H, W) u8, the argmax (the lowest class among equals), and confidence (B, H, W) f32 (f64 for f64 logits),
-    its softmax in [1/C, 1]. No gradient. At most 255 classes, as 255 means ignore.
+    """label (B, H, W) u8, the argmax (the lowest class among equals), and its softmax in [1/C, 1] as confidence
+    (B, H, W) f32 (f64 for f64 logits). No gradient. At most 255 classes, as 255 means ignore.
 
     Raises TypeError or ValueError naming the argument. Source: FixMatch (NeurIPS 2020), section 2.2.
     """

@@ -65,7 +65,7 @@ def _class_logsumexp(
     process_group: dist.ProcessGroup | None,
 ) -> Tensor:
     """log Σ exp(score) over the pixels of each class and all ranks: (C, K); 0 for a class without pixels."""
-    pixels, per_class = score.shape
+    per_class = score.shape[1]
     lowest = torch.finfo(score.dtype).min
     masked = torch.where(member[:, :, None], score[:, None, :], lowest)  # (N, C, K)
     floor = score.new_full((1, member.shape[1], per_class), lowest)

@@ -25,7 +25,7 @@ GREY = "0.4"
 
 
 def draw_training(run: Path) -> list[Path]:
-    """Writes RUN/figures/training.png, and prototypes.png where the method has image prototypes. Returns their paths."""
+    """Writes RUN/figures/training.png, and prototypes.png for image prototypes. Returns their paths."""
     lines = _read(run / "metrics.jsonl")
     if not lines:
         return []

@@ -42,7 +42,7 @@ class TorchvisionFeed(Dataset):
             raise InputError(f"data.zoom: expected two numbers, got {config.zoom}.")
         if not 0 < config.scale <= 8 or config.crop < 16:
             raise InputError(
-                f"data.scale and data.crop: expected 0 < scale <= 8 and crop >= 16, got {config.scale} and {config.crop}."
+                f"data.scale, data.crop: expected 0 < scale <= 8 and crop >= 16, got {config.scale} and {config.crop}."
             )
         if strong_views and not unlabelled:
             raise InputError(
