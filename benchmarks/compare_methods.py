@@ -168,12 +168,7 @@ def table(results: list[dict[str, Any]]) -> str:
         of = [r for r in results if (r["labelled"], r["method"], r["trial"]) == (labelled, method, trial)]
         shares = [r["confident"] for r in of if r["confident"] is not None]
         differences = [
-            paired(
-                mine,
-                {k[3]: v for k, v in score.items() if k[:2] == (labelled, other) and (k[2] == trial or not tested)},
-            )
-            if method != other
-            else "–"
+            "–" if method == other else paired(mine, scores_of(score, labelled, other, trial))
             for other in ("supervised", "unimatch")
         ]
         values = np.array(list(mine.values()))
@@ -192,6 +187,15 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def scores_of(
+    score: dict[tuple[str, str, str, int], float], labelled: str, method: str, trial: str
+) -> dict[int, float]:
+    """By seed: the trial of that name, or the only one the method has."""
+    trials = {key[2] for key in score if key[:2] == (labelled, method)}
+    chosen = trial if trial in trials else next(iter(trials)) if len(trials) == 1 else None
+    return {key[3]: value for key, value in score.items() if key[:3] == (labelled, method, chosen)}
 
 
 def paired(mine: dict[int, float], other: dict[int, float]) -> str:
