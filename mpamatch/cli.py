@@ -114,7 +114,9 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--instances", action="store_true", help="folder: masks hold instance ids; all above 0 is one class"
     )
     parser.add_argument("--group-regex", help="folder: the part of a file name that tells the patient")
-    parser.add_argument("--regroup", action="store_true", help="glas: split by patient instead of the official parts")
+    parser.add_argument(
+        "--regroup", action="store_true", help="glas, folder: split by patient, whatever parts it comes in"
+    )
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
     parser.add_argument("--images", type=int, help="synthetic: how many (200)")
     parser.add_argument("--size", type=int, help="synthetic: their side in pixels (128)")

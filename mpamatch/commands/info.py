@@ -10,20 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mpamatch import ops
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
 from mpamatch.models.encoder import PRESETS, SMALL
 from mpamatch.models.text import text_encoders
 
 PACKAGES = ("mpamatch", "torch", "torchvision", "timm", "open_clip_torch", "lightning-fabric", "transformers")
-OPERATIONS = (
-    "prototype_distance",
-    "sinkhorn_assign",
-    "prototype_update_",
-    "prototype_contrast",
-    "segmentation_loss",
-    "pseudo_label",
-)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,14 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     table.add_column(style="bold")
     table.add_column()
     for name, value in facts.items():
-        text = (
-            "\n".join(f"{k}: {v}" for k, v in value.items())
-            if isinstance(value, dict)
-            else ", ".join(value)
-            if isinstance(value, list)
-            else str(value)
-        )
-        table.add_row(name, text)
+        table.add_row(name, _shown(value))
     Console().print(table)
     return 0
 
@@ -54,12 +40,18 @@ def gather() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(),
         "extension": "none: this version is pure Python, every operation runs as eager PyTorch",
-        "operations": {name: "eager" for name in OPERATIONS},
+        "operations": {name: "eager" for name in ops.__all__ if name != "IGNORE"},
         "methods": list(METHODS),
         "encoders": [*SMALL, *PRESETS, "any ViT of timm by name"],
-        "text encoders": text_encoders(),
+        "text encoders": {name: missing or "available" for name, missing in text_encoders().items()},
         "recipes": recipes(),
     }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {text}" for name, text in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _version(package: str) -> str:

@@ -65,6 +65,8 @@ class EngineConfig:
         for name in ("steps", "validate_every", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine.{name}: expected at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"engine.seed: expected 0 to 2^63 − 1, got {self.seed}.")
         if not 0 <= self.overlap < 1:
             raise InputError(f"engine.overlap: expected 0 <= overlap < 1, got {self.overlap}.")
 

@@ -74,6 +74,8 @@ class HybridViTEncoder(Encoder):
         super().__init__()
         self.vit = vit
         backbone = vit.patch_embed.backbone
+        if len(getattr(backbone, "stages", ())) != 3 or vit.patch_embed.patch_size[0] != 1:
+            raise InputError("model.encoder: of timm's hybrids only those with a three-stage ResNet at stride 16 fit.")
         widths = [stage.blocks[-1].conv3.out_channels for stage in backbone.stages]
         stem = next(layer.out_channels for layer in backbone.stem if isinstance(layer, nn.Conv2d))
         self.channels, self.strides, self.multiple = (stem, *widths[:2], vit.embed_dim), (2, 4, 8, 16), 16
@@ -153,12 +155,18 @@ def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
     """
     if name in SMALL:
         encoder: Encoder = SmallEncoder(SMALL[name], norm)
+        if weights in ("timm", "hub"):
+            raise InputError(
+                f"model.encoder_weights: nobody publishes weights of {name!r}; give a file or leave it out."
+            )
         if weights is not None:
             load_checked(encoder, read_state_dict(Path(weights)), weights)
         return encoder
     vit = _timm_vit(name, weights)
-    hybrid = hasattr(vit.patch_embed, "backbone")
-    return HybridViTEncoder(vit) if hybrid else ViTEncoder(vit)
+    encoder = HybridViTEncoder(vit) if hasattr(vit.patch_embed, "backbone") else ViTEncoder(vit)
+    if weights and (weights == "timm" or weights.startswith("hf-hub:")):  # the publisher's own; UNI's is ImageNet's
+        encoder.mean, encoder.std = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
+    return encoder
 
 
 def _timm_vit(name: str, weights: str | None) -> VisionTransformer:

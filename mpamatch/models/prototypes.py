@@ -12,27 +12,28 @@ class PrototypeBank(nn.Module):
     """K prototypes of D channels for each of C classes, float32 whatever the precision of training.
 
     Buffers: prototypes (C,K,D), unit vectors from N(0, .02) (ProtoSeg's start, CVPR 2022); updates (C,K) i64;
-    recent (C,K) in [0,1], the decaying share of the steps that moved each prototype (health only).
+    idle (C,K) i64, steps since each prototype was last moved (health only).
     """
 
-    DECAY = 0.98
+    IN_USE = 100  # steps within which a prototype must have been moved to count as in use
 
     def __init__(self, classes: int, per_class: int, width: int, generator: torch.Generator | None = None):
         super().__init__()
         start = unit(torch.empty(classes, per_class, width).normal_(0, 0.02, generator=generator))
         self.prototypes: Tensor
         self.updates: Tensor
-        self.recent: Tensor
+        self.idle: Tensor
         self.register_buffer("prototypes", start)
         self.register_buffer("updates", torch.zeros(classes, per_class, dtype=torch.int64))
-        self.register_buffer("recent", torch.zeros(classes, per_class))
+        self.register_buffer("idle", torch.full((classes, per_class), self.IN_USE))
 
     def _apply(self, fn, recurse=True):
-        # momentum .999 stalls in half precision: .half() and .bfloat16() leave the bank in float32
+        # momentum .999 stalls in half precision: .half() and .bfloat16() move the bank to its device, no more
+        exact = dict(self.named_buffers(recurse=False))
         module = super()._apply(fn, recurse)
         for name, buffer in self.named_buffers(recurse=False):
             if buffer.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, buffer.float())
+                setattr(self, name, exact[name].to(buffer.device))
         return module
 
     def assign(
@@ -69,11 +70,11 @@ class PrototypeBank(nn.Module):
             momentum=momentum,
             process_group=group,
         )
-        self.recent.mul_(self.DECAY).add_((self.updates - before).to(self.recent.dtype), alpha=1 - self.DECAY)
+        self.idle.copy_(torch.where(self.updates > before, 0, self.idle + 1))
 
     @torch.no_grad()
     def health(self) -> dict[str, Tensor]:
-        """Each (): `in_use`, the share of prototypes moved within the last ~100 steps; `cosine_within` and
+        """Each (): `in_use`, the share of prototypes moved within the last 100 steps; `cosine_within` and
         `cosine_between`, the mean cosine of different prototypes of one class and of different classes."""
         classes, per_class, width = self.prototypes.shape
         flat = unit(self.prototypes).reshape(-1, width)
@@ -86,7 +87,7 @@ class PrototypeBank(nn.Module):
             return (cosine * chosen).sum() / chosen.sum().clamp(min=1)
 
         return {
-            "in_use": (self.recent > self.DECAY**100 * (1 - self.DECAY)).to(flat.dtype).mean(),
+            "in_use": (self.idle < self.IN_USE).to(flat.dtype).mean(),
             "cosine_within": mean_where(same & other),
             "cosine_between": mean_where(~same),
         }

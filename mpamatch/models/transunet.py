@@ -61,6 +61,9 @@ class Decoder(nn.Module):
         super().__init__()
         if len(config.decoder_channels) != 4:
             raise InputError(f"model.decoder_channels: expected four widths, got {config.decoder_channels}.")
+        if config.decoder_width < 1 or min(config.decoder_channels) < 1:
+            widths = [config.decoder_width, *config.decoder_channels]
+            raise InputError(f"model.decoder_width, model.decoder_channels: expected at least 1 each, got {widths}.")
         if config.head_kernel not in (1, 3):
             raise InputError(f"model.head_kernel: expected 1 or 3, got {config.head_kernel}.")
         skip_at = dict(zip(encoder.strides[:-1], encoder.channels[:-1], strict=True))

@@ -98,18 +98,35 @@ class TorchvisionFeed(Dataset):
 
 
 def batches(feed: TorchvisionFeed, start: int, stop: int, *, workers: int, pin: bool) -> Iterator[Batch]:
-    """The batches of steps start … stop−1; with workers they are made ahead in other processes."""
-    steps = range(start, stop)
-    return iter(
-        DataLoader(
-            feed,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=_one_thread if workers else None,
-        )
+    """The batches of steps start … stop−1; with workers they are made ahead in other processes.
+
+    Raises InputError as the feed does, whichever process met it.
+    """
+    loader = DataLoader(
+        _Careful(feed),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_one_thread if workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+class _Careful(Dataset):
+    """Hands an InputError over as a value: raised in a worker it would arrive with that process's traceback in it."""
+
+    def __init__(self, feed: TorchvisionFeed):
+        self.feed = feed
+
+    def __getitem__(self, step: int) -> Batch | InputError:
+        try:
+            return self.feed[step]
+        except InputError as error:
+            return error
 
 
 def _one_thread(_: int) -> None:
