@@ -55,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"mpamatch: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, or a folder that cannot be written: no check could foresee it
+        if error.strerror is None:
+            raise
+        print(f"mpamatch: {f'{error.filename}: ' if error.filename else ''}{error.strerror}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("mpamatch: interrupted", file=sys.stderr)
         return 130

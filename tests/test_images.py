@@ -37,10 +37,7 @@ def rgb16_png(path: Path, side: int = 16) -> Path:
     header = struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + b"\x12\x34" * 3 * side for _ in range(side))
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     )
     return path
 

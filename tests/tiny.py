@@ -25,6 +25,7 @@ FIELDS: dict[str, Any] = {
     "data.batch": 2,
     "data.unlabelled_batch": 2,
     "model.encoder": "small_conv",
+    "model.norm": "batch",
     "model.decoder_width": 16,
     "model.decoder_channels": "[16, 8, 8, 8]",
     "engine.device": "cpu",

@@ -1,6 +1,7 @@
 """`mpamatch train`."""
 
 import argparse
+import math
 import warnings
 from pathlib import Path
 
@@ -39,11 +40,12 @@ def report(result: Result, console: Console) -> None:
     from mpamatch.report.figures import draw_training
 
     figures = draw_training(result.run)
-    console.print(
-        f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}; "
-        f"{result.seconds_per_step:.2f} s a step",
-        highlight=False,
+    found = (
+        "no validation labels, so the newest weights count as the best"
+        if math.isnan(result.best_mdice)
+        else f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}"
     )
+    console.print(f"{found}; {result.seconds_per_step:.2f} s a step", highlight=False)
     for figure in figures:
         console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
     console.print(

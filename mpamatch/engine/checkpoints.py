@@ -75,6 +75,8 @@ def load_last(
 ) -> Progress:
     """Restores both in place. Raises InputError where the file does not fit or frozen weights changed."""
     tensors, about = _load(path)
+    if "progress" not in about:
+        raise InputError(f"{path}: holds no state to resume from; it was written for something else.")
     if about.get("frozen") != frozen:
         raise InputError(f"{path}: was trained on other frozen weights ({about.get('frozen')}); here are {frozen}.")
     load_learned(method, _under(tensors, METHOD), path)
@@ -116,6 +118,8 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
     if not path.is_file():
         raise InputError(f"{run}: is no run folder with a trained model (it has no checkpoints/best.safetensors).")
     tensors, about = _load(path)
+    if "model" not in about:
+        raise InputError(f"{path}: holds no network to predict with; it was written for something else.")
     config = ModelConfig(**about["model"])
     if config.tuning == "frozen":
         _same_frozen(about["frozen"]["encoder"], path)

@@ -18,6 +18,8 @@ from mpamatch.methods import METHODS, config_class
 from mpamatch.models.transunet import ModelConfig
 
 DEFAULT_METHOD = "mpamatch"
+OPTIONS = ("recipe", "config", "run", "resume")  # of `mpamatch train` beside the fields
+SECTIONS = ("data", "model", "method", "engine")
 
 
 @dataclass
@@ -67,6 +69,9 @@ class EngineConfig:
                 raise InputError(f"engine.{name}: expected at least 1, got {getattr(self, name)}.")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"engine.seed: expected 0 to 2^63 − 1, got {self.seed}.")
+        for name in ("learning_rate", "power", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"engine.{name}: expected at least 0, got {getattr(self, name)}.")
         if not 0 <= self.overlap < 1:
             raise InputError(f"engine.overlap: expected 0 <= overlap < 1, got {self.overlap}.")
 
@@ -105,6 +110,7 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
     _check_keys(values, parser, source)
     _check_flags(flags, parser)
     try:
+        parser.parse_object({**values, "method.name": name})  # refuses wrong types, which set_defaults would let pass
         parser.set_defaults({**values, "method.name": name})
         parsed = parser.parse_args(list(flags))
         made = parser.instantiate_classes(parsed)
@@ -122,7 +128,7 @@ def field_help() -> str:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML that `load_config(file=…)` reads back to the same."""
-    content = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "method", "engine")}
+    content = {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS}
     with replacing(path) as temporary:
         temporary.write_text(yaml.safe_dump({"recipe": config.recipe, **content}, sort_keys=False), encoding="utf-8")
 
@@ -151,8 +157,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
     if content is not None and not isinstance(content, dict):
-        raise InputError(f"{path}: expected sections data, model, method, engine.")
-    return content or {}
+        raise InputError(f"{path}: expected sections {', '.join(SECTIONS)}.")
+    return _sections(content or {}, path)
+
+
+def _sections(content: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """The sections of a file, without empty ones. Raises InputError for one that is unknown or holds no settings."""
+    for section, values in content.items():
+        if section not in (*SECTIONS, "methods", "recipe"):
+            raise InputError(f"{path}: {unknown('section', str(section), SECTIONS)}")
+        settings = list(values.values()) if section == "methods" and isinstance(values, dict) else []
+        if section != "recipe" and not all(isinstance(one, dict | None) for one in (values, *settings)):
+            raise InputError(f"{path}: {section}: expected settings such as engine: {{steps: 500}}, got {values!r}.")
+    return {section: values for section, values in content.items() if values is not None}
 
 
 def _parser(method: str) -> ArgumentParser:
@@ -211,11 +228,13 @@ def _check_keys(values: Mapping[str, Any], parser: ArgumentParser, source: str) 
 def _check_flags(flags: Sequence[str], parser: ArgumentParser) -> None:
     known = _fields(parser)
     expects_value = False
-    for flag in flags:
+    for flag, after in zip(flags, [*flags, "--"][1:], strict=True):
         if flag.startswith("--"):
             key, has_value, _ = flag[2:].partition("=")
             if key not in known:
-                raise unknown("field", key, known)
+                raise unknown("field", key, [*known, *OPTIONS])
+            if not has_value and after.startswith("--"):
+                raise InputError(f"{key}: expected a value after {flag}.")
             expects_value = not has_value
         elif expects_value:
             expects_value = False
@@ -224,12 +243,14 @@ def _check_flags(flags: Sequence[str], parser: ArgumentParser) -> None:
 
 
 def _flag(flags: Sequence[str], key: str) -> str | None:
+    """The value of a flag; where it stands twice the last one counts, as for every other field."""
+    found = None
     for place, flag in enumerate(flags):
         if flag == f"--{key}" and place + 1 < len(flags):
-            return flags[place + 1]
+            found = flags[place + 1]
         if flag.startswith(f"--{key}="):
-            return flag.partition("=")[2]
-    return None
+            found = flag.partition("=")[2]
+    return found
 
 
 def _get(content: Mapping[str, Any], section: str, key: str) -> Any:

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from mpamatch.files import replacing
+
 SHOWN = ("loss", "labelled", "strong", "consistency", "image_contrast", "text_contrast")
 
 
@@ -48,7 +50,8 @@ class RunLog:
         """A resumed run repeats what came after its checkpoint: those lines go."""
         if self.path.is_file():
             lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
-            self.path.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
 
     def __enter__(self) -> "RunLog":
         self.bar.start()

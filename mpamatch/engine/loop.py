@@ -60,8 +60,14 @@ def resume(run: Path, *, console: Console | None = None) -> Result:
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder.")
     config = load_saved(run / "config.yaml")
-    trainer = Trainer(config, open_data(config), console or Console(), fresh=False)
+    fresh = not last_checkpoint(run).is_file()  # stopped before its first checkpoint: from the start
+    trainer = Trainer(config, open_data(config), console or Console(), fresh=fresh)
     return trainer.fit(run)
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Where a run keeps what it resumes from."""
+    return run / "checkpoints" / "last.safetensors"
 
 
 def new_run(run: Path | None, recipe: str) -> Path:
@@ -101,7 +107,7 @@ class Trainer:
 
     def fit(self, run: Path) -> Result:
         """Trains in `run`, from its last checkpoint where it has one, and returns how it went."""
-        last = run / "checkpoints" / "last.safetensors"
+        last = last_checkpoint(run)
         progress = Progress()
         if last.is_file():
             progress = load_last(last, self.method, self.optimizer, self.frozen)
@@ -109,6 +115,8 @@ class Trainer:
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
             save_config(self.config, run / "config.yaml")
         if self.main:
+            for stale in last.parent.glob(".*.safetensors"):  # of a run killed while it wrote
+                stale.unlink()
             self._announce(run, progress)
         engine, began, start = self.config.engine, time.perf_counter(), progress.step
         log = RunLog(run, engine.steps, start, self.console) if self.main else None
@@ -177,7 +185,8 @@ class Trainer:
             self._validate(run, progress, log, done)
         if saves and self.main:
             progress.step = done
-            save_last(run / "checkpoints" / "last.safetensors", self.method, self.optimizer, progress, self.frozen)
+            self._refuse_non_finite(run, {"weights": float(weights_norm(self.method))}, done)
+            save_last(last_checkpoint(run), self.method, self.optimizer, progress, self.frozen)
         if validates or saves:
             self.fabric.barrier()
             means.restart_clock()
@@ -185,6 +194,8 @@ class Trainer:
     def _validate(self, run: Path, progress: Progress, log: RunLog | None, done: int) -> None:
         has_labels = bool(self.prepared.labelled("validation"))
         scores = evaluate(self.segmenter, self.validation, "validation", objects=False) if has_labels else None
+        if scores and scores["mdice"] is None:  # every pixel is ignored
+            scores = None
         # without validation labels the newest weights count as the best
         best = scores is None or scores["mdice"] > progress.best
         if best:
@@ -227,6 +238,12 @@ class Means:
 
     def restart_clock(self) -> None:
         self.began = time.perf_counter()
+
+
+def weights_norm(method: Method) -> Tensor:
+    """The norm of all trained weights, (): not finite as soon as one of them is not."""
+    norms = [parameter.detach().float().norm() for parameter in method.parameters() if parameter.requires_grad]
+    return torch.stack(norms).norm()
 
 
 def _fabric(engine: EngineConfig) -> Fabric:

@@ -223,5 +223,9 @@ def _check(config: MPAMatchConfig, text: TextPrototypes | None) -> None:
         raise InputError(
             "method.image_prototypes: without image and text prototypes there is nothing to contrast; take unimatch."
         )
+    if not 0 <= config.momentum <= 1:
+        raise InputError(f"method.momentum: expected 0 to 1, got {config.momentum}.")
+    if config.iterations < 1 or config.start < 0 or config.ramp < 0 or config.context_tokens < 0:
+        raise InputError("method: expected iterations >= 1, start >= 0, ramp >= 0 and context_tokens >= 0.")
     if config.prototypes < 1 or config.embedding_width < 1 or config.temperature <= 0 or config.epsilon <= 0:
         raise InputError("method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0.")

@@ -231,7 +231,9 @@ def test_stain_factors_scale_the_densities(alphas):
 
 def test_stain_offsets_shift_tissue_and_leave_the_slide_white():
     image = torch.full((3, 16, 32), 255, dtype=torch.uint8)
-    image[:, :, 16:] = torch.from_numpy(np.rint(255 * stained(np.array(0.8), np.array(0.6)))).to(torch.uint8)[:, None, None]
+    image[:, :, 16:] = torch.from_numpy(np.rint(255 * stained(np.array(0.8), np.array(0.6)))).to(torch.uint8)[
+        :, None, None
+    ]
     after = recolour(image, replace(NEUTRAL, stain=(1.0, 0.08, 1.0, -0.05)))
     assert torch.equal(after[:, :, :16], torch.ones(3, 16, 16))
     moved = density(after[:, :, 16:]) - density(image[:, :, 16:].float() / 255)

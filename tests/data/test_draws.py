@@ -13,6 +13,7 @@ from mpamatch.data.draws import (
     Geometry,
     SampleDraw,
     draw,
+    generator,
     image_index,
 )
 from mpamatch.errors import InputError
@@ -77,10 +78,19 @@ def test_seed_stream_step_and_slot_each_change_every_part():
         assert np.intersect1d(base.channel_noise, other.channel_noise).size == 0, arguments
 
 
+def test_neighbours_are_not_one_stream_shifted():
+    """A sample takes some dozens of numbers: none of the first thousand is found in a neighbour's."""
+    first = generator(7, LABELLED, 5, 2).random(1000)
+    for stream, step, slot in ((LABELLED, 5, 3), (LABELLED, 6, 2), (UNLABELLED, 5, 2), (LABELLED, 2, 5)):
+        assert np.intersect1d(first, generator(7, stream, step, slot).random(1000)).size == 0
+
+
 def test_streams_slots_and_steps_are_uncorrelated():
     settings = settings_of("histology")
     noise = {
-        stream: np.array([[draw(settings, 0, stream, step, slot).geometry.top for slot in (0, 1)] for step in range(500)])
+        stream: np.array(
+            [[draw(settings, 0, stream, step, slot).geometry.top for slot in (0, 1)] for step in range(500)]
+        )
         for stream in (LABELLED, UNLABELLED)
     }
     a, b = noise[LABELLED], noise[UNLABELLED]

@@ -109,9 +109,7 @@ def test_shared_groups_need_a_reason(tmp_path):
         write(tmp_path / "set", items)
     written = write(tmp_path / "set", items, keep_shared_groups="official parts.")
     assert written.note == "1 groups are in more than one part: official parts."
-    assert (
-        write(tmp_path / "two", [item(i) for i in range(9)], keep_shared_groups="official parts.").note == ""
-    )
+    assert write(tmp_path / "two", [item(i) for i in range(9)], keep_shared_groups="official parts.").note == ""
 
 
 def test_rgb_files_are_copied_byte_for_byte_and_others_converted(tmp_path):

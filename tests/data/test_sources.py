@@ -46,9 +46,7 @@ def arguments(**given) -> argparse.Namespace:
 @pytest.fixture
 def ebhi(tmp_path) -> Path:
     for i, lesion in enumerate(ebhi_seg.LESIONS):
-        for j, name in enumerate(
-            ("GT2012508-1-400-001", "GTXC2012508-1-400-002", f"GTgt201300{i}-1-400-001")
-        ):
+        for j, name in enumerate(("GT2012508-1-400-001", "GTXC2012508-1-400-002", f"GTgt201300{i}-1-400-001")):
             image(tmp_path / lesion / "image" / f"{name}.png", 10 * i + j)
             mask(tmp_path / lesion / "label" / f"{name}.png", [0, 3, 127, 128, 255])
     (tmp_path / "Low-grade IN" / "label" / "GT2012508-1-400-001.png").unlink()
@@ -360,9 +358,7 @@ def test_prepare_refuses(plain, given, named):
 
 
 def test_prepare_folder_end_to_end(plain, capsys):
-    prepare.run(
-        arguments(kind="folder", source=plain, dest=plain / "out", instances=True, microns_per_pixel=0.25)
-    )
+    prepare.run(arguments(kind="folder", source=plain, dest=plain / "out", instances=True, microns_per_pixel=0.25))
     about = json.loads((plain / "out" / "dataset.json").read_text())
     assert about["microns_per_pixel"] == 0.25
     assert "give --group-regex" in capsys.readouterr().out

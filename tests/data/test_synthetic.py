@@ -110,9 +110,7 @@ def test_two_hundred_images_in_under_fifteen_seconds(tissue):
     assert 2 * tissue[2] < 15
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"), [((-1, 0), "index"), ((0, -1), "seed"), ((0, 0, 15), "size")]
-)
+@pytest.mark.parametrize(("arguments", "field"), [((-1, 0), "index"), ((0, -1), "seed"), ((0, 0, 15), "size")])
 def test_bad_arguments_are_named(arguments, field):
     with pytest.raises(InputError, match=field):
         synthesize(*arguments)

@@ -19,9 +19,7 @@ THREE = ("background", "benign", "malignant")
 TWO = ("background", "gland")
 
 
-def scores(
-    pairs: list[tuple[Label, Label]], class_names: tuple[str, ...] = TWO, **options: Any
-) -> dict[str, Any]:
+def scores(pairs: list[tuple[Label, Label]], class_names: tuple[str, ...] = TWO, **options: Any) -> dict[str, Any]:
     metrics = SegmentationMetrics(class_names, **{"objects": True, **options})
     for pred, true in pairs:
         metrics.update(pred, true)
@@ -36,9 +34,7 @@ def drawn(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (20, 30), i
     return label
 
 
-def noise(
-    seed: int, classes: int, size: tuple[int, int] = (14, 17), ignored: float = 0.1
-) -> tuple[Label, Label]:
+def noise(seed: int, classes: int, size: tuple[int, int] = (14, 17), ignored: float = 0.1) -> tuple[Label, Label]:
     """Blobs rather than pixel noise, so that there are objects of several sizes."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, classes, (2, size[0] // 3 + 1, size[1] // 3 + 1))
@@ -90,9 +86,7 @@ def slow_partner(one: set[tuple[int, int]], others: list[set[tuple[int, int]]]) 
     return max(others, key=lambda other: len(other & one), default=set())
 
 
-def slow_object_scores(
-    pairs: list[tuple[Label, Label]], classes: int, smallest: int = 0
-) -> dict[str, float | None]:
+def slow_object_scores(pairs: list[tuple[Label, Label]], classes: int, smallest: int = 0) -> dict[str, float | None]:
     hits = extra = missed = 0
     weights: tuple[list[float], list[float]] = ([], [])
     dices: tuple[list[float], list[float]] = ([], [])
@@ -119,9 +113,7 @@ def slow_object_scores(
                         distances[side].append(slow_hausdorff(one, best))
                     else:
                         far = math.hypot(*true.shape)
-                        distances[side].append(
-                            min((slow_hausdorff(one, other) for other in others), default=far)
-                        )
+                        distances[side].append(min((slow_hausdorff(one, other) for other in others), default=far))
     sides = [side for side in (0, 1) if weights[side]]
     if not sides:
         return {"f1": None, "dice": None, "hausdorff": None}
@@ -138,9 +130,7 @@ def unique_partners(pairs: list[tuple[Label, Label]], classes: int) -> bool:
         for index in range(1, classes):
             truths = slow_objects(true, index, 0)
             guesses = slow_objects(np.where(true == 255, 0, pred), index, 0)
-            table = np.array([[len(a & b) for b in guesses] for a in truths]).reshape(
-                len(truths), len(guesses)
-            )
+            table = np.array([[len(a & b) for b in guesses] for a in truths]).reshape(len(truths), len(guesses))
             for rows in (table, table.T):
                 for row in rows:
                     top = np.sort(row)[::-1]
@@ -219,9 +209,7 @@ def test_objects_by_hand() -> None:
     # the missed gland is nearest to the shifted one, of which the pixel (0, 11) is farthest, from (14, 4);
     # the false one is nearest to the missed one, of which the pixel (18, 0) is farthest, from (17, 20)
     missed, false = math.hypot(14, 7), math.hypot(1, 20)
-    assert result["hausdorff"] == pytest.approx(
-        ((100 * 2 + 25 * missed) / 125 + (100 * 2 + 16 * false) / 116) / 2
-    )
+    assert result["hausdorff"] == pytest.approx(((100 * 2 + 25 * missed) / 125 + (100 * 2 + 16 * false) / 116) / 2)
 
 
 def test_half_of_the_true_object_is_detected_and_less_is_not() -> None:
@@ -242,9 +230,7 @@ def test_corners_connect() -> None:
     assert scores([(true, true)])["objects"] == {"f1": 1.0, "dice": 1.0, "hausdorff": 0.0}
     half = true.copy()
     half[3:] = 0
-    assert (
-        scores([(half, true)])["objects"]["f1"] == 1.0
-    )  # half of one object of six, not three of six objects
+    assert scores([(half, true)])["objects"]["f1"] == 1.0  # half of one object of six, not three of six objects
 
 
 def test_inside_of_a_ring_counts() -> None:
@@ -287,14 +273,11 @@ def test_pixel_scores_equal_slow_ones(seed: int, classes: int, images: int) -> N
     pooled = [slow_dice_iou(pairs, index) for index in range(classes)]
     for index, name in enumerate(names):
         expected = pooled[index]
-        assert (result["dice"][name], result["iou"][name]) == (
-            pytest.approx(expected) if expected else (None, None)
-        )
+        assert (result["dice"][name], result["iou"][name]) == (pytest.approx(expected) if expected else (None, None))
     assert result["mdice"] == pytest.approx(np.mean([score[0] for score in pooled if score]))
     assert result["foreground_iou"] == pytest.approx(np.mean([score[1] for score in pooled[1:] if score]))
     means = [
-        np.mean([score[1] for index in range(classes) if (score := slow_dice_iou([pair], index))])
-        for pair in pairs
+        np.mean([score[1] for index in range(classes) if (score := slow_dice_iou([pair], index))]) for pair in pairs
     ]
     assert result["per_image"]["miou"] == pytest.approx(np.mean(means))
 
@@ -305,9 +288,7 @@ def test_object_scores_equal_slow_ones(seed: int, classes: int, smallest: int) -
     pairs = [noise(seed + image, classes, ignored=0.02) for image in range(2)]
     pairs = [pair for pair in pairs if unique_partners([pair], classes)]
     expected = slow_object_scores(pairs, classes, smallest)
-    assert scores(pairs, tuple("abc"[:classes]), smallest_object=smallest)["objects"] == pytest.approx(
-        expected
-    )
+    assert scores(pairs, tuple("abc"[:classes]), smallest_object=smallest)["objects"] == pytest.approx(expected)
 
 
 def test_comparison_with_slow_objects_is_no_empty_one() -> None:
@@ -337,9 +318,7 @@ def test_merge_refuses_other_settings() -> None:
     with pytest.raises(InputError, match="class_names"):
         SegmentationMetrics(TWO, objects=True).merge(SegmentationMetrics(THREE, objects=True))
     with pytest.raises(InputError, match="smallest_object"):
-        SegmentationMetrics(TWO, objects=True).merge(
-            SegmentationMetrics(TWO, objects=True, smallest_object=9)
-        )
+        SegmentationMetrics(TWO, objects=True).merge(SegmentationMetrics(TWO, objects=True, smallest_object=9))
 
 
 def test_tensors_and_arrays_give_the_same() -> None:

@@ -85,9 +85,7 @@ def test_probabilities_shrink_with_antialiasing() -> None:
 
 def test_several_images_equal_one_by_one() -> None:
     generator = np.random.default_rng(1)
-    images = [
-        generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(32, 32), (40, 61), (18, 99)]
-    ]
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(32, 32), (40, 61), (18, 99)]]
     together = make(batch=4).probabilities(images)
     for image, result in zip(images, together, strict=True):
         torch.testing.assert_close(result, make().probabilities(image), rtol=0, atol=1e-6)
@@ -192,9 +190,7 @@ def test_model_with_other_classes_refused() -> None:
         segmenter.predict(left_dark(20, 20))
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))]
-)
+@pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
 def test_images_refused(image: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"must be \(H, W, 3\) uint8"):
         make().probabilities(image)

@@ -59,13 +59,9 @@ def test_origins_refused(length: int, window: int, stride: int) -> None:
         origins(length, window, stride)
 
 
-@given(
-    height=SIDES, width=SIDES, window=st.integers(1, 17), overlap=st.floats(0, 0.9), batch=st.integers(1, 5)
-)
+@given(height=SIDES, width=SIDES, window=st.integers(1, 17), overlap=st.floats(0, 0.9), batch=st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
-def test_pointwise_model_equals_whole_image(
-    height: int, width: int, window: int, overlap: float, batch: int
-) -> None:
+def test_pointwise_model_equals_whole_image(height: int, width: int, window: int, overlap: float, batch: int) -> None:
     image = torch.randn(3, height, width, generator=torch.Generator().manual_seed(height * 41 + width))
     model = Recorder()
     result = segment(model, image, window=window, overlap=overlap, batch=batch)
@@ -104,9 +100,7 @@ def test_blend_has_no_seam() -> None:
 def test_images_in_a_batch_equal_one_by_one() -> None:
     generator = torch.Generator().manual_seed(0)
     network = torch.nn.Conv2d(3, 4, 5, padding=2).double()
-    images = [
-        torch.randn(3, h, w, generator=generator).double() for h, w in [(16, 16), (5, 40), (33, 20), (1, 1)]
-    ]
+    images = [torch.randn(3, h, w, generator=generator).double() for h, w in [(16, 16), (5, 40), (33, 20), (1, 1)]]
     together = segment(network, images, window=16, overlap=0.25, batch=3)
     for image, result in zip(images, together, strict=True):
         alone = segment(network, image, window=16, overlap=0.25, batch=8)

@@ -15,7 +15,7 @@ CHANNELS = 16 + 32 + 64 + 128  # of the encoder's maps, which channel noise cove
 TEXT_WIDTH = 6
 METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch")
 # About half of the pixels of an untrained `network` are this sure, so a threshold here splits them.
-THRESHOLD = 0.5
+THRESHOLD = 0.65
 
 
 class Words(nn.Module):
@@ -36,9 +36,7 @@ class Words(nn.Module):
 def network(*, norm: str = "group", seed: int = 0, **fields: Any) -> TransUNet:
     """About 100,000 parameters; the head is sharpened so that confidences spread over (1/3, 1)."""
     torch.manual_seed(seed)
-    config = ModelConfig(
-        encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm=norm, **fields
-    )
+    config = ModelConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm=norm, **fields)
     model = build_model(config, CLASSES)
     with torch.no_grad():
         model.decoder.head.weight.mul_(4)

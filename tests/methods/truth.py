@@ -81,7 +81,7 @@ def see_dropped(model: TransUNet, image: Tensor, noise: Tensor, p: float) -> Ten
     for level in model.encode(image):
         draws = noise[:, start : start + level.shape[1]]
         start += level.shape[1]
-        keep = torch.where(draws < p, 0.0, 1 / (1 - p)).double()
+        keep = (draws >= p).double() / (1 - p)
         maps.append(level * keep[:, :, None, None])
     assert start == noise.shape[1]
     return model.decode(tuple(maps), (image.shape[-2], image.shape[-1])).logits
@@ -163,9 +163,7 @@ def _bhw(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[2], x.shape[3]
 
 
-def contrast(
-    z: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor, config: Any
-) -> tuple[Tensor, Tensor]:
+def contrast(z: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor, config: Any) -> tuple[Tensor, Tensor]:
     """L_PCL and L_PAL: weighted means over the pixels whose weight is not 0, here one by one. Prototypes (C, K, D)."""
     per_class = prototypes.shape[1]
     flat = functional.normalize(prototypes, dim=-1).flatten(0, 1)
@@ -176,7 +174,9 @@ def contrast(
         others = [
             m for m in range(len(flat)) if m == own or config.same_class_negatives or m // per_class != own // per_class
         ]
-        pcl = pcl + weight[i] * (torch.logsumexp(cosine[others] / config.temperature, 0) - cosine[own] / config.temperature)
+        pcl = pcl + weight[i] * (
+            torch.logsumexp(cosine[others] / config.temperature, 0) - cosine[own] / config.temperature
+        )
         pal = pal + weight[i] * (1 - cosine[own]) ** 2
     total = max(float(weight.sum()), 1.0)
     return pcl / total, pal / total
@@ -242,13 +242,15 @@ def mpamatch_target(method: Any, batch: Batch, bank: Bank | None, *, started: bo
 def mpamatch(method: Any, batch: Batch, step: int, bank: Bank | None) -> tuple[dict[str, Tensor], Bank | None]:
     """The parts of the loss, given the bank before the step, and the bank after it."""
     config = method.config
-    started = min(max((step - config.start) / config.ramp, 0.0), 1.0) if config.ramp else float(step >= config.start)
-    target = mpamatch_target(method, batch, bank, started=started > 0)
+    begun = step >= config.start
+    started = min((step - config.start + 1) / (config.ramp + 1), 1.0) if begun else 0.0
+    target = mpamatch_target(method, batch, bank, started=begun)
     parts = unimatch_parts(method, batch, target)
     seen = pixels(method, batch, target)
     prototype = seen.z.sum() * 0
     if bank is not None:
-        assignment, bank = prototype_step(method, seen, bank)
+        assignment, moved = prototype_step(method, seen, bank)
+        bank = moved if begun else bank
         pcl, pal = contrast(seen.z, bank.prototypes, assignment, seen.weight, config)
         prototype = prototype + config.weight_image * (pcl + config.weight_alignment * pal)
         parts |= {"image_contrast": pcl, "image_alignment": pal}

@@ -1,5 +1,7 @@
 """Encoders: maps as stated, prefix tokens dropped, names refused with the nearest, whole channels dropped."""
 
+from itertools import pairwise
+
 import pytest
 import timm
 import torch
@@ -75,10 +77,13 @@ def test_maps_have_the_stated_channels_and_strides(name, channels, strides):
 @pytest.mark.parametrize("name", ["narrow_hybrid_s32", "narrow_hybrid_stem"])
 def test_other_hybrids_of_timm_fit_or_are_refused(name):
     """vit_large_r50_s32_224 and vit_tiny_r_s16_p8_224 have other stages than the hybrid of TransUNet."""
+    refused = ""
     try:
         encoder = build_encoder(name, None, "batch")
     except InputError as error:
-        assert "model.encoder" in str(error)
+        refused = str(error)
+    if refused:
+        assert "model.encoder" in refused
     else:
         assert_maps_as_stated(encoder)
 
@@ -117,7 +122,7 @@ def test_the_hybrid_runs_timms_own_layers_and_its_skips_lie_on_the_way():
     with torch.no_grad():
         tokens = encoder.vit.forward_features(x)
     assert torch.allclose(maps[-1].flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-6)
-    for shallow, deep in zip(maps[:-2], maps[1:-1], strict=True):
+    for shallow, deep in pairwise(maps[:-1]):
         (gradient,) = torch.autograd.grad(deep.square().mean(), shallow, retain_graph=True)
         assert gradient.abs().max() > 0
 

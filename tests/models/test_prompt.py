@@ -45,9 +45,7 @@ class LetterTower(TextEncoder):
         torch.manual_seed(0)
         words = nn.Embedding(64, 8)
         identity = {"name": "letters", "source": "test", "sha256": "0"}
-        super().__init__(
-            nn.Linear(8, 5), words, ids, length=length, token_width=8, width=5, identity=identity
-        )
+        super().__init__(nn.Linear(8, 5), words, ids, length=length, token_width=8, width=5, identity=identity)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         keep = (tokens != 0).unsqueeze(-1)
@@ -88,9 +86,7 @@ def test_prototypes_are_the_unit_mean_of_unit_vectors(tower):
 def test_class_specific_context_goes_to_the_descriptions_of_its_class(tower):
     prototypes = built(tower, context_tokens=1, class_specific=True)
     assert prototypes.context.shape == (2, 1, 8)
-    torch.testing.assert_close(
-        prototypes(), by_hand(tower, DESCRIPTIONS, prototypes.context), atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(prototypes(), by_hand(tower, DESCRIPTIONS, prototypes.context), atol=1e-6, rtol=1e-5)
     prototypes()[1].sum().backward()
     assert prototypes.context.grad is not None
     assert prototypes.context.grad[0].abs().max() == 0
@@ -118,9 +114,7 @@ def test_context_learns_to_move_a_class(tower):
 
 
 def test_context_starts_from_its_generator_with_deviation_002(tower):
-    wide = TextPrototypes(
-        LetterTower(80), DESCRIPTIONS, context_tokens=40, generator=torch.Generator().manual_seed(1)
-    )
+    wide = TextPrototypes(LetterTower(80), DESCRIPTIONS, context_tokens=40, generator=torch.Generator().manual_seed(1))
     assert 0.016 < wide.context.std().item() < 0.024
     assert abs(wide.context.mean().item()) < 0.005
     torch.testing.assert_close(built(tower).context, built(tower).context, atol=0, rtol=0)
@@ -169,9 +163,7 @@ def test_autocast_leaves_unit_vectors_in_float32(tower):
     torch.testing.assert_close(result.norm(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize(
-    "options", [{"context_tokens": 0}, {}, {"context_tokens": 2, "class_specific": True}]
-)
+@pytest.mark.parametrize("options", [{"context_tokens": 0}, {}, {"context_tokens": 2, "class_specific": True}])
 def test_no_value_is_read_back_and_one_graph(tower, options):
     prototypes = built(tower, **options)
     mode = FakeTensorMode()
@@ -214,9 +206,7 @@ def test_minilm_tells_the_classes_of_the_pathology_sets_apart():
     sets = [(recipe, names) for recipe, names in RECIPE_CLASSES.items() if len(names) == 2]
     for recipe, names in [*sets, ("glas", ["benign", "malignant"])]:
         descriptions = load_descriptions("pathology", recipe, names)
-        vectors = [
-            nn.functional.normalize(encoder.encode(encoder.tokenize(texts)), dim=1) for texts in descriptions
-        ]
+        vectors = [nn.functional.normalize(encoder.encode(encoder.tokenize(texts)), dim=1) for texts in descriptions]
         nearer = []
         for own, other in (vectors, vectors[::-1]):
             rest = nn.functional.normalize(own.sum(0) - own, dim=1)  # (S, D): the class without each sentence

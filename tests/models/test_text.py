@@ -106,9 +106,7 @@ def test_minilm_equals_its_own_library_text_by_text(minilm):
     bert, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():  # one text at a time has no padding, so the plain mean is the masked mean
         alone = [bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in TEXTS]
-    torch.testing.assert_close(
-        minilm.encode(minilm.tokenize(TEXTS)), torch.stack(alone), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(minilm.encode(minilm.tokenize(TEXTS)), torch.stack(alone), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -291,9 +289,7 @@ def test_a_tag_brings_its_activation_and_a_failed_download_is_one_sentence(monke
     assert text._open_clip_weights("ViT-B-32", "openai") == (Path("downloaded.bin"), True)
     assert text._open_clip_weights("ViT-B-32", "laion2b_s34b_b79k") == (Path("downloaded.bin"), False)
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(
-        InputError, match=r"openai: cannot be downloaded \(no route to the hub\); give a local"
-    ):
+    with pytest.raises(InputError, match=r"openai: cannot be downloaded \(no route to the hub\); give a local"):
         build_text_encoder("open_clip:ViT-B-32", "openai")
 
 

@@ -82,9 +82,7 @@ def _vectors(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(direction, dim=-1) * length
 
 
-def _label(
-    shape: tuple[int, ...], classes: int, ignored: float, absent: bool, generator: torch.Generator
-) -> Tensor:
+def _label(shape: tuple[int, ...], classes: int, ignored: float, absent: bool, generator: torch.Generator) -> Tensor:
     present = max(1, classes - 1) if absent else classes
     label = torch.randint(0, present, shape, generator=generator, dtype=torch.uint8)
     return torch.where(torch.rand(shape, generator=generator) < ignored, IGNORE, label).to(torch.uint8)
@@ -164,9 +162,7 @@ def _assign(embedding: Tensor, prototypes: Tensor, label: Tensor) -> tuple[Tenso
 def _contrast_without_own_class(
     embedding: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor
 ) -> tuple[Tensor, ...]:
-    return ops.prototype_contrast(
-        embedding, prototypes, assignment, weight=weight, same_class_negatives=False
-    )
+    return ops.prototype_contrast(embedding, prototypes, assignment, weight=weight, same_class_negatives=False)
 
 
 def _inputs(*names: str) -> Callable[..., dict[str, Tensor]]:
@@ -218,6 +214,4 @@ def forward_backward(
 
 
 def _ramp(output: Tensor) -> Tensor:
-    return torch.arange(1, output.numel() + 1, dtype=output.dtype).reshape(output.shape) / max(
-        1, output.numel()
-    )
+    return torch.arange(1, output.numel() + 1, dtype=output.dtype).reshape(output.shape) / max(1, output.numel())

@@ -25,9 +25,7 @@ def _assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         tolerance = TOLERANCE.get(value.dtype, 0.0) * float(value.abs().max())
-        torch.testing.assert_close(
-            value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def _strided(value: Tensor) -> Tensor:
@@ -95,9 +93,7 @@ def test_no_graph_where_no_gradient_is_wanted(operation: Operation) -> None:
     assert not any(output.requires_grad for output in operation.call(**operation.inputs()))
 
 
-@pytest.mark.parametrize(
-    "operation", [operation for operation in OPERATIONS if not operation.differentiable], ids=repr
-)
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if not operation.differentiable], ids=repr)
 def test_operations_without_gradient_leave_no_graph(operation: Operation) -> None:
     inputs = operation.inputs()
     learnt = [name for name in ("embedding", "logits") if name in inputs]

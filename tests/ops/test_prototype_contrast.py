@@ -15,9 +15,7 @@ from tests.ops import truth
 from tests.ops.cases import PIXELS, Pixels, array, assert_near, pixels
 
 
-def _gradients(
-    case: Pixels, grad: tuple[float, float] = (1.0, 1.0), **options: object
-) -> tuple[Tensor, Tensor]:
+def _gradients(case: Pixels, grad: tuple[float, float] = (1.0, 1.0), **options: object) -> tuple[Tensor, Tensor]:
     embedding, prototypes = case.embedding.clone().requires_grad_(), case.prototypes.clone().requires_grad_()
     contrast, alignment = ops.prototype_contrast(embedding, prototypes, case.assignment, **options)
     return torch.autograd.grad(grad[0] * contrast + grad[1] * alignment, (embedding, prototypes))
@@ -39,12 +37,8 @@ def test_value(case: Pixels, weighted: bool, same_class_negatives: bool, tempera
     assert_near(ours[1], expected[1], size=len(case.weight))
 
 
-@given(
-    PIXELS, st.booleans(), st.booleans(), st.sampled_from([(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (-0.5, 3.0)])
-)
-def test_gradient(
-    case: Pixels, weighted: bool, same_class_negatives: bool, grad: tuple[float, float]
-) -> None:
+@given(PIXELS, st.booleans(), st.booleans(), st.sampled_from([(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (-0.5, 3.0)]))
+def test_gradient(case: Pixels, weighted: bool, same_class_negatives: bool, grad: tuple[float, float]) -> None:
     weight = case.weight if weighted else None
     ours = _gradients(case, grad, weight=weight, same_class_negatives=same_class_negatives)
     expected = truth.prototype_contrast_gradient(
@@ -103,9 +97,7 @@ def test_without_same_class_negatives_the_others_of_the_class_do_not_matter() ->
     changed[2, 1:] = changed[2, 1:].flip(-1)
     for same_class_negatives in (True, False):
         before, after = (
-            ops.prototype_contrast(
-                case.embedding, prototypes, assignment, same_class_negatives=same_class_negatives
-            )[0]
+            ops.prototype_contrast(case.embedding, prototypes, assignment, same_class_negatives=same_class_negatives)[0]
             for prototypes in (case.prototypes, changed)
         )
         assert torch.equal(before, after) is not same_class_negatives
@@ -170,9 +162,7 @@ def test_zero_vectors(dtype: torch.dtype, tiny: float) -> None:
 def test_half_inputs_accumulate_in_float32(dtype: torch.dtype) -> None:
     """20,000 like pixels: a sum in half precision would stop growing at a few hundred terms."""
     case = pixels(1, ignored=0.0, dtype=dtype)
-    many = case._replace(
-        embedding=case.embedding.repeat(20_000, 1), assignment=case.assignment.repeat(20_000)
-    )
+    many = case._replace(embedding=case.embedding.repeat(20_000, 1), assignment=case.assignment.repeat(20_000))
     expected = truth.prototype_contrast(*_true_inputs(case))
     ours = ops.prototype_contrast(many.embedding, many.prototypes, many.assignment)
     assert_near(ours[0], 20_000 * expected[0], size=20_000)

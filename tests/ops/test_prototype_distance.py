@@ -36,15 +36,9 @@ def test_gradient(case: Pixels) -> None:
     embedding, prototypes = array(case.embedding), array(case.prototypes)
     score = truth.cosines(embedding, prototypes).reshape(len(embedding), *prototypes.shape[:2])
     score.sort(-1)
-    clear = (
-        score[..., -1] - score[..., -2] > 1e-4
-        if score.shape[-1] > 1
-        else np.ones(score.shape[:2], dtype=bool)
-    )
+    clear = score[..., -1] - score[..., -2] > 1e-4 if score.shape[-1] > 1 else np.ones(score.shape[:2], dtype=bool)
     # where two prototypes are as near, either gradient is right: those distances are left out of the sum
-    grad = torch.from_numpy(clear * np.linspace(-1, 2, clear.size).reshape(clear.shape)).to(
-        case.prototypes.dtype
-    )
+    grad = torch.from_numpy(clear * np.linspace(-1, 2, clear.size).reshape(clear.shape)).to(case.prototypes.dtype)
     ours = _gradients(case, grad)
     expected = truth.prototype_distance_gradient(embedding, prototypes, array(grad))
     assert ours[0].dtype == case.embedding.dtype

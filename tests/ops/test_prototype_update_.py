@@ -185,9 +185,7 @@ def test_embeddings_with_a_graph_leave_none_in_the_prototypes() -> None:
     assert prototypes.grad_fn is None
 
 
-def _update_from_own_pixels(
-    rank: int, cases: list[tuple[Pixels, Tensor, int]]
-) -> list[tuple[Tensor, Tensor]]:
+def _update_from_own_pixels(rank: int, cases: list[tuple[Pixels, Tensor, int]]) -> list[tuple[Tensor, Tensor]]:
     results = []
     for case, updates, split in cases:
         mine = slice(0, split) if rank == 0 else slice(split, None)

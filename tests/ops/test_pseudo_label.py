@@ -24,9 +24,7 @@ def test_label_and_confidence(case: Maps) -> None:
 
 
 def test_ties_go_to_the_lowest_index() -> None:
-    logits = torch.tensor([[1.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 2.0, 2.0]]).T[
-        None, :, :, None
-    ]
+    logits = torch.tensor([[1.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 2.0, 2.0]]).T[None, :, :, None]
     label, confidence = ops.pseudo_label(logits)
     assert label.flatten().tolist() == [1, 0, 2]
     torch.testing.assert_close(confidence[0, 1, 0], torch.tensor(0.25))

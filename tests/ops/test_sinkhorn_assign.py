@@ -40,9 +40,7 @@ def test_assignment(case: Pixels) -> None:
 @pytest.mark.parametrize("epsilon", [0.01, 0.05, 1.0])
 def test_epsilon_and_iterations(dtype: torch.dtype, iterations: int, epsilon: float) -> None:
     case = pixels(301, 8, 3, 5, dtype=dtype, seed=iterations)
-    ours = ops.sinkhorn_assign(
-        case.embedding, case.prototypes, case.label, epsilon=epsilon, iterations=iterations
-    )
+    ours = ops.sinkhorn_assign(case.embedding, case.prototypes, case.label, epsilon=epsilon, iterations=iterations)
     _assert_right(case, ours, epsilon=epsilon, iterations=iterations)
 
 
@@ -51,9 +49,7 @@ def test_no_iteration_is_the_nearest_prototype_of_the_class() -> None:
     _, nearest = ops.prototype_distance(case.embedding, case.prototypes)
     own = torch.where(case.label == 255, 0, case.label).long()
     expected = torch.where(case.label == 255, -1, 4 * own + nearest.gather(1, own[:, None])[:, 0]).int()
-    assert torch.equal(
-        ops.sinkhorn_assign(case.embedding, case.prototypes, case.label, iterations=0), expected
-    )
+    assert torch.equal(ops.sinkhorn_assign(case.embedding, case.prototypes, case.label, iterations=0), expected)
 
 
 def test_autocast_rounds_no_score() -> None:
@@ -75,9 +71,7 @@ def test_after_convergence_every_prototype_has_its_share() -> None:
     case = _one_favourite()
     _, nearest = ops.prototype_distance(case.embedding, case.prototypes)
     assert nearest[:, 0].bincount(minlength=4).max() > 560
-    assignment = ops.sinkhorn_assign(
-        case.embedding, case.prototypes, case.label, epsilon=0.01, iterations=300
-    )
+    assignment = ops.sinkhorn_assign(case.embedding, case.prototypes, case.label, epsilon=0.01, iterations=300)
     shares = assignment.bincount(minlength=4) / 600
     assert shares.min() > 0.2
     assert shares.max() < 0.3
@@ -128,9 +122,7 @@ def test_an_ignored_batch_is_ignored() -> None:
 def test_a_label_that_is_no_class_is_ignored() -> None:
     case = pixels()
     beyond = torch.where(case.label == 2, 3, case.label)
-    expected = ops.sinkhorn_assign(
-        case.embedding, case.prototypes, torch.where(case.label == 2, 255, case.label)
-    )
+    expected = ops.sinkhorn_assign(case.embedding, case.prototypes, torch.where(case.label == 2, 255, case.label))
     assert torch.equal(ops.sinkhorn_assign(case.embedding, case.prototypes, beyond), expected)
 
 
@@ -159,9 +151,7 @@ def _assign_own_pixels(rank: int, parts: list[tuple[Pixels, tuple[int, int]]]) -
     for case, pieces in parts:
         mine = slice(0, pieces[0]) if rank == 0 else slice(pieces[0], sum(pieces))
         group = dist.group.WORLD
-        found.append(
-            ops.sinkhorn_assign(case.embedding[mine], case.prototypes, case.label[mine], process_group=group)
-        )
+        found.append(ops.sinkhorn_assign(case.embedding[mine], case.prototypes, case.label[mine], process_group=group))
     return found
 
 

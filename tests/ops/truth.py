@@ -91,9 +91,7 @@ def sinkhorn_scores(
     return result
 
 
-def sinkhorn_assign(
-    embedding: F64, prototypes: F64, label: Int, *, epsilon: float = 0.05, iterations: int = 3
-) -> Int:
+def sinkhorn_assign(embedding: F64, prototypes: F64, label: Int, *, epsilon: float = 0.05, iterations: int = 3) -> Int:
     scores = sinkhorn_scores(embedding, prototypes, label, epsilon=epsilon, iterations=iterations)
     return np.where(label == IGNORE, -1, scores.argmax(-1))
 
@@ -133,9 +131,7 @@ def prototype_update(
     return Update(result, counts, length)
 
 
-def _competitors(
-    assignment: Int, classes: int, per_class: int, same_class_negatives: bool
-) -> NDArray[np.bool_]:
+def _competitors(assignment: Int, classes: int, per_class: int, same_class_negatives: bool) -> NDArray[np.bool_]:
     """(N, C·K): the prototypes in the denominator of each pixel; an ignored pixel has them all."""
     flat = np.arange(classes * per_class)
     own = flat == assignment[:, None]

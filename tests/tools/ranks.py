@@ -28,9 +28,7 @@ class RankError(RuntimeError):
     """A rank raised, died or did not finish; the message holds its traceback."""
 
 
-def run_ranks(
-    function: Callable[..., Any], world_size: int = 2, *args: Any, timeout: float = TIMEOUT
-) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int = 2, *args: Any, timeout: float = TIMEOUT) -> list[Any]:
     """function(rank, *args) in every rank of a gloo world; what each rank returned, by rank.
 
     function is defined at the top of a module; it, args and the results travel by pickle.

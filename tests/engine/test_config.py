@@ -1,0 +1,244 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from mpamatch.commands.prepare import RECIPES
+from mpamatch.data.config import DataConfig
+from mpamatch.data.sources.ebhi_seg import LESIONS
+from mpamatch.engine.config import EngineConfig, field_help, load_config, load_saved, recipes, save_config
+from mpamatch.errors import InputError
+from mpamatch.methods import METHODS
+from mpamatch.methods.mpamatch import MPAMatchConfig
+from mpamatch.models.prompt import load_descriptions
+from mpamatch.models.transunet import ModelConfig
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a configuration file of one's own and gives its path."""
+
+    def write(text: str):
+        path = tmp_path / "own.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def one_sentence(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 2000
+    return text
+
+
+# What counts: defaults, then the recipe, then the file, then flags
+
+
+def test_without_anything_the_defaults_of_the_dataclasses_hold():
+    config = load_config()
+    assert config.data == DataConfig()
+    assert config.model == ModelConfig()
+    assert config.method == MPAMatchConfig()
+    assert config.engine == EngineConfig()
+    assert config.recipe == "run"
+
+
+def test_recipe_over_defaults_file_over_recipe_flags_over_file(written):
+    file = written("engine: {steps: 7, learning_rate: 0.5}\ndata: {batch: 9}\n")
+    config = load_config("demo", file, ["--engine.steps", "3"])
+    assert config.engine.steps == 3  # flag; file 7, recipe 160
+    assert config.engine.learning_rate == 0.5  # file; recipe .002
+    assert config.data.batch == 9  # file; recipe 4
+    assert config.data.crop == 96  # recipe; default 256
+    assert config.engine.power == EngineConfig().power  # default
+    assert config.recipe == "demo"
+    assert load_config(file=file).recipe == "own"
+
+
+def test_numbers_as_people_write_them(written):
+    """YAML takes 1e-3, which has no dot, for a text."""
+    assert load_config(file=written("engine: {learning_rate: 1e-3, power: 1}")).engine.learning_rate == 0.001
+    assert load_config(flags=["--engine.learning_rate", "1e-3"]).engine.learning_rate == 0.001
+
+
+def test_flags_take_a_value_after_a_space_or_an_equals_sign():
+    config = load_config(flags=["--engine.steps=5", "--data.zoom", "[0.5, 2]", "--engine.compile", "true"])
+    assert config.engine.steps == 5
+    assert config.data.zoom == [0.5, 2.0]
+    assert config.engine.compile is True
+
+
+def test_the_last_of_two_equal_flags_counts_also_for_the_method():
+    flags = ["--method.name", "fixmatch", "--method.name", "unimatch", "--engine.steps", "4", "--engine.steps", "5"]
+    config = load_config(flags=flags)
+    assert isinstance(config.method, METHODS["unimatch"][1])
+    assert config.method.name == "unimatch"
+    assert config.engine.steps == 5
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_holds_for_every_method_and_is_saved_as_it_was(recipe, method, tmp_path):
+    config = load_config(recipe, None, ["--method.name", method])
+    assert type(config.method) is METHODS[method][1]
+    assert config.method.name == method
+    save_config(config, tmp_path / "config.yaml")
+    assert load_saved(tmp_path / "config.yaml") == config
+
+
+def test_the_recipes_that_prepare_names_exist():
+    assert {*RECIPES.values(), "folder", "demo"} <= set(recipes())
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipes() if name != "folder"])
+def test_the_prompt_set_of_a_recipe_is_there(recipe):
+    prompt_set = load_config(recipe, None, ["--method.name", "mpamatch"]).method.prompt_set
+    foreground = {"ebhi-seg-cancer": ["cancer"], "ebhi-seg-classes": LESIONS}.get(recipe, ["gland"])
+    assert all(load_descriptions("pathology", prompt_set, ["background", *foreground]))
+
+
+def test_methods_section_gives_each_method_its_own_settings(written):
+    file = written("methods:\n  fixmatch: {threshold: 0.7}\n  mean_teacher: {ramp: 3}\nmethod: {name: fixmatch}\n")
+    assert load_config(file=file).method.threshold == 0.7
+    assert load_config(file=file, flags=["--method.name", "mean_teacher"]).method.ramp == 3
+    assert load_config(file=file, flags=["--method.name", "unimatch"]).method == METHODS["unimatch"][1]()
+
+
+def test_settings_of_the_method_stand_over_those_of_methods(written):
+    file = written("methods: {fixmatch: {threshold: 0.7}}\nmethod: {name: fixmatch, threshold: 0.8}\n")
+    assert load_config(file=file).method.threshold == 0.8
+    assert load_config(file=file, flags=["--method.threshold", "0.9"]).method.threshold == 0.9
+
+
+def test_settings_of_one_method_do_not_reach_another(written):
+    """`method: {name: mpamatch, start: 5}` and a flag for another method: that one has no field `start`."""
+    file = written("method: {name: mpamatch, start: 5, threshold: 0.5}\n")
+    config = load_config(file=file, flags=["--method.name", "fixmatch"])
+    assert config.method == METHODS["fixmatch"][1]()
+
+
+# Saved and read back
+
+
+def test_what_is_saved_reads_back_equal_where_every_field_was_changed(tmp_path):
+    flags = ["--data.root", "d", "--data.split", "labelled-1-seed0", "--data.zoom", "[0.3, 3]", "--data.scale", "0.7"]
+    flags += ["--model.encoder_weights", "w.pt", "--model.decoder_channels", "[4, 3, 2, 1]", "--model.norm", "group"]
+    flags += ["--engine.precision", "bf16", "--engine.compile", "true", "--engine.learning_rate", "1e-7"]
+    flags += ["--method.name", "mpamatch", "--method.same_class_negatives", "false", "--method.epsilon", "0.1234567890"]
+    config = load_config("demo", None, flags)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_saved(tmp_path / "config.yaml") == config
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert content["engine"] == dataclasses.asdict(config.engine)
+    assert content["recipe"] == "demo"
+
+
+def test_a_folder_without_configuration_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="is no run folder") as error:
+        load_saved(tmp_path / "config.yaml")
+    assert str(tmp_path) in one_sentence(error)
+
+
+def test_field_help_lists_the_fields_with_their_meaning():
+    text = field_help()
+    for section, configuration in (("data", DataConfig), ("model", ModelConfig), ("engine", EngineConfig)):
+        for field in dataclasses.fields(configuration):
+            assert f"--{section}.{field.name}" in text
+    assert "optimizer steps" in text
+
+
+# What is wrong, in one sentence
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--engine.stps", "3"], "unknown field 'engine.stps': did you mean 'engine.steps'?"),
+        (["--method.threshhold", "1"], "unknown field 'method.threshhold': did you mean 'method.threshold'?"),
+        (["--method.name", "unimtch"], "unknown method.name 'unimtch': did you mean 'unimatch'?"),
+        (["--method.name=unimtch"], "unknown method.name 'unimtch': did you mean 'unimatch'?"),
+        (["--method.name", "fixmatch", "--method.epsilon", "1"], "unknown field 'method.epsilon'"),
+        (["--engine.steps", "many"], "engine.steps: expected int, got many."),
+        (["--engine.steps", "3.5"], "engine.steps: expected int, got 3.5."),
+        (["--engine.steps", "0"], "engine.steps: expected at least 1, got 0."),
+        (["--engine.log_every", "-2"], "engine.log_every: expected at least 1, got -2."),
+        (["--engine.learning_rate", "fast"], "engine.learning_rate: expected float, got fast."),
+        (["--engine.learning_rate", "-1"], "engine.learning_rate"),
+        (["--engine.weight_decay", "-1"], "engine.weight_decay"),
+        (["--engine.power", "-1"], "engine.power"),
+        (["--engine.compile", "perhaps"], "engine.compile: expected bool, got perhaps."),
+        (["--engine.optimizer", "adm"], "unknown engine.optimizer 'adm': did you mean 'adamw'?"),
+        (["--engine.precision", "16"], "unknown engine.precision '16'"),
+        (["--engine.device", "gpu"], "unknown engine.device 'gpu'"),
+        (["--engine.overlap", "1"], "engine.overlap: expected 0 <= overlap < 1, got 1.0."),
+        (["--data.zoom", "wide"], "data.zoom: expected list, got wide."),
+        (["--data.crop", "[3]"], "data.crop: expected int"),
+        (["--engine.steps"], "engine.steps: expected"),
+        (["5"], "'5': expected a field such as --engine.steps before it."),
+        (["--engine.steps", "3", "4"], "'4': expected a field such as --engine.steps before it."),
+    ],
+)
+def test_a_wrong_flag(flags, says):
+    with pytest.raises(InputError) as error:
+        load_config("demo", None, flags)
+    assert says in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("engine: {stps: 3}", "unknown field 'engine.stps': did you mean 'engine.steps'?"),
+        ("engine: {steps: many}", "engine.steps: expected int, got many."),
+        ("engine: {steps: [1]}", "engine.steps: expected int"),
+        ("engine: {steps: 2.5}", "engine.steps: expected int, got 2.5."),
+        ("engine: 5", "engine"),
+        ("engin: {steps: 3}", "'engin"),
+        ("method: supervised", "method"),
+        ("method: {name: superviced}", "unknown method.name 'superviced': did you mean 'supervised'?"),
+        ("methods: {mpmatch: {start: 1}}", "unknown method 'mpmatch': did you mean 'mpamatch'?"),
+        ("methods: [mpamatch]", "methods"),
+        ("methods: {mpamatch: 5}", "methods"),
+        ("methods: {mpamatch: {strt: 5}}", "unknown field 'method.strt': did you mean 'method.start'?"),
+        ("data: {zoom: 3}", "data.zoom"),
+        ("data: {root: {a: 1}}", "data.root"),
+        ("1: 2", "1"),
+        ("- engine", "expected sections data, model, method, engine"),
+        ("engine: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_file(text, says, written):
+    with pytest.raises(InputError) as error:
+        load_config(file=written(text))
+    assert says in one_sentence(error)
+
+
+def test_an_empty_file_or_section_changes_nothing(written):
+    assert load_config(file=written("# nothing yet\n")).engine == EngineConfig()
+    assert load_config(file=written("engine:\n# steps: 5\n")).engine == EngineConfig()
+
+
+def test_an_unknown_field_in_a_file_is_named_with_the_file(written):
+    file = written("model: {norms: group}")
+    with pytest.raises(InputError, match=r"did you mean 'model\.norm'") as error:
+        load_config(file=file)
+    assert one_sentence(error).startswith(f"{file}: ")
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nope\.yaml: no such configuration file"):
+        load_config(file=tmp_path / "nope.yaml")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        load_config(file=tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"binary\.yaml: cannot be read as YAML"):
+        load_config(file=tmp_path / "binary.yaml")
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="unknown recipe 'demmo': did you mean 'demo'"):
+        load_config("demmo")

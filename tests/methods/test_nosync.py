@@ -1,0 +1,55 @@
+"""A training step of each method never waits for a GPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpamatch.batch import Batch
+from mpamatch.methods import Method
+from mpamatch.methods.mpamatch import MPAMatch
+from tests.methods.cases import METHODS, at, batch, method
+from tests.tools.nosync import HostSync, assert_no_sync
+
+
+def _step(ours: Method, data: Batch, step: Tensor) -> None:
+    ours(data, step)["loss"].backward()
+    ours.after_step(step)
+
+
+@pytest.mark.parametrize(("name", "norm"), [(name, "group") for name in METHODS] + [("mean_teacher", "batch")])
+def test_no_sync(name: str, norm: str) -> None:
+    ours = method(name, norm=norm, dtype=torch.float32, text=name == "mpamatch")
+    assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"second_opinion": "agree", "start": 2, "ramp": 4},
+        {"second_opinion": "average"},
+        {"assignment": "nearest", "same_class_negatives": False, "unlabelled_loss": "dice"},
+        {"image_prototypes": False, "unlabelled_loss": "both"},
+    ],
+    ids=str,
+)
+def test_no_sync_in_any_branch_of_mpamatch(settings: dict[str, Any]) -> None:
+    ours = method("mpamatch", dtype=torch.float32, text=True, **settings)
+    assert_no_sync(_step, ours, batch(3, dtype=torch.float32), at(3))
+
+
+class _Asks(MPAMatch):
+    """Updates the bank only if any pixel is confident: a question to the GPU."""
+
+    def _image_terms(self, z: Tensor, label: Tensor, weight: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        if weight.sum() > 0:
+            return super()._image_terms(z, label, weight, correct)
+        return z.sum(), z.sum()
+
+
+def test_a_method_that_asks_is_caught() -> None:
+    ours = method("mpamatch", dtype=torch.float32)
+    ours.__class__ = _Asks
+    with pytest.raises(HostSync):
+        assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))

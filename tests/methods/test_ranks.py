@@ -1,0 +1,106 @@
+"""Two ranks with half of the batch each train as one process with the whole batch does: float64, 1e-9, three steps.
+
+Each rank multiplies its loss by the number of ranks, because DistributedDataParallel averages gradients.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mpamatch.batch import Batch, Labelled, Unlabelled
+from mpamatch.methods import losses
+from tests.methods.cases import assert_same_numbers, at, batch, gradients, method
+from tests.tools.ranks import run_ranks
+
+RANKS, STEPS = 2, 3
+CASES: dict[str, dict[str, Any]] = {
+    "supervised": {"name": "supervised"},
+    "mean_teacher": {"name": "mean_teacher", "ramp": 4},
+    "fixmatch": {"name": "fixmatch", "unlabelled_loss": "both"},
+    "unimatch": {"name": "unimatch"},
+    "mpamatch": {"name": "mpamatch", "text": True},
+    "mpamatch, second opinion": {
+        "name": "mpamatch",
+        "second_opinion": "agree",
+        "assignment": "nearest",
+        "unlabelled_loss": "dice",
+    },
+}
+Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; "state": parameters and buffers
+
+
+def _half(data: Batch, rank: int) -> Batch:
+    def cut(part: Any) -> Any:
+        return type(part)(*(x[rank * len(x) // RANKS : (rank + 1) * len(x) // RANKS] for x in part))
+
+    assert data.unlabelled is not None
+    return Batch(cut(data.labelled), cut(data.unlabelled))
+
+
+def _train(case: str, rank: int | None = None) -> Run:
+    ours = method(**CASES[case])
+    module: nn.Module = ours if rank is None else DistributedDataParallel(ours, broadcast_buffers=False)
+    ranks = 1 if rank is None else RANKS
+    optimizer = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    run: Run = {}
+    for step in range(STEPS):
+        data = batch(4, seed=step)
+        parts = module(data if rank is None else _half(data, rank), at(step))
+        (parts["loss"] * ranks).backward()
+        run[f"step {step}"] = {name: value.detach() for name, value in parts.items()} | gradients(ours)
+        optimizer.step()
+        optimizer.zero_grad()
+        ours.after_step(at(step))
+    return run | {"state": {name: value.clone() for name, value in ours.state_dict().items()}}
+
+
+def _train_all(rank: int) -> dict[str, Run]:
+    return {case: _train(case, rank) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def by_rank() -> list[dict[str, Run]]:
+    return run_ranks(_train_all, RANKS, timeout=300)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one(case: str, by_rank: list[dict[str, Run]]) -> None:
+    alone = _train(case)
+    for run in by_rank:
+        for when, numbers in alone.items():
+            assert_same_numbers(run[case][when], numbers, 1e-9)
+
+
+def test_the_halves_differ() -> None:
+    """What the comparison rests on: other sums on each rank, and prototypes that move."""
+    first, second = (_half(batch(4), rank) for rank in range(RANKS))
+    assert first.unlabelled is not None
+    assert second.unlabelled is not None
+    assert int((first.labelled.label != 255).sum()) != int((second.labelled.label != 255).sum())
+    assert int(first.unlabelled.valid.sum()) != int(second.unlabelled.valid.sum())
+    assert isinstance(first.labelled, Labelled)
+    assert isinstance(first.unlabelled, Unlabelled)
+    assert int(_train("mpamatch")["state"]["bank.updates"].sum()) > 9
+
+
+def _sums(rank: int) -> dict[str, float]:
+    local = torch.tensor([1.0 + rank, 10.0], dtype=torch.float64, requires_grad=True)
+    total = losses.over_ranks(local * 3)
+    mean = losses.weighted_mean(local[0], torch.tensor(2.0 + rank))
+    (total.sum() + mean).backward()
+    assert local.grad is not None
+    return {
+        "total": float(total[0].detach()),
+        "mean": float(mean.detach()),
+        "share": float(losses.share(torch.tensor([1.0, 0.0]) * rank, torch.ones(2))),
+        "gradient": float(local.grad[0]),
+    }
+
+
+def test_sums_over_ranks_carry_the_local_gradient() -> None:
+    """Locals 1 and 2: 3·(1 + 2); mean (1 + 2)/(2 + 3); share 1 of 4; gradient 3 + 1/5 on either rank."""
+    for found in run_ranks(_sums, RANKS, timeout=120):
+        assert found == pytest.approx({"total": 9.0, "mean": 0.6, "share": 0.25, "gradient": 3.2})

@@ -1,0 +1,239 @@
+"""TransUNet and TransUNi: any size in, logits of that size out; skips used; what is frozen stays as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpamatch.errors import InputError
+from mpamatch.models import encoder as encoder_module
+from mpamatch.models.encoder import build_encoder
+from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+
+CLASSES = 3
+NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 4}
+VARIANTS = {
+    "narrow16": {"model_name": "vit_base_patch16_224", **NARROW},
+    "narrow8": {"model_name": "vit_base_patch8_224", **NARROW},
+    "narrow14_reg": {"model_name": "vit_base_patch14_reg4_dinov2", **NARROW},
+    "narrow_hybrid": {"model_name": "vit_base_r50_s16_224", **NARROW},
+}
+TINY = ModelConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8])
+
+
+@pytest.fixture(autouse=True)
+def variants(monkeypatch):
+    for name, arguments in VARIANTS.items():
+        monkeypatch.setitem(encoder_module.PRESETS, name, arguments)
+
+
+def model_of(encoder: str = "small_conv", **changes) -> TransUNet:
+    torch.manual_seed(0)
+    return build_model(replace(TINY, encoder=encoder, **changes), CLASSES)
+
+
+def image(height: int, width: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47), (16, 16), (5, 7), (1, 1), (61, 18)])
+@pytest.mark.parametrize("encoder", ["small_conv", "small_hybrid", "narrow16", "narrow8", "narrow14_reg"])
+def test_logits_have_the_size_of_any_image(encoder, size):
+    model = model_of(encoder).eval()
+    with torch.no_grad():
+        logits, embedding = model(image(*size))
+    assert logits.shape == (2, CLASSES, *size)
+    assert logits.isfinite().all()
+    multiple = model.encoder.multiple
+    grid = [-(-side // multiple) for side in size]
+    assert embedding.shape == (2, 8, 4 * grid[0], 4 * grid[1])
+    assert model.embedding_width == 8
+
+
+def test_the_r50_hybrid_uses_three_skips():
+    model = model_of("narrow_hybrid", norm="group").eval()  # an untrained BatchNorm fades its input in eval mode
+    with torch.no_grad():
+        maps = model.encode(image(37, 45, 1))
+        logits, embedding = model.decode(maps, (37, 45))
+        assert [x.shape[1] for x in maps] == [64, 256, 512, 32]
+        assert logits.shape == (1, CLASSES, 37, 45)
+        assert embedding.shape == (1, 8, 12, 12)
+        assert_every_map_counts(model, maps, (37, 45))
+    inputs = [block.convs[0][0].in_channels for block in model.decoder.blocks]
+    assert inputs == [16 + 512, 16 + 256, 8 + 64, 8]
+
+
+def assert_every_map_counts(model: TransUNet, maps: tuple[Tensor, ...], size: tuple[int, int]) -> None:
+    logits = model.decode(maps, size).logits
+    for place in range(len(maps)):
+        without = tuple(torch.zeros_like(x) if index == place else x for index, x in enumerate(maps))
+        assert (model.decode(without, size).logits - logits).abs().max() > 1e-3, place
+
+
+def test_the_small_encoder_skips_reach_logits_and_embedding():
+    model = model_of(norm="group").eval()
+    with torch.no_grad():
+        maps = model.encode(image(32, 32))
+        assert_every_map_counts(model, maps, (32, 32))
+        embedding = model.decode(maps, (32, 32)).embedding
+        for place, counts in enumerate([False, True, True, True]):  # stride 2 comes in after the embedding at stride 4
+            without = tuple(torch.zeros_like(x) if index == place else x for index, x in enumerate(maps))
+            changed = not torch.equal(model.decode(without, (32, 32)).embedding, embedding)
+            assert changed == counts
+
+
+def test_the_embedding_is_what_the_third_block_reads():
+    model = model_of().eval()
+    read: list[Tensor] = []
+    model.decoder.blocks[2].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        embedding = model(image(32, 32)).embedding
+    assert torch.equal(read[0], embedding)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (5, 18)])
+def test_padding_repeats_the_edge_and_is_cut_off(size):
+    model = model_of("small_hybrid").eval()
+    x = image(*size)
+    rows = torch.arange(-(-size[0] // 16) * 16).clamp(max=size[0] - 1)
+    columns = torch.arange(-(-size[1] // 16) * 16).clamp(max=size[1] - 1)
+    with torch.no_grad():
+        expected = model(x[:, :, rows][..., columns])
+        logits, embedding = model(x)
+    assert torch.equal(logits, expected.logits[..., : size[0], : size[1]])
+    assert torch.equal(embedding, expected.embedding)
+
+
+def test_a_patch_of_fourteen_is_resized_over_the_whole_padded_image():
+    model = model_of("narrow14_reg").eval()
+    with torch.no_grad():
+        maps = model.encode(image(30, 40))
+        raw = model.decoder(maps).logits
+        logits = model.decode(maps, (30, 40)).logits
+    assert raw.shape[-2:] == (48, 48)  # 3·3 patches under four ×2 blocks
+    expected = functional.interpolate(raw, size=(42, 42), mode="bilinear", align_corners=False)
+    assert torch.equal(logits, expected[..., :30, :40])
+
+
+def test_a_patch_of_sixteen_is_not_resized():
+    model = model_of("narrow16").eval()
+    with torch.no_grad():
+        maps = model.encode(image(32, 48))
+        assert torch.equal(model.decode(maps, (32, 48)).logits, model.decoder(maps).logits)
+
+
+def test_forward_is_encode_then_decode_and_trains_every_parameter():
+    model = model_of()
+    logits, embedding = model(image(32, 32))
+    (logits.square().mean() + embedding.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    model.eval()
+    with torch.no_grad():
+        x = image(32, 40)
+        assert torch.equal(model(x).logits, model.decode(model.encode(x), (32, 40)).logits)
+
+
+def test_group_norm_treats_each_image_alone_and_batch_norm_does_not():
+    x = image(32, 32)
+    for norm, alone in (("group", True), ("batch", False)):
+        model = model_of(norm=norm).train()
+        kinds = {type(module) for module in model.modules()}
+        assert (nn.BatchNorm2d in kinds) != alone
+        assert (nn.GroupNorm in kinds) == alone
+        with torch.no_grad():
+            together, first = model(x).logits[:1], model(x[:1]).logits
+        assert torch.allclose(together, first, atol=1e-5) == alone
+
+
+def test_the_head_and_the_widths_are_chosen():
+    model = model_of(head_kernel=3, decoder_width=24, decoder_channels=[20, 12, 8, 4])
+    assert model.decoder.head.weight.shape == (CLASSES, 4, 3, 3)
+    assert model_of().decoder.head.weight.shape == (CLASSES, 8, 1, 1)
+    assert model.decoder.first[0].weight.shape == (24, 128, 3, 3)
+    logits, embedding = model(image(32, 32))
+    assert logits.shape == (2, CLASSES, 32, 32)
+    assert embedding.shape[1] == model.embedding_width == 12
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(build_encoder("small_conv", None, "batch").state_dict(), path)
+    return str(path)
+
+
+def test_a_frozen_encoder_has_no_gradient_and_never_moves(weights):
+    model = model_of(encoder_weights=weights, tuning="frozen")
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    assert all(parameter.requires_grad for parameter in model.decoder.parameters())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model.train()
+        assert model.training
+        assert model.decoder.training
+        assert not any(module.training for module in model.encoder.modules())
+        assert not any(x.requires_grad for x in model.encode(image(32, 32)))
+        model(image(32, 32)).logits.square().mean().backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("encoder."), name
+    assert not any(module.training for module in model.eval().modules())
+
+
+def test_frozen_features_are_those_of_the_weights_in_training_too(weights):
+    model = model_of(encoder_weights=weights, tuning="frozen").train()
+    alone = build_encoder("small_conv", weights, "batch").eval()
+    with torch.no_grad():
+        for one, other in zip(model.encode(image(32, 32)), alone(image(32, 32)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_tuned_encoder_starts_at_its_weights_and_moves(weights):
+    model = model_of(encoder_weights=weights).train()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    alone = build_encoder("small_conv", weights, "batch")
+    for one, other in zip(model.encoder.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, other)
+    model(image(32, 32)).logits.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.encoder.parameters())
+
+
+def test_gradients_stay_off_where_the_caller_turned_them_off():
+    with torch.no_grad():
+        assert not any(x.requires_grad for x in model_of().encode(image(32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tuning": "frozen"}, ["model.tuning", "needs model.encoder_weights"]),
+        ({"tuning": "froze"}, ["unknown model.tuning 'froze'", "'frozen'"]),
+        ({"norm": "bach"}, ["unknown model.norm 'bach'", "'batch'"]),
+        ({"head_kernel": 2}, ["model.head_kernel", "1 or 3", "2"]),
+        ({"decoder_channels": [8, 8, 8]}, ["model.decoder_channels", "four widths", "[8, 8, 8]"]),
+        ({"encoder": "smal_conv"}, ["unknown model.encoder 'smal_conv'", "'small_conv'"]),
+        ({"encoder_weights": "/nowhere/weights.pth"}, ["/nowhere/weights.pth", "no such checkpoint file"]),
+        ({"decoder_width": 0}, ["model.decoder_width"]),
+        ({"decoder_channels": [8, 0, 8, 8]}, ["model.decoder_channels"]),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(changes, words):
+    with pytest.raises(InputError) as caught:
+        model_of(**changes)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_seed_alone_decides_the_start():
+    first, second = model_of("small_hybrid"), model_of("small_hybrid")
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)

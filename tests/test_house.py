@@ -1,0 +1,145 @@
+"""The house: imports run one way, files stay short, and help is quick and light."""
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mpamatch"
+BOTTOM = {"errors", "files", "images", "batch"}
+FLOORS = ["ops", "models", "methods", "engine"]  # each may import what stands before it
+# What each part may import beside itself and the bottom.
+MAY = {
+    **{floor: set(FLOORS[:height]) for height, floor in enumerate(FLOORS)},
+    "data": set(),
+    "inference": set(),
+    "report": set(),
+    "recipes": set(),
+    "commands": {*FLOORS, "data", "inference", "report"},
+}
+MAY["engine"] |= {"data", "inference"}
+OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "tests", "csrc")
+
+
+def parts_imported(file: Path) -> Iterator[str]:
+    """The parts of mpamatch that a file imports, wherever in the file: "ops", "errors", … or "" for the package."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            module = ".".join(word for word in (base, node.module or "") if word)
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "mpamatch":
+                yield rest.partition(".")[0]
+
+
+def refused(part: str, imported: set[str]) -> set[str]:
+    """What a file of `part` imports although its floor does not allow it."""
+    allowed = BOTTOM | {part} | MAY[part] if part in MAY else set()
+    return imported - allowed
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(file):
+    part = file.relative_to(PACKAGE).parts[0]
+    assert part in MAY, f"{part} has no floor: say here what it may import"
+    assert refused(part, set(parts_imported(file))) == set()
+
+
+@pytest.mark.parametrize("name", sorted(BOTTOM))
+def test_the_bottom_imports_only_the_bottom(name):
+    assert set(parts_imported(PACKAGE / f"{name}.py")) <= BOTTOM
+
+
+def test_nothing_but_known_files_lies_beside_the_floors():
+    beside = {path.stem for path in PACKAGE.glob("*.py")}
+    assert beside - BOTTOM <= {"__init__", "__main__", "cli"}
+
+
+def test_every_floor_is_there():
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} == set(MAY)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import mpamatch.engine.loop", {"engine"}),
+        ("from mpamatch import ops", {"ops"}),
+        ("from ..models import text", {"models"}),
+        ("from . import draws", {"data"}),
+        ("def f():\n    from mpamatch.report.figures import draw_training", {"report"}),
+        ("import torch\nfrom torch import nn", set()),
+    ],
+)
+def test_the_reader_of_imports_finds_every_form(source, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "mpamatch" / "data" / "module.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(source)
+    assert set(parts_imported(file)) == found
+
+
+@pytest.mark.parametrize(
+    ("part", "imported"),
+    [("ops", "models"), ("models", "methods"), ("methods", "engine"), ("data", "inference"), ("inference", "data")]
+    + [("data", "engine"), ("inference", "models"), ("report", "ops"), ("engine", "report"), ("engine", "commands")]
+    + [("engine", "cli"), ("methods", "data")],
+)
+def test_the_forbidden_directions_are_refused(part, imported):
+    assert refused(part, {imported, "errors"}) == {imported}
+
+
+def test_kernels_import_nothing_of_ours():
+    for file in (ROOT / "kernels").rglob("*.py"):
+        assert list(parts_imported(file)) == [], file
+
+
+def test_no_file_is_over_500_lines():
+    files = [*ROOT.glob("*.py")]
+    for folder in OUR_FOLDERS:
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".cpp", ".cu", ".h"}]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lengths) > 50
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
+
+
+def test_help_is_quick():
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "mpamatch", "--help"], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0
+        assert done.stderr == ""
+        assert "mpamatch prepare glas" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_no_help_imports_torch():
+    """Nor anything else that takes long: one process asks for every command's help."""
+    script = (
+        "import sys\n"
+        "from mpamatch.cli import COMMANDS, main\n"
+        "for words in [[], *([name] for name in COMMANDS)]:\n"
+        "    try:\n"
+        "        main([*words, '--help'])\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0, words\n"
+        "print('heavy:', {'torch', 'numpy', 'yaml', 'jsonargparse', 'rich'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: set()"
