@@ -209,8 +209,8 @@ class Trainer:
         if bad:
             known = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             raise InputError(
-                f"the loss is not finite by step {done} ({known}); {run / 'checkpoints'} holds the weights from "
-                "before: try a lower --engine.learning_rate or --engine.precision 32."
+                f"{' and '.join(bad)} not finite by step {done} ({known}); {run / 'checkpoints'} holds the weights "
+                "from before: try a lower --engine.learning_rate or --engine.precision 32."
             )
 
 

@@ -55,8 +55,8 @@ def test_nothing_in_it_is_trained():
     embedding, assignment, weight = pixels(50)
     one.update(embedding.requires_grad_(), assignment, weight, momentum=0.9, group=None)
     assert not one.prototypes.requires_grad
-    assert not one.recent.requires_grad
-    assert set(one.state_dict()) == {"prototypes", "updates", "recent"}
+    assert not one.idle.requires_grad
+    assert set(one.state_dict()) == {"prototypes", "updates", "idle"}
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.999])
@@ -64,11 +64,11 @@ def test_updates_agree_with_numpy(momentum):
     one = bank().double()
     prototypes = one.prototypes.numpy().copy().reshape(-1, WIDTH)
     updates = np.zeros(len(prototypes), dtype=int)
-    recent = np.zeros(len(prototypes))
+    idle = np.full(len(prototypes), 100)
     for step in range(6):
         embedding, assignment, weight = pixels(20, seed=step)
         one.update(embedding.double(), assignment, weight.double(), momentum=momentum, group=None)
-        recent *= 0.98
+        idle += 1
         for index in range(len(prototypes)):
             mine = assignment.numpy() == index
             mean = (weight.double().numpy()[mine, None] * unit(embedding.double().numpy())[mine]).sum(0)
@@ -77,11 +77,11 @@ def test_updates_agree_with_numpy(momentum):
             share = min(1 - 1 / (updates[index] + 1), momentum)
             prototypes[index] = unit(share * prototypes[index] + (1 - share) * unit(mean))
             updates[index] += 1
-            recent[index] += 0.02
+            idle[index] = 0
     assert len(set(updates)) > 1
     assert np.allclose(one.prototypes.reshape(-1, WIDTH).numpy(), prototypes, atol=1e-12)
     assert np.array_equal(one.updates.flatten().numpy(), updates)
-    assert np.allclose(one.recent.flatten().numpy(), recent, atol=1e-6)
+    assert np.array_equal(one.idle.flatten().numpy(), idle)
 
 
 def test_prototypes_stay_unit_vectors_and_untouched_ones_stay_bit_for_bit():
@@ -127,7 +127,7 @@ def test_half_precision_leaves_the_bank_in_float32(cast):
     parent = CASTS[cast](nn.ModuleDict({"bank": bank(), "linear": nn.Linear(2, 2)}))
     assert parent["linear"].weight.dtype in (torch.float16, torch.bfloat16)
     assert parent["bank"].prototypes.dtype == torch.float32
-    assert parent["bank"].recent.dtype == torch.float32
+    assert parent["bank"].idle.dtype == torch.int64
     assert parent["bank"].updates.dtype == torch.int64
 
 
