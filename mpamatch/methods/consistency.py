@@ -34,7 +34,7 @@ def pseudo_targets(
 ) -> Targets:
     """Pseudo-labels that count where the softmax is at least `threshold` (FixMatch, NeurIPS 2020)."""
     label, confidence = ops.pseudo_label(logits.detach())
-    return Targets(label, ((confidence >= threshold) & valid).to(logits.dtype), valid)
+    return Targets(label, ((confidence >= threshold) & valid).to(confidence.dtype), valid)
 
 
 def neighbours(x: Tensor) -> Tensor:  # (B, …) -> (B, …)

@@ -154,12 +154,8 @@ class MPAMatch(UniMatch):
         """
         size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
         label = torch.cat([centre_sample(batch.labelled.label, size), centre_sample(targets.label, size)])
-        weight = torch.cat(
-            [
-                centre_sample((batch.labelled.label != ops.IGNORE).to(z.dtype), size),
-                centre_sample(targets.weight, size).to(z.dtype),
-            ]
-        )
+        known = (batch.labelled.label != ops.IGNORE).to(targets.weight.dtype)
+        weight = torch.cat([centre_sample(known, size), centre_sample(targets.weight, size)])
         label = torch.where(weight > 0, label, ops.IGNORE)
         total: Tensor = z.new_zeros(())
         parts: dict[str, Tensor] = {}
@@ -170,7 +166,7 @@ class MPAMatch(UniMatch):
             total = total + self.config.weight_image * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"image_contrast": terms[0].detach(), "image_alignment": terms[1].detach()}
         if self.text is not None and self.to_text is not None:
-            prototypes = self.text()[:, None].to(z.dtype)
+            prototypes = self.text()[:, None]  # float32 also where autocast made the embedding half
             terms = self._mean_contrast(self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight)
             total = total + self.config.weight_text * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"text_contrast": terms[0].detach(), "text_alignment": terms[1].detach()}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mpamatch.batch import Batch
+from mpamatch.errors import InputError
 from mpamatch.methods.base import Method
 from mpamatch.methods.consistency import Targets, check_consistency, cutmix, cutmix_targets, pseudo_targets
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
@@ -53,6 +54,8 @@ class UniMatch(Method):
     def __init__(self, model: TransUNet, config: UniMatchConfig):
         super().__init__(model)
         check_consistency(config.threshold, config.unlabelled_loss)
+        if not 0 <= config.feature_dropout < 1:
+            raise InputError(f"method.feature_dropout: expected 0 <= share < 1, got {config.feature_dropout}.")
         self.config = config
         self.drop = ChannelDropout(model.encoder.channels, config.feature_dropout)
 

@@ -165,7 +165,8 @@ def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
     vit = _timm_vit(name, weights)
     encoder = HybridViTEncoder(vit) if hasattr(vit.patch_embed, "backbone") else ViTEncoder(vit)
     if weights and (weights == "timm" or weights.startswith("hf-hub:")):  # the publisher's own; UNI's is ImageNet's
-        encoder.mean, encoder.std = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
+        published: Any = vit.pretrained_cfg
+        encoder.mean, encoder.std = tuple(published["mean"]), tuple(published["std"])
     return encoder
 
 

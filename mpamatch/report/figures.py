@@ -80,8 +80,9 @@ def _losses(axis: Axes, lines: list[dict[str, Any]]) -> None:
         steps, values = _series(lines, name)
         axis.plot(steps, values, label=name.replace("_", " "), linewidth=2 if name == "loss" else 1.2)
     axis.set_title("loss and its parts, unweighted", fontsize=10)
-    axis.set_yscale("log")
-    axis.legend(fontsize=8, frameon=False)
+    if axis.lines:
+        axis.set_yscale("log")
+        axis.legend(fontsize=8, frameon=False)
 
 
 def _agreement(axis: Axes, lines: list[dict[str, Any]]) -> None:

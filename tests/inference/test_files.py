@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mpamatch.commands import predict
 from mpamatch.errors import InputError
 from mpamatch.inference.files import list_images, named_apart, predict_files
 from mpamatch.inference.segmenter import Segmenter
@@ -174,10 +174,8 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         asked.append((run, device))
         return segmenter
 
-    checkpoints = SimpleNamespace(load_segmenter=load_segmenter)
-    monkeypatch.setitem(sys.modules, "mpamatch.engine.checkpoints", checkpoints)
-    monkeypatch.delitem(sys.modules, "mpamatch.commands.predict", raising=False)
-    from mpamatch.commands.predict import run
+    monkeypatch.setattr(predict, "load_segmenter", load_segmenter)
+    run = predict.run
 
     out = tmp_path / "out"
     given = {
@@ -200,4 +198,3 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(InputError, match=r"gone\.png"):
         run(missing)
     assert len(asked) == 1  # told before a model is loaded
-    monkeypatch.delitem(sys.modules, "mpamatch.commands.predict")
