@@ -1,5 +1,6 @@
 """The contract of a method: everything the one training loop asks of it."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from mpamatch.batch import Batch
 from mpamatch.models.transunet import TransUNet
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A method is an nn.Module whose forward turns a batch into named losses; it knows no file, optimizer or device.
 
     Class attributes say what the feed must bring: `strong_views` (0, 1 or 2; 0 = no unlabelled images) and
@@ -22,9 +23,9 @@ class Method(nn.Module):
         super().__init__()
         self.model = model
 
+    @abstractmethod
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:  # step: () i64
         """0-d tensors by name, `loss` among them; the others are for the log and carry no gradient that matters."""
-        raise NotImplementedError
 
     def after_step(self, step: Tensor) -> None:
         """What happens after the optimizer, such as an EMA teacher."""
@@ -33,11 +34,6 @@ class Method(nn.Module):
     def deployed(self) -> TransUNet:
         """The network that predicts."""
         return self.model
-
-    @property
-    def stage(self) -> int:
-        """Host-side phase of the method; each may compile once."""
-        return 0
 
     def diagnostics(self) -> dict[str, Tensor]:
         """0-d tensors about the method's state, asked for when metrics are written."""
