@@ -64,3 +64,21 @@ def pixel_weight(weight: Tensor | None, like: Tensor, *shape: int) -> Tensor:
     if weight.device != like.device:
         raise ValueError(f"weight: expected on {like.device}, got {weight.device}.")
     return weight.to(like.dtype)
+
+
+def for_kernels(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """The two as the fused kernels take them: both float64 or prototypes float32, rows with unit column stride."""
+    if torch.float64 in (embedding.dtype, prototypes.dtype):
+        embedding, prototypes = embedding.double(), prototypes.double()
+    return rows(embedding), prototypes.contiguous()
+
+
+def rows(embedding: Tensor) -> Tensor:
+    """(N, D) with unit column stride; rows may lie apart, as in a wider table."""
+    return embedding if embedding.stride(1) == 1 else embedding.contiguous()
+
+
+def index(value: Tensor) -> Tensor:
+    """A contiguous index of a dtype that the fused kernels read: uint8, int32 or int64."""
+    known = (torch.uint8, torch.int32, torch.int64)
+    return (value if value.dtype in known else value.to(torch.int32)).contiguous()

@@ -1,9 +1,12 @@
 """InfoNCE and alignment of pixels with their prototype."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 from mpamatch.ops.unit import unit, without_autocast, working
 
 
@@ -20,17 +23,44 @@ def prototype_contrast(
     """The sums Σ w·InfoNCE and Σ w·(1 − cos)², both () f32 (f64 where an input is).
 
     InfoNCE = −log(exp(cos_own/T) / Σ exp(cos/T)), the sum over all C·K prototypes, or with `same_class_negatives=False`
-    over the own one and those of other classes. Gradients go to embedding and prototypes.
+    over the own one and those of other classes. Gradients go to embedding and prototypes, none to the weight.
     Raises TypeError or ValueError naming the argument. Source: MPAMatch (arXiv 2508.19574), PCL and PAL in the form of
     ProtoSeg (CVPR 2022), eqs. 9 and 10, with the temperature that ProtoSeg's paper states.
     """
-    pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
+    pixels, *_ = checks.pixels_and_prototypes(embedding, prototypes)
     checks.has_dtype("assignment", assignment, torch.int32, torch.int64)
     checks.has_shape("assignment", assignment, pixels)
     checks.same_device(embedding=embedding, assignment=assignment)
     if temperature <= 0:
         raise ValueError(f"temperature: expected > 0, got {temperature}.")
 
+    dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
+    if weight is not None:
+        weight = checks.pixel_weight(weight.detach(), embedding.new_empty((), dtype=dtype), pixels)
+    backend = dispatch.choose("prototype_contrast", embedding, prototypes)
+    if backend == "eager":
+        return reference(embedding, prototypes, assignment, weight, temperature, same_class_negatives)
+    weight = None if weight is None else weight.contiguous()
+    return _Fused.apply(
+        *checks.for_kernels(embedding, prototypes),
+        assignment.contiguous(),
+        weight,
+        float(temperature),
+        same_class_negatives,
+        backend,
+    )
+
+
+def reference(
+    embedding: Tensor,
+    prototypes: Tensor,
+    assignment: Tensor,
+    weight: Tensor | None,  # in the working dtype
+    temperature: float,
+    same_class_negatives: bool,
+) -> tuple[Tensor, Tensor]:
+    """What the operation means, in eager PyTorch."""
+    pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
     cosine = unit(working(embedding).to(dtype)) @ unit(prototypes.to(dtype)).reshape(-1, width).T  # (N, C·K)
     w = checks.pixel_weight(weight, cosine, pixels)
@@ -47,3 +77,36 @@ def prototype_contrast(
     contrast = (w * (torch.logsumexp(logits, 1) - own / temperature)).sum()
     alignment = (w * (1 - own).square()).sum()
     return contrast, alignment
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps of the forward pass no more than one number a pixel, lse; backward recomputes the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embedding: Tensor,
+        prototypes: Tensor,
+        assignment: Tensor,
+        weight: Tensor | None,
+        temperature: float,
+        same_class_negatives: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        forward = dispatch.forward("prototype_contrast", backend)
+        contrast, alignment, lse = forward(embedding, prototypes, assignment, weight, temperature, same_class_negatives)
+        ctx.save_for_backward(embedding, prototypes, assignment, weight, lse)
+        ctx.settings = temperature, same_class_negatives
+        ctx.backend = backend
+        return contrast, alignment
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_contrast: Tensor, grad_alignment: Tensor) -> tuple[Tensor | None, ...]:
+        backward = dispatch.backward("prototype_contrast", ctx.backend)
+        need_embedding, need_prototypes = ctx.needs_input_grad[:2]
+        gradients = backward(
+            grad_contrast, grad_alignment, *ctx.saved_tensors, *ctx.settings, need_embedding, need_prototypes
+        )
+        in_embedding, in_prototypes = gradients
+        return in_embedding if need_embedding else None, in_prototypes if need_prototypes else None, *(None,) * 5

@@ -1,9 +1,12 @@
 """Distance of every pixel to the nearest prototype of every class."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 from mpamatch.ops.unit import unit, without_autocast, working
 
 
@@ -18,9 +21,37 @@ def prototype_distance(
     A zero vector has cosine 0 with everything. The gradient runs through the chosen prototype, to both inputs.
     Raises TypeError or ValueError naming the argument. Source: ProtoSeg (CVPR 2022), section 3.
     """
-    pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
+    checks.pixels_and_prototypes(embedding, prototypes)
+    backend = dispatch.choose("prototype_distance", embedding, prototypes)
+    if backend == "eager":
+        return reference(embedding, prototypes)
+    return _Fused.apply(*checks.for_kernels(embedding, prototypes), backend)
+
+
+def reference(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """What the operation means, in eager PyTorch."""
+    pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     z, p = unit(working(embedding)), unit(prototypes).reshape(-1, width)
     z, p = z.to(torch.promote_types(z.dtype, p.dtype)), p.to(torch.promote_types(z.dtype, p.dtype))
     cosine = (z @ p.T).reshape(pixels, classes, per_class)
     highest, nearest = cosine.max(-1)  # the first index of equals
     return 1 - highest, nearest.to(torch.int32)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embedding: Tensor, prototypes: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        forward = dispatch.forward("prototype_distance", backend)
+        distance, nearest = forward(embedding, prototypes)
+        ctx.save_for_backward(embedding, prototypes, distance, nearest)
+        ctx.mark_non_differentiable(nearest)
+        ctx.backend = backend
+        return distance, nearest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_distance: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        backward = dispatch.backward("prototype_distance", ctx.backend)
+        need_embedding, need_prototypes, _ = ctx.needs_input_grad
+        gradients = backward(grad_distance.contiguous(), *ctx.saved_tensors, need_embedding, need_prototypes)
+        return gradients[0] if need_embedding else None, gradients[1] if need_prototypes else None, None

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 from mpamatch.ops.unit import ZERO_NORM, sum_over_ranks, unit, without_autocast, working
 
 
@@ -27,7 +27,7 @@ def prototype_update_(
     Raises TypeError or ValueError naming the argument. Source: ProtoSeg (CVPR 2022), eq. 12; the ramp of m is ours: a
     fixed .999 from a random start leaves 74 % of the noise after 300 steps.
     """
-    pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
+    pixels, classes, per_class, _ = checks.pixels_and_prototypes(embedding, prototypes)
     checks.has_dtype("updates", updates, torch.int64)
     checks.has_shape("updates", updates, classes, per_class)
     checks.has_dtype("assignment", assignment, torch.int32, torch.int64)
@@ -36,6 +36,25 @@ def prototype_update_(
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: expected in [0, 1], got {momentum}.")
 
+    if weight is not None:
+        weight = checks.pixel_weight(weight, prototypes, pixels)
+    if dispatch.choose("prototype_update_", prototypes) == "eager":
+        reference(prototypes, updates, embedding, assignment, weight, momentum, process_group)
+    else:
+        _fused(prototypes, updates, embedding, assignment, weight, momentum, process_group)
+
+
+def reference(
+    prototypes: Tensor,
+    updates: Tensor,
+    embedding: Tensor,
+    assignment: Tensor,
+    weight: Tensor | None,
+    momentum: float,
+    process_group: dist.ProcessGroup | None,
+) -> None:
+    """What the operation means, in eager PyTorch."""
+    pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     z = unit(working(embedding).to(prototypes.dtype))
     w = checks.pixel_weight(weight, z, pixels)
     chosen = assignment.long()
@@ -50,3 +69,28 @@ def prototype_update_(
     new = unit(m * prototypes + (1 - m) * unit(total))
     prototypes.copy_(torch.where(moved[..., None], new, prototypes))
     updates.add_(moved.to(torch.int64))
+
+
+def _fused(
+    prototypes: Tensor,
+    updates: Tensor,
+    embedding: Tensor,
+    assignment: Tensor,
+    weight: Tensor | None,
+    momentum: float,
+    process_group: dist.ProcessGroup | None,
+) -> None:
+    stages = torch.ops.mpamatch
+    if torch.float64 in (embedding.dtype, prototypes.dtype):
+        embedding = embedding.to(prototypes.dtype)
+    weight = None if weight is None else weight.contiguous()
+    total = stages.prototype_sum(checks.rows(embedding), assignment.contiguous(), weight, updates.numel())
+    total = sum_over_ranks(total, process_group)
+    if prototypes.is_contiguous() and updates.is_contiguous():
+        stages.prototype_move_(prototypes, updates, total, momentum)
+        torch.autograd.graph.increment_version((prototypes, updates))  # a pending backward must notice the change
+    else:
+        moved, counted = (x.clone(memory_format=torch.contiguous_format) for x in (prototypes, updates))
+        stages.prototype_move_(moved, counted, total, momentum)
+        prototypes.copy_(moved)
+        updates.copy_(counted)

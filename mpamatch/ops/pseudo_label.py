@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 from mpamatch.ops.unit import without_autocast, working
 
 
@@ -21,6 +21,15 @@ def pseudo_label(
     checks.has_shape("logits", logits, "B", "C", "H", "W")
     if not 1 <= logits.shape[1] <= checks.IGNORE:
         raise ValueError(f"logits: expected 1 to 255 classes, got {logits.shape[1]}.")
+    backend = dispatch.choose("pseudo_label", logits)
+    if backend == "eager":
+        return reference(logits)
+    label, confidence = dispatch.forward("pseudo_label", backend)(logits.contiguous())
+    return label, confidence
+
+
+def reference(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """What the operation means, in eager PyTorch."""
     x = working(logits)
     # max also gives the first index of equals, and is 15 times faster here than argmax on the CPU (torch 2.11)
     highest, label = x.max(1, keepdim=True)

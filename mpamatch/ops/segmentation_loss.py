@@ -1,9 +1,12 @@
 """Cross entropy and the sums that Dice is made of, in one pass over the logits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 from mpamatch.ops.unit import without_autocast, working
 
 
@@ -16,7 +19,8 @@ def segmentation_loss(
 ) -> tuple[Tensor, Tensor]:
     """Σ w·CE, () f32, and overlap (3, C) f32 (f64 for f64 logits): per class Σ w p y, Σ w p², Σ w y, with p = softmax.
 
-    Gradients go to the logits from both. What to divide by is the caller's business (`methods.losses`).
+    Gradients go to the logits from both, none to the weight. What to divide by is the caller's business
+    (`methods.losses`).
     Raises TypeError or ValueError naming the argument.
     """
     checks.is_floating("logits", logits)
@@ -27,7 +31,19 @@ def segmentation_loss(
     checks.is_integer("label", label)
     checks.has_shape("label", label, batch, height, width)
     checks.same_device(logits=logits, label=label)
+    if weight is not None:
+        weight = checks.pixel_weight(weight.detach(), working(logits.new_empty(())), batch, height, width)
 
+    backend = dispatch.choose("segmentation_loss", logits)
+    if backend == "eager":
+        return reference(logits, label, weight)
+    weight = None if weight is None else weight.contiguous()
+    return _Fused.apply(logits.contiguous(), checks.index(label), weight, backend)
+
+
+def reference(logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the operation means, in eager PyTorch; `weight` in the working dtype."""
+    batch, classes, height, width = logits.shape
     log_p = working(logits).log_softmax(1)
     w = checks.pixel_weight(weight, log_p, batch, height, width)
     label = label.long()
@@ -40,3 +56,21 @@ def segmentation_loss(
     w = w[:, None]
     sums = [(w * p * y).sum((0, 2, 3)), (w * p * p).sum((0, 2, 3)), (w * y).sum((0, 2, 3))]
     return cross_entropy, torch.stack(sums)
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps nothing of the forward pass but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, label: Tensor, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+        forward = dispatch.forward("segmentation_loss", backend)
+        ctx.save_for_backward(logits, label, weight)
+        ctx.backend = backend
+        cross_entropy, overlap = forward(logits, label, weight)
+        return cross_entropy, overlap
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_cross_entropy: Tensor, grad_overlap: Tensor) -> tuple[Tensor | None, ...]:
+        backward = dispatch.backward("segmentation_loss", ctx.backend)
+        return backward(grad_cross_entropy, grad_overlap.contiguous(), *ctx.saved_tensors), None, None, None

@@ -4,8 +4,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 from mpamatch.ops.unit import maximum_over_ranks, sum_over_ranks, unit, without_autocast, working
+
+SAFE_EPSILON = 0.025  # from here on exp(cos/ε − 1/ε) is a normal float32: no maximum has to be reduced
 
 
 @without_autocast
@@ -28,7 +30,7 @@ def sinkhorn_assign(
     iteration. `iterations=0` gives the nearest prototype of the own class.
     Raises TypeError or ValueError naming the argument.
     """
-    pixels, classes, per_class, width = checks.pixels_and_prototypes(embedding, prototypes)
+    pixels, classes, *_ = checks.pixels_and_prototypes(embedding, prototypes)
     checks.is_integer("label", label)
     checks.has_shape("label", label, pixels)
     checks.same_device(embedding=embedding, label=label)
@@ -37,6 +39,23 @@ def sinkhorn_assign(
     if epsilon <= 0 or iterations < 0:
         raise ValueError(f"epsilon: expected > 0 and iterations >= 0, got {epsilon} and {iterations}.")
 
+    backend = dispatch.choose("sinkhorn_assign", embedding, prototypes)
+    if backend == "eager":
+        return reference(embedding, prototypes, label, epsilon, iterations, process_group)
+    embedding, prototypes = checks.for_kernels(embedding, prototypes)
+    return _fused(embedding, prototypes, checks.index(label), epsilon, iterations, process_group)
+
+
+def reference(
+    embedding: Tensor,
+    prototypes: Tensor,
+    label: Tensor,
+    epsilon: float,
+    iterations: int,
+    process_group: dist.ProcessGroup | None,
+) -> Tensor:
+    """What the operation means, in eager PyTorch."""
+    pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     label = label.long()
     used = (label >= 0) & (label < classes)
     own = torch.where(used, label, 0)
@@ -49,7 +68,7 @@ def sinkhorn_assign(
     log_u = score.new_zeros(classes, per_class)
     for iteration in range(iterations):
         if iteration == 0:
-            log_u = -_class_logsumexp(score, member, process_group)
+            log_u = -_class_logsumexp(score, member, epsilon, process_group)
         else:
             share = torch.softmax(score + log_u[own], -1)
             total = sum_over_ranks(member.to(score.dtype).T @ share, process_group)
@@ -62,15 +81,45 @@ def sinkhorn_assign(
 def _class_logsumexp(
     score: Tensor,  # (N, K)
     member: Tensor,  # (N, C) bool
+    epsilon: float,
     process_group: dist.ProcessGroup | None,
 ) -> Tensor:
     """log Σ exp(score) over the pixels of each class and all ranks: (C, K); 0 for a class without pixels."""
     per_class = score.shape[1]
     lowest = torch.finfo(score.dtype).min
     masked = torch.where(member[:, :, None], score[:, None, :], lowest)  # (N, C, K)
-    floor = score.new_full((1, member.shape[1], per_class), lowest)
-    peak = maximum_over_ranks(torch.cat([masked, floor]).amax(0), process_group)  # (C, K)
-    empty = peak == lowest
-    peak = torch.where(empty, 0.0, peak)
+    peak = score.new_full((member.shape[1], per_class), 1 / epsilon)
+    if epsilon < SAFE_EPSILON:
+        peak = maximum_over_ranks(torch.cat([masked, -peak[None]]).amax(0), process_group)  # (C, K)
     total = sum_over_ranks(torch.where(member[:, :, None], (masked - peak).exp(), 0.0).sum(0), process_group)
+    empty = total == 0
     return torch.where(empty, 0.0, peak + torch.where(empty, 1.0, total).log())
+
+
+def _fused(
+    embedding: Tensor,
+    prototypes: Tensor,
+    label: Tensor,
+    epsilon: float,
+    iterations: int,
+    process_group: dist.ProcessGroup | None,
+) -> Tensor:
+    """The same by stages of the kernels: a pass over the pixels each, C·K numbers over the ranks between them.
+
+    A constant added to log_u of all K of a class changes nothing, so the shift by 1/ε need not be taken back.
+    """
+    stages = torch.ops.mpamatch
+    shifted = epsilon >= SAFE_EPSILON
+    score, total = stages.sinkhorn_score(embedding, prototypes, label, epsilon, shifted)
+    log_u = torch.zeros_like(total)
+    if iterations == 0:
+        total = torch.ones_like(total)
+    else:
+        if not shifted:
+            log_u = -maximum_over_ranks(total, process_group)
+            log_u, total = stages.sinkhorn_step(score, label, log_u, torch.ones_like(total), False)
+        total = sum_over_ranks(total, process_group)
+    for _ in range(iterations - 1):
+        log_u, total = stages.sinkhorn_step(score, label, log_u, total, True)
+        total = sum_over_ranks(total, process_group)
+    return stages.sinkhorn_pick(score, label, log_u, total)

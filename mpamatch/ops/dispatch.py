@@ -1,0 +1,164 @@
+"""Which backend runs an operation, and why not another.
+
+Backends are "cpp" (C++ for the CPU), "triton" and "cuda" (for the GPU), and "eager" (the reference, anywhere). A fused
+backend is used where its library is loaded, the device fits, and its self-check passed: at its first use it is compared
+with eager on a small fixed case. One that fails is set aside with a warning.
+
+The environment variable MPAMATCH_BACKEND, read once, or `using` chooses otherwise: a comma-separated list, of which
+each operation takes the first that it has. Then a backend that cannot run raises instead of giving way to eager.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from mpamatch.errors import InputError
+from mpamatch.ops import native
+
+# What each operation has, beside eager.
+BACKENDS = {
+    "prototype_distance": ("cpp", "triton"),
+    "sinkhorn_assign": ("cpp", "cuda"),
+    "prototype_update_": ("cpp", "cuda"),
+    "prototype_contrast": ("cpp", "triton"),
+    "segmentation_loss": ("cpp", "triton"),
+    "pseudo_label": ("cpp", "triton"),
+}
+NAMES = ("cpp", "triton", "cuda", "eager")
+AUTO = NAMES
+
+
+def _parse(wanted: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in wanted.split(",") if name.strip())
+    if names in ((), ("auto",)):
+        return AUTO
+    for name in names:
+        if name not in NAMES:
+            raise InputError(
+                f"MPAMATCH_BACKEND: {name!r} is none of auto, {', '.join(NAMES)} (or several, with commas)."
+            )
+    return names
+
+
+_wanted: tuple[str, ...] | None = None  # None: not read from the environment yet
+_verdicts: dict[tuple[str, str, str], str | None] = {}  # (operation, backend, device) -> why its self-check failed
+
+
+def wanted() -> tuple[str, ...]:
+    """The backends that operations choose from, in order."""
+    global _wanted
+    if _wanted is None:
+        _wanted = _parse(os.environ.get("MPAMATCH_BACKEND", ""))
+    return _wanted
+
+
+@contextmanager
+def using(backends: str) -> Iterator[None]:
+    """Within it, operations run as if MPAMATCH_BACKEND were `backends`; a compiled graph keeps its own."""
+    global _wanted
+    before, _wanted = wanted(), _parse(backends)
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def choose(operation: str, *tensors: Tensor) -> str:
+    """The backend for these tensors: in [cpp, triton, cuda, eager]. RuntimeError where one was asked for by name but
+    cannot run."""
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return _choose(operation, tensors[0].device.type, double)
+
+
+@torch.compiler.assume_constant_result  # so that a compiled graph holds the choice, and a self-check runs outside it
+def _choose(operation: str, device: str, double: bool) -> str:
+    reasons = []
+    for name in wanted():
+        reason = missing(operation, name, device, double) or failed(operation, name, device)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(
+        f"{operation} on {device}: MPAMATCH_BACKEND={','.join(wanted())} cannot run ({'; '.join(reasons)})."
+    )
+
+
+@lru_cache(maxsize=256)
+def missing(operation: str, backend: str, device: str, double: bool = False) -> str | None:
+    """Why a backend cannot run here, in half a sentence, or None where it can. No self-check."""
+    if backend == "eager":
+        return None
+    if backend not in BACKENDS[operation]:
+        return f"{operation} has {' and '.join(BACKENDS[operation])} only"
+    interpreted = backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device != ("cpu" if backend == "cpp" else "cuda") and not interpreted:
+        return f"not for tensors on {device}"
+    if backend != "triton":
+        return native.missing("cpu" if device == "cpu" else "cuda")
+    if double:
+        return "float64 is not for tensor cores"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton: {error}"
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return f"needs compute capability 8.0, this GPU has {'.'.join(map(str, torch.cuda.get_device_capability()))}"
+    return None
+
+
+def failed(operation: str, backend: str, device: str) -> str | None:
+    """Why the self-check of a backend failed, or None where it passed; runs it at the first call."""
+    key = (operation, backend, device)
+    if backend == "eager":
+        return None
+    if key not in _verdicts:
+        from mpamatch.ops import selfcheck  # which calls the operations, and so this module
+
+        _verdicts[key] = None  # so that the check itself gets the backend
+        with _disable_current_modes():
+            _verdicts[key] = selfcheck.run(operation, backend, device)
+        if _verdicts[key] is not None:
+            warnings.warn(
+                f"{operation}: the {backend} kernel is set aside on {device}, as {_verdicts[key]}; eager PyTorch runs.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return _verdicts[key]
+
+
+def prepare(device: str) -> dict[str, str]:
+    """Runs the self-checks of all operations for a device type; what runs each of them. The engine calls it before its
+    first step, so that no check falls into a compiled graph or a CUDA graph's capture."""
+    return {operation: _choose(operation, device, False) for operation in BACKENDS}
+
+
+def available(operation: str, device: str) -> dict[str, str | None]:
+    """Every backend of an operation with the reason why it cannot run on this device type, None where it can."""
+    return {
+        name: missing(operation, name, device) or failed(operation, name, device)
+        for name in (*BACKENDS[operation], "eager")
+    }
+
+
+def forward(operation: str, backend: str) -> Callable[..., Any]:
+    """The forward function of a fused backend."""
+    return _kernel(operation, backend, "forward")
+
+
+def backward(operation: str, backend: str) -> Callable[..., Any]:
+    """The backward function of a fused backend."""
+    return _kernel(operation, backend, "backward")
+
+
+def _kernel(operation: str, backend: str, direction: str) -> Callable[..., Any]:
+    if backend == "triton":
+        return getattr(importlib.import_module(f"mpamatch.kernels.{operation}"), direction)
+    return getattr(torch.ops.mpamatch, operation if direction == "forward" else f"{operation}_backward")
