@@ -173,6 +173,7 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _info(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--check", action="store_true", help="compare every kernel with eager PyTorch first")
     return parser
 
 

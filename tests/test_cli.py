@@ -17,6 +17,7 @@ from mpamatch.engine.config import load_saved, recipes
 from mpamatch.errors import InputError
 from mpamatch.images import read_mask
 from mpamatch.methods import METHODS
+from mpamatch.ops import dispatch, native
 from tests.tiny import FIELDS, tiny_flags
 
 
@@ -218,13 +219,32 @@ def test_info_for_machines(capsys):
     assert facts["methods"] == list(METHODS)
     assert facts["recipes"] == recipes()
     assert facts["versions"]["torch"].startswith("2.")
-    assert set(facts["operations"].values()) == {"eager"}
+    runs = "eager" if native.missing("cpu") else "cpp"
+    assert list(facts["operations"]) == list(dispatch.BACKENDS)
+    assert all(text.startswith(f"cpu: {runs}") for text in facts["operations"].values())
+
+
+def test_info_names_the_reason_where_there_is_no_extension(capsys, monkeypatch):
+    monkeypatch.setitem(native._MISSING, "cpu", "no compiler was found")
+    dispatch.missing.cache_clear()
+    assert main(["info", "--json"]) == 0
+    dispatch.missing.cache_clear()
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["extension"]["C++"] == "no compiler was found"
+    for text in facts["operations"].values():
+        assert text.startswith("cpu: eager (cpp: no compiler was found")
+
+
+def test_info_can_check_the_kernels_first(capsys):
+    assert main(["info", "--json", "--check"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert all("(checked)" in text for text in facts["operations"].values())
 
 
 def test_info_for_people(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    assert "pure Python" in text
+    assert "prototype_contrast: cpu:" in text
     assert "mpamatch" in text
 
 

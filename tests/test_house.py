@@ -20,7 +20,7 @@ MAY = {
     "inference": set(),
     "report": set(),
     "recipes": set(),
-    "commands": {*FLOORS, "data", "inference", "report"},
+    "commands": {*FLOORS, "data", "inference", "report", "benchmarks"},
 }
 MAY["engine"] |= {"data", "inference"}
 OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "tests", "csrc")

@@ -6,40 +6,51 @@
 
 namespace mpamatch::MPAMATCH_ISA {
 
-// Rows and vectors of one tile: their product is the number of sums held in registers, 12 of 16 (24 of 32).
+// Rows and vectors of one tile: their product is the number of sums held in registers, 12 of 16 (24 of 32). A panel of one
+// vector takes twice the rows: a product takes 4 cycles and two start in each, so fewer than 8 sums leave units idle.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int TILE_ROWS = 8;
 #else
 constexpr int TILE_ROWS = 4;
 #endif
 constexpr int TILE_VECTORS = 3;
+constexpr int ROW_PADDING = 2 * TILE_ROWS;
 constexpr int64_t BLOCK = 64;  // pixels worked on at a time: 64 kB of float at width 256, held in the second cache
 
-// Where panel `index` of a matrix of `columns` begins, and how many vectors wide it is: as wide as possible.
+// A matrix (depth × columns) cut into panels of nearly equal numbers of vectors, at most TILE_VECTORS.
 template <class T>
 struct Panels {
     int64_t depth, columns;
 
     int64_t padded() const { return round_up(columns, LANES<T>); }
     int64_t size() const { return padded() * depth; }
-    int64_t count() const { return (padded() + WIDEST - 1) / WIDEST; }
-    int64_t first(int64_t index) const { return index * WIDEST; }
-    int vectors(int64_t index) const {
-        const int64_t left = (padded() - first(index)) / LANES<T>;
-        return static_cast<int>(left < TILE_VECTORS ? left : TILE_VECTORS);
-    }
+    int64_t count() const { return (padded() / LANES<T> + TILE_VECTORS - 1) / TILE_VECTORS; }
+    int64_t first(int64_t index) const { return padded() / LANES<T> * index / count() * LANES<T>; }
+    int64_t width(int64_t index) const { return first(index + 1) - first(index); }
     int64_t offset(int64_t index) const { return first(index) * depth; }
-
-    static constexpr int64_t WIDEST = TILE_VECTORS * LANES<T>;
 };
 
 // Packs value(row, column) for rows in [0, depth): panel after panel, each row by row; columns beyond the last are 0.
 template <class T, class Value>
 inline void pack(const Panels<T>& panels, const Value& value, T* to) {
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
-        const int64_t first = panels.first(panel), width = panels.vectors(panel) * LANES<T>;
+        const int64_t first = panels.first(panel), width = panels.width(panel);
         for (int64_t row = 0; row < panels.depth; ++row)
             for (int64_t i = 0; i < width; ++i, ++to) *to = first + i < panels.columns ? value(row, first + i) : T{0};
+    }
+}
+
+// The same from rows in memory, a vector at a time.
+template <class T>
+inline void pack_rows(const Panels<T>& panels, const T* const* rows, T* to) {
+    const int64_t whole = panels.columns / LANES<T> * LANES<T>;
+    for (int64_t panel = 0; panel < panels.count(); ++panel) {
+        const int64_t first = panels.first(panel), end = panels.first(panel + 1);
+        for (int64_t row = 0; row < panels.depth; ++row) {
+            int64_t i = first;
+            for (; i < (end < whole ? end : whole); i += LANES<T>, to += LANES<T>) store(to, load(rows[row] + i));
+            for (; i < end; ++i, ++to) *to = i < panels.columns ? rows[row][i] : T{0};
+        }
     }
 }
 
@@ -62,22 +73,26 @@ inline void multiply_tile(const T* const* a, int64_t depth, const T* b, T* const
         for (int v = 0; v < V; ++v) store(out[r] + v * LANES<T>, sums[r][v]);
 }
 
-template <class T, bool ADD>
-inline void multiply_tile(int vectors, const T* const* a, int64_t depth, const T* b, T* const* out) {
-    if (vectors == 3) multiply_tile<T, TILE_ROWS, 3, ADD>(a, depth, b, out);
-    if (vectors == 2) multiply_tile<T, TILE_ROWS, 2, ADD>(a, depth, b, out);
-    if (vectors == 1) multiply_tile<T, TILE_ROWS, 1, ADD>(a, depth, b, out);
+template <class T, int ROWS, int V, bool ADD>
+inline void multiply_panel(const T* const* a, int64_t rows, int64_t depth, const T* b, T* out, int64_t stride) {
+    for (int64_t row = 0; row < rows; row += ROWS) {
+        T* to[ROWS];
+        for (int r = 0; r < ROWS; ++r) to[r] = out + (row + r) * stride;
+        multiply_tile<T, ROWS, V, ADD>(a + row, depth, b, to);
+    }
 }
 
-// out (rows × stride) = (ADD: plus) a · b for up to BLOCK rows; out has room for a multiple of TILE_ROWS rows, `a` has
-// that many pointers. Panels are the outer loop: a panel of 24 columns and depth 256 is 24 kB and stays in the first cache.
+// out (rows × stride) = (ADD: plus) a · b; `out` has room for a multiple of ROW_PADDING rows, `a` has that many pointers.
+// Panels are the outer loop: a panel of 24 columns and depth 256 is 24 kB and stays in the first cache.
 template <class T, bool ADD = false>
 inline void multiply(const T* const* a, int64_t rows, const Panels<T>& panels, const T* b, T* out, int64_t stride) {
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
-        for (int64_t row = 0; row < rows; row += TILE_ROWS) {
-            T* to[TILE_ROWS];
-            for (int r = 0; r < TILE_ROWS; ++r) to[r] = out + (row + r) * stride + panels.first(panel);
-            multiply_tile<T, ADD>(panels.vectors(panel), a + row, panels.depth, b + panels.offset(panel), to);
+        const T* columns = b + panels.offset(panel);
+        T* to = out + panels.first(panel);
+        switch (panels.width(panel) / LANES<T>) {
+            case 1: multiply_panel<T, 2 * TILE_ROWS, 1, ADD>(a, rows, panels.depth, columns, to, stride); break;
+            case 2: multiply_panel<T, TILE_ROWS, 2, ADD>(a, rows, panels.depth, columns, to, stride); break;
+            case 3: multiply_panel<T, TILE_ROWS, 3, ADD>(a, rows, panels.depth, columns, to, stride); break;
         }
     }
 }
@@ -113,7 +128,7 @@ class PixelBlock {
     explicit PixelBlock(const Pixels& pixels)
         : pixels_(pixels), converted_(is_stored_as<T>(pixels.element) ? 0 : BLOCK * pixels.width) {}
 
-    // `begin` + rows ≤ N; pointers up to a multiple of TILE_ROWS repeat the last row.
+    // `begin` + rows ≤ N; pointers up to a multiple of ROW_PADDING repeat the last row.
     void take(int64_t begin, int64_t rows) {
         for (int64_t r = 0; r < rows; ++r) {
             const void* from = at(pixels_.data, pixels_.element, (begin + r) * pixels_.stride);
@@ -126,7 +141,7 @@ class PixelBlock {
             }
             inverse[r] = inverse_norm(row[r], pixels_.width);
         }
-        for (int64_t r = rows; r < round_up(rows, TILE_ROWS); ++r) row[r] = row[rows - 1];
+        for (int64_t r = rows; r < round_up(rows, ROW_PADDING); ++r) row[r] = row[rows - 1];
     }
 
     const T* row[BLOCK];

@@ -7,36 +7,46 @@ namespace mpamatch::MPAMATCH_ISA {
 
 // What a row of products needs to become logits: the same in both directions.
 template <class T>
-struct ContrastRow {
-    int64_t count, per_class;
-    T inverse_temperature;
-    bool same_class_negatives;
+class ContrastRow {
+  public:
+    ContrastRow(int64_t classes, int64_t per_class, double temperature, bool same_class_negatives)
+        : inverse_temperature_(static_cast<T>(1 / temperature)), per_class_(per_class),
+          same_class_negatives_(same_class_negatives), count_(classes * per_class),
+          padded_(round_up(count_, LANES<T>)), padding_(padded_) {
+        for (int64_t m = 0; m < padded_; ++m) padding_[m] = m < count_ ? T{0} : LOWEST;
+    }
 
     // products (padded) → logits = cos/T, excluded ones the lowest number; returns the own cosine.
-    T to_logits(T* row, int64_t padded, T inverse, int64_t own) const {
-        const T lowest = -static_cast<T>(1e30);
-        const T cosine = row[own] * inverse, scale = inverse * inverse_temperature;
-        for (int64_t m = 0; m < count; ++m) row[m] *= scale;
-        for (int64_t m = count; m < padded; ++m) row[m] = lowest;
-        if (!same_class_negatives) {
+    T to_logits(T* row, T inverse, int64_t own) const {
+        const T cosine = row[own] * inverse, scale = inverse * inverse_temperature_;
+        for (int64_t m = 0; m < padded_; m += LANES<T>) store(row + m, load(row + m) * scale + load(padding_.get() + m));
+        if (!same_class_negatives_) {
             const T kept = row[own];
-            const int64_t first = own / per_class * per_class;
-            for (int64_t k = 0; k < per_class; ++k) row[first + k] = lowest;
+            const int64_t first = own / per_class_ * per_class_;
+            for (int64_t k = 0; k < per_class_; ++k) row[first + k] = LOWEST;
             row[own] = kept;
         }
         return cosine;
     }
-};
 
-template <class T>
-inline T log_sum_exp(const T* row, int64_t padded) {
-    Vec<T> highest = load(row);
-    for (int64_t m = LANES<T>; m < padded; m += LANES<T>) highest = larger<T>(highest, load(row + m));
-    const T peak = largest_of<T>(highest);
-    Vec<T> total = {};
-    for (int64_t m = 0; m < padded; m += LANES<T>) total += exponential(load(row + m) - peak);
-    return peak + std::log(sum_of<T>(total));
-}
+    // The highest logit and Σ exp(logit − highest).
+    void reduce(const T* row, T* highest, T* total) const {
+        Vec<T> high = load(row);
+        for (int64_t m = LANES<T>; m < padded_; m += LANES<T>) high = larger<T>(high, load(row + m));
+        *highest = largest_of<T>(high);
+        Vec<T> sum = {};
+        for (int64_t m = 0; m < padded_; m += LANES<T>) sum += exponential(load(row + m) - *highest);
+        *total = sum_of<T>(sum);
+    }
+
+  private:
+    static constexpr T LOWEST = -static_cast<T>(1e30);
+    T inverse_temperature_;
+    int64_t per_class_;
+    bool same_class_negatives_;
+    int64_t count_, padded_;
+    Buffer<T> padding_;
+};
 
 template <class T>
 void prototype_contrast(const PrototypeContrast& a) {
@@ -45,7 +55,7 @@ void prototype_contrast(const PrototypeContrast& a) {
     const Panels<T> panels{width, count};
     Buffer<T> packed(panels.size());
     pack_as_columns(prototypes, 0, panels, packed.get());
-    const ContrastRow<T> contrast{count, a.per_class, static_cast<T>(1 / a.temperature), a.same_class_negatives};
+    const ContrastRow<T> contrast(a.classes, a.per_class, a.temperature, a.same_class_negatives);
     const T* weight = static_cast<const T*>(a.weight);
 
     const int64_t tasks = (a.embedding.count + 1023) / 1024;
@@ -60,17 +70,23 @@ void prototype_contrast(const PrototypeContrast& a) {
             const int64_t rows = range.end - begin < BLOCK ? range.end - begin : BLOCK;
             block.take(begin, rows);
             multiply(block.row, rows, panels, packed.get(), products.get(), stride);
-            for (int64_t r = 0; r < rows; ++r) {
-                T* row = products.get() + r * stride;
-                T& lse = static_cast<T*>(a.lse)[begin + r];
-                const int32_t own = index_at(a.assignment, begin + r, count);
-                lse = 0;
+            T peak[BLOCK], total[BLOCK], log_total[BLOCK], own_logit[BLOCK], missed[BLOCK], w[BLOCK];
+            for (int64_t r = 0; r < BLOCK; ++r) {
+                const int32_t own = r < rows ? index_at(a.assignment, begin + r, count) : -1;
+                peak[r] = own_logit[r] = missed[r] = w[r] = 0, total[r] = 1;  // so that lse is 0
                 if (own < 0) continue;
-                const T cosine = contrast.to_logits(row, stride, block.inverse[r], own);
-                lse = log_sum_exp(row, stride);
-                const double w = weight ? static_cast<double>(weight[begin + r]) : 1.0;
-                information += w * static_cast<double>(lse - row[own]);
-                alignment += w * static_cast<double>((1 - cosine) * (1 - cosine));
+                T* row = products.get() + r * stride;
+                missed[r] = 1 - contrast.to_logits(row, block.inverse[r], own);
+                contrast.reduce(row, &peak[r], &total[r]);
+                own_logit[r] = row[own];
+                w[r] = weight ? weight[begin + r] : T{1};
+            }
+            for (int64_t r = 0; r < BLOCK; r += LANES<T>) store(log_total + r, logarithm(load(total + r)));
+            for (int64_t r = 0; r < rows; ++r) {
+                const T lse = peak[r] + log_total[r];
+                static_cast<T*>(a.lse)[begin + r] = lse;
+                information += static_cast<double>(w[r] * (lse - own_logit[r]));
+                alignment += static_cast<double>(w[r] * missed[r] * missed[r]);
             }
         }
         sums[task] = information;
@@ -92,25 +108,25 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
     Buffer<T> packed(cosines.size()), rows_of_p(in_x.size());
     pack_as_columns(prototypes, 0, cosines, packed.get());
     pack(in_x, [&](int64_t m, int64_t d) { return prototypes.unit[m * width + d]; }, rows_of_p.get());
-    const ContrastRow<T> contrast{count, a.per_class, static_cast<T>(1 / a.temperature), a.same_class_negatives};
+    const ContrastRow<T> contrast(a.classes, a.per_class, a.temperature, a.same_class_negatives);
     const T* weight = static_cast<const T*>(a.weight);
     const T in_contrast = *static_cast<const T*>(a.grad_contrast) / static_cast<T>(a.temperature);
     const T in_alignment = 2 * *static_cast<const T*>(a.grad_alignment);
 
     const int64_t stride = cosines.padded(), padded_width = in_x.padded();
-    const int64_t slot_size = round_up(count, TILE_ROWS) * padded_width;
+    const int64_t slot_size = round_up(count, ROW_PADDING) * padded_width;
     const int64_t slots = slots_for(a.embedding.count, slot_size * int64_t{sizeof(T)});
     Buffer<T> partial(a.grad_prototypes ? slots * slot_size : 0, a.grad_prototypes != nullptr);
 
     for_each_task(a.parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         PixelBlock<T> block(a.embedding);
-        Buffer<T> products(BLOCK * stride), turned(round_up(count, TILE_ROWS) * BLOCK, true), x(in_p.size()), logits(stride);
+        Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true), x(in_p.size()), logits(stride);
         Buffer<T> grad(BLOCK * padded_width);
         const T* row_of_products[BLOCK];
-        Buffer<const T*> row_of_turned(round_up(count, TILE_ROWS));
+        Buffer<const T*> row_of_turned(round_up(count, ROW_PADDING));
         for (int64_t r = 0; r < BLOCK; ++r) row_of_products[r] = products.get() + r * stride;
-        for (int64_t m = 0; m < round_up(count, TILE_ROWS); ++m) row_of_turned[m] = turned.get() + m * BLOCK;
+        for (int64_t m = 0; m < round_up(count, ROW_PADDING); ++m) row_of_turned[m] = turned.get() + m * BLOCK;
         T along[BLOCK];
 
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
@@ -129,7 +145,7 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
                 }
                 any = true;
                 const T lse = static_cast<const T*>(a.lse)[begin + r];
-                const T cosine = contrast.to_logits(h, stride, block.inverse[r], own);
+                const T cosine = contrast.to_logits(h, block.inverse[r], own);
                 std::memcpy(logits.get(), h, static_cast<size_t>(stride) * sizeof(T));
                 for (int64_t m = 0; m < stride; m += LANES<T>)
                     store(h + m, exponential(load(h + m) - lse) * (w * in_contrast));
@@ -153,7 +169,7 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
                 for (int64_t r = 0; r < rows; ++r)
                     for (int64_t m = 0; m < count; ++m) turned[m * BLOCK + r] = row_of_products[r][m] * block.inverse[r];
                 const Panels<T> rows_of_x{rows, width};
-                pack(rows_of_x, [&](int64_t r, int64_t d) { return block.row[r][d]; }, x.get());
+                pack_rows(rows_of_x, block.row, x.get());
                 multiply<T, true>(row_of_turned.get(), count, rows_of_x, x.get(), partial.get() + slot * slot_size,
                                   padded_width);
             }

@@ -7,26 +7,6 @@
 
 namespace mpamatch::MPAMATCH_ISA {
 
-// A row of K numbers as vectors, lanes beyond K replaced by the lowest number.
-template <class T>
-class PaddedRow {
-  public:
-    explicit PaddedRow(int64_t per_class)
-        : per_class(per_class), vectors(round_up(per_class, LANES<T>) / LANES<T>), values(vectors * LANES<T>) {}
-
-    // values = score + log_u; returns the highest.
-    T take(const T* score, const T* log_u) {
-        for (int64_t k = 0; k < per_class; ++k) values[k] = score[k] + log_u[k];
-        for (int64_t k = per_class; k < vectors * LANES<T>; ++k) values[k] = std::numeric_limits<T>::lowest();
-        Vec<T> highest = load(values.get());
-        for (int64_t v = 1; v < vectors; ++v) highest = larger<T>(highest, load(values.get() + v * LANES<T>));
-        return largest_of<T>(highest);
-    }
-
-    const int64_t per_class, vectors;
-    Buffer<T> values;
-};
-
 template <class T>
 void sinkhorn_score(const SinkhornScore& a) {
     const int64_t width = a.embedding.width, K = a.per_class;
@@ -48,7 +28,7 @@ void sinkhorn_score(const SinkhornScore& a) {
         Buffer<T> products(BLOCK * padded);
         Buffer<int64_t> begins(a.classes + 2);
         int64_t order[BLOCK];
-        const T* rows_of_class[BLOCK + TILE_ROWS];
+        const T* rows_of_class[BLOCK];
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
             const int64_t rows = range.end - begin < BLOCK ? range.end - begin : BLOCK;
             block.take(begin, rows);
@@ -68,7 +48,7 @@ void sinkhorn_score(const SinkhornScore& a) {
             for (int64_t c = 0; c < a.classes; ++c) {
                 const int64_t first = begins[c], members = begins[c + 1] - first;
                 if (members == 0) continue;
-                for (int64_t i = 0; i < round_up(members, TILE_ROWS); ++i)
+                for (int64_t i = 0; i < round_up(members, ROW_PADDING); ++i)
                     rows_of_class[i] = block.row[order[first + (i < members ? i : members - 1)]];
                 multiply(rows_of_class, members, panels, packed.get() + c * panels.size(), products.get(), padded);
                 for (int64_t i = 0; i < members; ++i) {
@@ -111,37 +91,49 @@ inline void shift_log_u(const void* log_u, const void* total, int64_t count, T* 
 
 template <class T>
 void sinkhorn_step(const SinkhornStep& a) {
-    const int64_t K = a.per_class;
-    const T* log_u = static_cast<const T*>(a.new_log_u);
+    const int64_t K = a.per_class, padded = round_up(K, LANES<T>), slot_size = a.classes * padded;
     shift_log_u(a.log_u, a.total, a.classes * K, static_cast<T*>(a.new_log_u));
-    const int64_t padded = round_up(K, LANES<T>), slot_size = a.classes * padded;
+    const T lowest = std::numeric_limits<T>::lowest();
+    Buffer<T> log_u(slot_size);  // lanes beyond K hold the lowest number, which exp turns into 0
+    for (int64_t i = 0; i < slot_size; ++i)
+        log_u[i] = i % padded < K ? static_cast<const T*>(a.new_log_u)[i / padded * K + i % padded] : lowest;
+
+    const T* scores = static_cast<const T*>(a.score);
     const int64_t slots = slots_for(a.count, slot_size * int64_t{sizeof(T)});
     Buffer<T> partial(slots * slot_size, true);
     for_each_task(a.parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.count, slots, slot, BLOCK);
-        PaddedRow<T> row(K);
+        Buffer<T> row(padded), last(padded, true);
         for (int64_t n = range.begin; n < range.end; ++n) {
             const int32_t c = index_at(a.label, n, a.classes);
             if (c < 0) continue;
-            const T highest = row.take(static_cast<const T*>(a.score) + n * K, log_u + c * K);
-            T* total = partial.get() + slot * slot_size + c * padded;
-            const T shift = a.rows ? highest : T{0};
+            const T* score = scores + n * K;
+            if (n * K + padded > a.count * K) {  // whole vectors would end beyond the last row
+                std::memcpy(last.get(), score, static_cast<size_t>(K) * sizeof(T));
+                score = last.get();
+            }
+            const T* u = log_u.get() + c * padded;
+            Vec<T> highest = broadcast(lowest);
+            for (int64_t k = 0; k < padded; k += LANES<T>) {
+                const Vec<T> shift = load(u + k);
+                const Vec<T> value = shift == lowest ? shift : load(score + k) + shift;
+                highest = larger<T>(highest, value);
+                store(row.get() + k, value);
+            }
+            const T peak = a.rows ? largest_of<T>(highest) : T{0};
             Vec<T> sum = {};
-            for (int64_t v = 0; v < row.vectors; ++v) {
-                const Vec<T> mass = exponential(load(row.values.get() + v * LANES<T>) - shift);
+            for (int64_t k = 0; k < padded; k += LANES<T>) {
+                const Vec<T> mass = exponential(load(row.get() + k) - peak);
                 sum += mass;
-                store(row.values.get() + v * LANES<T>, mass);
+                store(row.get() + k, mass);
             }
             const T by = a.rows ? 1 / sum_of<T>(sum) : T{1};
-            for (int64_t v = 0; v < row.vectors; ++v) {
-                T* to = total + v * LANES<T>;
-                store(to, load(to) + load(row.values.get() + v * LANES<T>) * by);
-            }
+            T* total = partial.get() + slot * slot_size + c * padded;
+            for (int64_t k = 0; k < padded; k += LANES<T>) store(total + k, load(total + k) + load(row.get() + k) * by);
         }
     });
-    for (int64_t c = 0; c < a.classes; ++c) {
+    for (int64_t c = 0; c < a.classes; ++c)
         add_slots(partial.get() + c * padded, slots, slot_size, {0, K}, static_cast<T*>(a.new_total) + c * K);
-    }
 }
 
 template <class T>

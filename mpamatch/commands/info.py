@@ -10,18 +10,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mpamatch import ops
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
 from mpamatch.models.encoder import PRESETS, SMALL
 from mpamatch.models.text import text_encoders
+from mpamatch.ops import dispatch, native
 
 PACKAGES = ("mpamatch", "torch", "torchvision", "timm", "open_clip_torch", "lightning-fabric", "transformers")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints what is here and what runs; returns 0."""
-    facts = gather()
+    facts = gather(check=arguments.check)
     if arguments.json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -34,18 +34,45 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def gather() -> dict[str, Any]:
-    """Facts about this installation, ready for JSON."""
+def gather(*, check: bool = False) -> dict[str, Any]:
+    """Facts about this installation, ready for JSON; with `check`, the kernels also prove themselves against eager."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(),
-        "extension": "none: this version is pure Python, every operation runs as eager PyTorch",
-        "operations": {name: "eager" for name in ops.__all__ if name != "IGNORE"},
+        "extension": _extension(),
+        "operations": {name: _operation(name, check) for name in dispatch.BACKENDS},
+        "tiles": dispatch.tiles(),
         "methods": list(METHODS),
         "encoders": [*SMALL, *PRESETS, "any ViT of timm by name"],
         "text encoders": {name: missing or "available" for name, missing in text_encoders().items()},
         "recipes": recipes(),
     }
+
+
+def _extension() -> dict[str, str]:
+    built = native.build_information()
+    cpu = native.missing("cpu") or (
+        f"{built['instruction_set']} in use, of {', '.join(built['instruction_sets'])}; "
+        f"{built['compiler']}, for torch {built['torch']} and later"
+    )
+    cuda = native.missing("cuda") or f"built with nvcc {built['cuda']} for {', '.join(built['cuda_architectures'])}"
+    return {"C++": cpu, "CUDA": cuda}
+
+
+def _operation(name: str, check: bool) -> str:
+    """What runs on each device that is here, and why the other backends do not."""
+    lines = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        if check:
+            reasons = dispatch.available(name, device)
+        else:
+            reasons = {
+                backend: dispatch.missing(name, backend, device) for backend in (*dispatch.BACKENDS[name], "eager")
+            }
+        running = next((backend for backend in dispatch.wanted() if reasons.get(backend, "") is None), "nothing")
+        others = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items() if reason)
+        lines.append(f"{device}: {running}{' (checked)' if check else ''}" + (f" ({others})" if others else ""))
+    return ", ".join(lines)
 
 
 def _shown(value: Any) -> str:

@@ -148,6 +148,13 @@ def available(operation: str, device: str) -> dict[str, str | None]:
     }
 
 
+def tiles() -> str:
+    """Which table of tile sizes the Triton kernels take on this GPU, in a sentence."""
+    if not torch.cuda.is_available():
+        return "not needed: torch sees no GPU"
+    return str(importlib.import_module("mpamatch.kernels.tiles").source(torch.cuda.get_device_name()))
+
+
 def forward(operation: str, backend: str) -> Callable[..., Any]:
     """The forward function of a fused backend."""
     return _kernel(operation, backend, "forward")
