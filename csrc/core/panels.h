@@ -28,6 +28,8 @@ struct Panels {
     int64_t first(int64_t index) const { return padded() / LANES<T> * index / count() * LANES<T>; }
     int64_t width(int64_t index) const { return first(index + 1) - first(index); }
     int64_t offset(int64_t index) const { return first(index) * depth; }
+
+    static constexpr int64_t WIDEST = TILE_VECTORS * LANES<T>;
 };
 
 // Packs value(row, column) for rows in [0, depth): panel after panel, each row by row; columns beyond the last are 0.
@@ -94,6 +96,17 @@ inline void multiply(const T* const* a, int64_t rows, const Panels<T>& panels, c
             case 2: multiply_panel<T, TILE_ROWS, 2, ADD>(a, rows, panels.depth, columns, to, stride); break;
             case 3: multiply_panel<T, TILE_ROWS, 3, ADD>(a, rows, panels.depth, columns, to, stride); break;
         }
+    }
+}
+
+// a · b, a panel at a time: use(first column, width, products (rows × WIDEST)) finds them in the first cache.
+template <class T, class Use>
+inline void multiply_and_use(const T* const* a, int64_t rows, const Panels<T>& panels, const T* b, const Use& use) {
+    T products[BLOCK * Panels<T>::WIDEST];
+    for (int64_t panel = 0; panel < panels.count(); ++panel) {
+        const Panels<T> one{panels.depth, panels.width(panel)};
+        multiply(a, rows, one, b + panels.offset(panel), products, Panels<T>::WIDEST);
+        use(panels.first(panel), panels.width(panel), products);
     }
 }
 

@@ -122,7 +122,6 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         PixelBlock<T> block(a.embedding);
         Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true), x(in_p.size()), logits(stride);
-        Buffer<T> grad(BLOCK * padded_width);
         const T* row_of_products[BLOCK];
         Buffer<const T*> row_of_turned(round_up(count, ROW_PADDING));
         for (int64_t r = 0; r < BLOCK; ++r) row_of_products[r] = products.get() + r * stride;
@@ -153,14 +152,16 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
                 along[r] = dot(h, logits.get(), stride) * static_cast<T>(a.temperature);  // an excluded h is 0
             }
             if (a.grad_embedding && any) {
-                multiply(row_of_products, rows, in_x, rows_of_p.get(), grad.get(), padded_width);
-                for (int64_t r = 0; r < rows; ++r) {
-                    const T inverse = block.inverse[r], back = along[r] * inverse;
-                    T* row = grad.get() + r * padded_width;
-                    for (int64_t d = 0; d < width; ++d) row[d] = (row[d] - block.row[r][d] * back) * inverse;
-                    write(row, a.embedding.element, width,
-                          at(a.grad_embedding, a.embedding.element, (begin + r) * width));
-                }
+                multiply_and_use(row_of_products, rows, in_x, rows_of_p.get(), [&](int64_t d, int64_t wide, T* pulled) {
+                    const int64_t count_d = width - d < wide ? width - d : wide;
+                    for (int64_t r = 0; r < rows; ++r, pulled += Panels<T>::WIDEST) {
+                        const T inverse = block.inverse[r], back = along[r] * inverse;
+                        for (int64_t i = 0; i < count_d; ++i)
+                            pulled[i] = (pulled[i] - block.row[r][d + i] * back) * inverse;
+                        write(pulled, a.embedding.element, count_d,
+                              at(a.grad_embedding, a.embedding.element, (begin + r) * width + d));
+                    }
+                });
             }
             if (a.grad_embedding && !any)
                 std::memset(at(a.grad_embedding, a.embedding.element, begin * width), 0,
