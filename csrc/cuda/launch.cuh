@@ -1,0 +1,80 @@
+// Helpers of the launchers.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+#include "primitives.h"
+
+namespace mpamatch::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // else torch's next check would report it again, elsewhere
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+inline int attribute(cudaDeviceAttr name, const Place& place) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, place.device), "cudaDeviceGetAttribute");
+    return value;
+}
+
+inline int processors(const Place& place) { return attribute(cudaDevAttrMultiProcessorCount, place); }
+
+// Enough blocks for `work` pieces, no more than the device holds at once.
+template <class Kernel>
+int blocks_for(std::int64_t work, const Place& place) {
+    const std::int64_t resident = std::int64_t(Kernel::blocks_per_processor) * processors(place);
+    const std::int64_t blocks = work < resident ? work : resident;
+    return blocks < 1 ? 1 : static_cast<int>(blocks);
+}
+
+template <class Kernel>
+void launch(const Kernel& kernel, std::int64_t blocks, const char* name, const Place& place) {
+    const std::int64_t bytes = kernel.shared_bytes(Kernel::threads);
+    const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, place);
+    if (bytes > most) {
+        throw std::runtime_error("prototypes: too many for the shared memory of this device, " + std::string(name) +
+                                 " needs " + std::to_string(bytes) + " bytes of " + std::to_string(most) + ".");
+    }
+    if (bytes > (48 << 10)) {
+        check(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+              name);
+    }
+    entry<Kernel><<<static_cast<unsigned>(blocks), Kernel::threads, static_cast<std::size_t>(bytes),
+                    static_cast<cudaStream_t>(place.stream)>>>(kernel);
+    check(cudaGetLastError(), name);
+}
+
+// Whether every row can be read in packs of `vector` elements.
+template <class Storage, int vector>
+bool rows_are_aligned(const Rows& rows) {
+    return reinterpret_cast<std::uintptr_t>(rows.data) % sizeof(Pack<Storage, vector>) == 0 &&
+           rows.width % vector == 0 && rows.stride % vector == 0;
+}
+
+// Calls `use` with a value of the storage type.
+template <class Use>
+void with_storage(Element element, const Use& use) {
+    switch (element) {
+        case Element::f32: return use(float{});
+        case Element::f16: return use(Float16{});
+        case Element::bf16: return use(BFloat16{});
+        case Element::f64: return use(double{});
+    }
+}
+
+template <class Use>
+void with_working(bool f64, const Use& use) {
+    if (f64) {
+        use(double{});
+    } else {
+        use(float{});
+    }
+}
+
+}  // namespace mpamatch::cuda
