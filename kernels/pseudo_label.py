@@ -1,0 +1,60 @@
+"""Class and confidence of every pixel: a Triton kernel."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from .common import load_classes, parts, power_of_two
+
+
+def forward(
+    logits: Tensor,  # (B, C, H, W) f32, f16 or bf16, contiguous
+) -> tuple[Tensor, Tensor]:
+    """label (B, H, W) u8 and confidence (B, H, W) f32, as `mpamatch.ops.pseudo_label` defines them."""
+    batch, classes, height, width = logits.shape
+    label = torch.empty((batch, height, width), dtype=torch.uint8, device=logits.device)
+    confidence = torch.empty((batch, height, width), dtype=torch.float32, device=logits.device)
+    if logits.numel() == 0:
+        return label, confidence
+    tile = tiles.lookup("pseudo_label.forward", logits.device, bits=logits.itemsize * 8, C=classes)
+    blocks = parts(height * width, tile["BLOCK_P"])
+    forward_kernel[(batch * blocks,)](
+        logits,
+        label,
+        confidence,
+        classes,
+        height * width,
+        blocks,
+        BLOCK_C=power_of_two(classes),
+        BLOCK_P=tile["BLOCK_P"],
+        num_warps=tile["num_warps"],
+        num_stages=tile["num_stages"],
+    )
+    return label, confidence
+
+
+@triton.jit
+def forward_kernel(
+    logits_pointer,
+    label_pointer,
+    confidence_pointer,
+    C,
+    P,
+    blocks,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    block = tl.program_id(0)
+    image = (block // blocks).to(tl.int64)
+    start_p = (block % blocks) * BLOCK_P
+    offset_p = tl.arange(0, BLOCK_P)
+    mask_p = offset_p < P - start_p
+    x = load_classes(logits_pointer, image, start_p, C, P, BLOCK_C, BLOCK_P)
+    highest, label = tl.max(x, 0, return_indices=True, return_indices_tie_break_left=True)
+    # the softmax of the highest: exp(0) over the sum
+    confidence = 1.0 / tl.sum(tl.exp(x - highest[None, :]), 0)
+    target = image * P + start_p + offset_p
+    tl.store(label_pointer + target, label.to(tl.uint8), mask_p)
+    tl.store(confidence_pointer + target, confidence, mask_p)

@@ -1,0 +1,207 @@
+"""Sizes of tiles for every kernel, from the committed tables tiles/<device>.json: no search when a kernel is called.
+
+A table names its device, how it came about (`tuned`, `origin`) and its entries: per kernel, in order, the upper bounds
+within which an entry holds (`bits` of the input's dtype, D, M, C; no bound: any size) and the settings. The first entry
+that holds is taken. BLOCK_M and BLOCK_D are upper bounds: a smaller axis gets a smaller tile.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+FOLDER = Path(__file__).parent / "tiles"
+BOUNDS = ("bits", "D", "M", "C")
+Setting = dict[str, int]
+Entry = dict[str, Any]  # {"kernel": name, one of BOUNDS: int, …, "setting": Setting}
+
+KERNELS = (
+    "prototype_distance.forward",
+    "prototype_distance.backward",
+    "prototype_contrast.forward",
+    "prototype_contrast.backward",
+    "segmentation_loss.forward",
+    "segmentation_loss.backward",
+    "pseudo_label.forward",
+)
+
+
+class Device(NamedTuple):
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+
+
+class Table(NamedTuple):
+    device: Device
+    shared_memory: int  # bytes a program may have
+    tuned: bool
+    origin: str  # how the settings were found: of which run, or that none was timed
+    entries: tuple[Entry, ...]
+
+
+# Set by `as_device` and `using`.
+_device: Device | None = None
+_settings: dict[str, Setting] = {}
+
+
+@torch.compiler.assume_constant_result
+def lookup(kernel: str, device: torch.device, *, bits: int, D: int = 0, M: int = 0, C: int = 0) -> Setting:
+    """The setting of `kernel` for inputs of `bits` a number and these sizes, on `device` or the nearest known to it."""
+    return _settings.get(kernel) or _lookup(kernel, _device or _describe(device), bits, D, M, C)
+
+
+@cache
+def _lookup(kernel: str, device: Device, *sizes: int) -> Setting:
+    table = nearest(device)
+    bound = dict(zip(BOUNDS, sizes, strict=True))
+    for entry in table.entries:
+        if entry["kernel"] == kernel and all(bound[name] <= entry.get(name, bound[name]) for name in BOUNDS):
+            return entry["setting"]
+    raise LookupError(f"{table.device.name}: the table has no entry of {kernel} for {bound}.")
+
+
+def source(device: torch.device | Device) -> str:
+    """One sentence: which table serves `device`, and whether it was tuned."""
+    own = _describe(device) if isinstance(device, torch.device) else device
+    table = nearest(own)
+    relation = "" if table.device.name == own.name else f", the nearest to {own.name}, which has none of its own"
+    return f"tile sizes from the table of {table.device.name}{relation} ({table.origin})"
+
+
+def nearest(device: Device) -> Table:
+    """The table of that name; else of the same compute capability, the nearest number of multiprocessors; else of the
+    nearest capability."""
+
+    def away(table: Table) -> tuple[Any, ...]:
+        known = table.device
+        (major, minor), (known_major, known_minor) = device.capability, known.capability
+        return (
+            known.name != device.name,
+            abs(major - known_major),
+            abs(minor - known_minor),
+            abs(device.multiprocessors - known.multiprocessors),
+            known.name,
+        )
+
+    return min(tables().values(), key=away)
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """All committed tables by the name of their device."""
+    found = [_read(path) for path in sorted(FOLDER.glob("*.json"))]
+    return {table.device.name: table for table in found}
+
+
+def _read(path: Path) -> Table:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    device = Device(content["device"], (content["capability"][0], content["capability"][1]), content["multiprocessors"])
+    return Table(device, content["shared_memory"], content["tuned"], content["origin"], tuple(content["entries"]))
+
+
+@cache
+def _describe(device: torch.device) -> Device:
+    """What is known of a CUDA device. Other devices (the interpreter's) take the place of an H100."""
+    if device.type != "cuda":
+        return Device("NVIDIA H100 80GB HBM3", (9, 0), 132)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.name, (properties.major, properties.minor), properties.multi_processor_count)
+
+
+@contextlib.contextmanager
+def as_device(device: Device) -> Iterator[None]:
+    """Within it, lookups answer for `device`, whatever device the tensors are on."""
+    global _device
+    before, _device = _device, device
+    try:
+        yield
+    finally:
+        _device = before
+
+
+@contextlib.contextmanager
+def using(kernel: str, setting: Setting) -> Iterator[None]:
+    """Within it, `kernel` runs with `setting` at every size. For measuring candidates."""
+    before = _settings.copy()
+    _settings[kernel] = setting
+    try:
+        yield
+    finally:
+        _settings.clear()
+        _settings.update(before)
+
+
+def candidates(
+    kernel: str, *, bits: int, multiprocessors: int, D: int = 0, M: int = 0, C: int = 0
+) -> Iterator[Setting]:
+    """The settings that a search over `kernel` at these sizes tries. Some may not fit on a device."""
+    if kernel.startswith(("segmentation_loss", "pseudo_label")):
+        yield from _streaming(kernel, multiprocessors, C)
+        return
+    narrow = bits == 32
+    blocks_n = (32, 64) if narrow else (64, 128)
+    blocks_m = {min(_power_of_two(max(16, M)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
+    blocks_d = {min(_power_of_two(max(16, D)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
+    axes = itertools.product(blocks_n, sorted(blocks_m), sorted(blocks_d), (4, 8), (2, 3), (1, 2))
+    for block_n, block_m, block_d, warps, stages, share in axes:
+        yield {
+            "BLOCK_N": block_n,
+            "BLOCK_M": block_m,
+            "BLOCK_D": block_d,
+            "programs": share * multiprocessors,
+            "num_warps": warps,
+            "num_stages": stages,
+        }
+
+
+def _streaming(kernel: str, multiprocessors: int, C: int) -> Iterator[Setting]:
+    rows = _power_of_two(C)
+    shares = (2, 4, 8) if kernel == "segmentation_loss.forward" else (0,)
+    for elements, warps, share in itertools.product((1024, 2048, 4096, 8192), (2, 4, 8), shares):
+        setting = {"BLOCK_P": max(16, elements // rows), "num_warps": warps, "num_stages": 2}
+        yield setting | ({"programs": share * multiprocessors} if share else {})
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def write(device: Device, entries: Sequence[Entry], *, shared_memory: int, origin: str, folder: Path = FOLDER) -> Path:
+    """Writes the table of a device whose entries were timed, whole or not at all; returns its path.
+
+    `origin` says by which run: date, versions, sizes. An entry is {"kernel": …, bounds…, "setting": …}, the narrower
+    bounds first; every kernel needs one without bounds on D, M and C for each width of dtype.
+    """
+    for kernel, bits in itertools.product(KERNELS, (16, 32)):
+        if not any(_holds_for_all(entry, kernel, bits) for entry in entries):
+            raise ValueError(f"entries: expected one of {kernel} for {bits} bits without a bound on D, M or C.")
+    content = {
+        "device": device.name,
+        "capability": list(device.capability),
+        "multiprocessors": device.multiprocessors,
+        "shared_memory": shared_memory,
+        "tuned": True,
+        "origin": origin,
+    }
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") + ".json")
+    head = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
+    lines = ",\n".join("    " + json.dumps(entry) for entry in entries)
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False, encoding="utf-8") as part:
+        part.write(f'{head},\n  "entries": [\n{lines}\n  ]\n}}\n')
+    os.replace(part.name, path)  # noqa: PTH105
+    tables.cache_clear()
+    _lookup.cache_clear()
+    return path
+
+
+def _holds_for_all(entry: Entry, kernel: str, bits: int) -> bool:
+    return entry["kernel"] == kernel and entry.get("bits", bits) >= bits and not {"D", "M", "C"} & entry.keys()
