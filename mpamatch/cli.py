@@ -103,6 +103,7 @@ HELP = {
     "train": "train a model (without arguments: the demo)",
     "evaluate": "score a run on one part of its data",
     "predict": "masks, overlays and areas for images",
+    "bench": "measure the kernels against what one would use instead, or tune them",
     "info": "versions, devices, text encoders, recipes",
 }
 
@@ -171,6 +172,17 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def _bench(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--op", help="one operation, such as prototype_contrast (all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where (the GPU if there is one)")
+    parser.add_argument("--compare", help="competitors by name, with commas: eager, compile, loop, … (all)")
+    parser.add_argument("--sizes", choices=("small", "full"), default="full", help="small: a quick look (full)")
+    parser.add_argument("--dtype", help="float32, bfloat16, …, with commas (float32; on a GPU also bfloat16)")
+    parser.add_argument("--out", help="file of JSON lines (benchmarks/results/MACHINE.jsonl)")
+    parser.add_argument("--tune", action="store_true", help="time tile sizes on this GPU and write their table")
+    return parser
+
+
 def _info(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--check", action="store_true", help="compare every kernel with eager PyTorch first")
@@ -184,6 +196,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "bench": _bench,
     "info": _info,
 }
 

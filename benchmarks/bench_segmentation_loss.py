@@ -1,0 +1,38 @@
+"""segmentation_loss against F.cross_entropy and the sums of Dice beside it."""
+
+import torch
+from mpamatch.benchmarks import cases, inputs
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
+from torch import Tensor
+from torch.nn import functional
+
+from mpamatch import ops
+
+
+def make(case: Case, device: str) -> Inputs:
+    return {
+        "logits": inputs.logits(case, device),
+        "label": inputs.label(case, device, *case.shape),
+        "grad_cross_entropy": inputs.incoming(case, device),
+        "grad_overlap": inputs.incoming(case, device, 3, case.c),
+    }
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    target, used = label.long(), (label != inputs.IGNORE)[:, None]
+    loss = functional.cross_entropy(logits.float(), target, ignore_index=inputs.IGNORE, reduction="sum")
+    p = logits.float().softmax(1) * used
+    y = functional.one_hot(torch.where(used[:, 0], target, 0), logits.shape[1]).movedim(-1, 1) * used
+    return loss, torch.stack([(p * y).sum((0, 2, 3)), (p * p).sum((0, 2, 3)), y.sum((0, 2, 3)).float()])
+
+
+BENCHMARK = Benchmark(
+    "segmentation_loss",
+    cases.segmentation_loss,
+    make,
+    ops.segmentation_loss,
+    {"cross_entropy": Competitor(cross_entropy)},
+    wanted=("logits",),
+    incoming=("grad_cross_entropy", "grad_overlap"),
+)

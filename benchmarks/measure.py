@@ -1,0 +1,315 @@
+"""Time, memory and launches of a call, and the ceilings of the machine, all in one process.
+
+CPU: the variants take turns, so that a busy minute meets all of them; medians and the 20th and 80th percentile.
+"fresh" is malloc as a long-lived process has it: every block above 32 MiB is new pages (1.8–2.6 µs each to touch);
+"warm" keeps freed memory, so outputs come to lie where the last ones lay. GPU: replays of a CUDA graph for calls under
+100 µs, else triton.testing.do_bench; inputs rotate past the L2 cache.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import re
+import time
+import timeit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+GRAPH_BELOW = 100e-6  # seconds: above it the gaps between launches no longer show
+WARM_UP = 3  # turns
+PAGE_STATE = Path("/proc/self/status")
+
+
+class Timed(NamedTuple):
+    """A call without arguments, and the context in which it runs; entering the context is not timed."""
+
+    call: Callable[[], Any]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+class Timing(NamedTuple):
+    """Seconds of one call."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+    timer: str  # wall, graph or do_bench
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine reaches in this process: bytes/s of a copy (read + write), FLOP/s of a large matmul by dtype.
+
+    A dtype without arithmetic of its own on the device (half precision on a CPU) has the rate of float32.
+    """
+
+    copy: float
+    matmul: dict[str, float]
+
+    def fraction(self, seconds: float, moved: int, flops: int, dtype: str) -> float:
+        """The least time by the roofline over the time taken."""
+        return max(moved / self.copy, flops / self.matmul[dtype]) / seconds
+
+
+def interleaved(timed: Mapping[str, Timed], *, seconds: float, rounds: tuple[int, int] = (5, 25)) -> dict[str, Timing]:
+    """Times the calls in turns, each turn in another order, for about `seconds` in all and at least rounds[0] turns.
+
+    WARM_UP turns before are not timed: first use, and until kept memory has its place (malloc cannot put an aligned
+    block into a hole of its exact size).
+    """
+    names = list(timed)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for name in names * WARM_UP:
+        with timed[name].context():
+            timed[name].call()
+    began, turn = time.perf_counter(), 0
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while turn < rounds[0] or (turn < rounds[1] and time.perf_counter() - began < seconds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                with timed[name].context():
+                    start = time.perf_counter()
+                    result = timed[name].call()
+                    samples[name].append(time.perf_counter() - start)
+                    del result
+            turn += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: summary(values, "wall") for name, values in samples.items()}
+
+
+def summary(samples: Sequence[float], timer: str) -> Timing:
+    ordered = torch.tensor(samples, dtype=torch.float64)
+    median, p20, p80 = (float(ordered.quantile(share)) for share in (0.5, 0.2, 0.8))
+    return Timing(median, p20, p80, len(samples), timer)
+
+
+# glibc's malloc parameters: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX (malloc.h)
+_TRIM, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+MIB = 2**20
+# What becomes of freed memory: how many blocks may be mapped on their own, from which size on, and from how much free
+# memory on the heap shrinks.
+ALLOCATIONS = {
+    "warm": (0, 32 * MIB, 2**31 - 1),  # one heap that never shrinks
+    # where a process settles by itself: glibc raises its thresholds up to these as large blocks are freed
+    "fresh": (65_536, 32 * MIB, 64 * MIB),
+    "counted": (65_536, MIB // 8, MIB // 8),  # everything large mapped on its own, so that resident pages tell the peak
+}
+
+
+def can_keep_memory() -> bool:
+    """Whether `memory` has an effect: glibc alone has mallopt."""
+    return hasattr(ctypes.CDLL(None), "mallopt")
+
+
+@contextmanager
+def memory(allocation: str) -> Iterator[None]:
+    """Within it malloc behaves as ALLOCATIONS says; afterwards as in a process that has settled.
+
+    "warm" leaves holes in the heap that large blocks then use again: measure "fresh" before it.
+    """
+    if not can_keep_memory():
+        yield
+        return
+    _set_malloc(*ALLOCATIONS[allocation])
+    try:
+        yield
+    finally:
+        _set_malloc(*ALLOCATIONS["fresh"])
+
+
+def _set_malloc(mapped: int, threshold: int, trim: int) -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_MAX, mapped)
+    libc.mallopt(_MMAP_THRESHOLD, threshold)
+    libc.mallopt(_TRIM, trim)
+    libc.malloc_trim(0)
+
+
+def peak_extra_bytes(timed: Timed, device: str) -> int | None:
+    """The highest memory during a call, less what was there before and what its results hold; measured, not computed.
+
+    CPU: resident pages, so buffers that no allocator hook sees count too; exact to about 0.3 MB. None where the
+    system does not tell. CUDA: torch's allocator.
+    """
+    with timed.context():
+        timed.call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            held = held_bytes(timed.call())
+            torch.cuda.synchronize()
+            return max(0, torch.cuda.max_memory_allocated() - before - held)
+        with memory("counted"):
+            gc.collect()
+            if not restart_peak():
+                return None
+            before = resident("VmRSS")
+            held = held_bytes(timed.call())
+            return max(0, resident("VmHWM") - before - held)
+
+
+def held_bytes(results: Any) -> int:
+    """Bytes of the storages behind the tensors in `results`, each counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(results)}
+    return sum(storages.values())
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def restart_peak() -> bool:
+    """Lets VmHWM start from now; False where the system has no such thing."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (highest since restart_peak) of this process in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", PAGE_STATE.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def launches(timed: Timed) -> int:
+    """Kernels, copies and fills that one call puts on the GPU, counted by the profiler."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with timed.context():
+        timed.call()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            timed.call()
+            torch.cuda.synchronize()
+    events = seen.events() or []
+    return sum(event.device_type == DeviceType.CUDA and not event.is_user_annotation for event in events)
+
+
+def on_cuda(timed: Timed, *, rotation: int, milliseconds: int = 100) -> Timing:
+    """`timed.call` takes the next of `rotation` copies of its inputs at each call, so none lies in the L2 cache."""
+    from triton import testing
+
+    with timed.context():
+        for _ in range(max(2, rotation)):
+            timed.call()
+        torch.cuda.synchronize()
+        samples = [
+            value / 1e3 for value in testing.do_bench(timed.call, warmup=25, rep=milliseconds, return_mode="all")
+        ]
+        timing = summary(samples, "do_bench")
+        replayed = _replay(timed.call, rotation) if timing.median < GRAPH_BELOW else None
+    return replayed or timing
+
+
+def _replay(call: Callable[[], Any], rotation: int) -> Timing | None:
+    """One graph of all rotations, replayed 30 times; None where the call cannot be captured, as it asks the GPU."""
+    if not _asks_nothing(call):
+        return None
+    calls = rotation * max(1, 20 // rotation)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(rotation):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    samples = []
+    for _ in range(30):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        samples.append(start.elapsed_time(end) / 1e3 / calls)
+    return summary(samples, "graph")
+
+
+def _asks_nothing(call: Callable[[], Any]) -> bool:
+    """Whether a call runs through without waiting for the GPU. A capture that fails would leave its stream behind."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return True
+
+
+def rotations(inputs: Mapping[str, Tensor], device: str) -> int:
+    """How many copies of the inputs exceed the L2 cache three times over; 1 on the CPU."""
+    if device != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(2, -(-3 * cache // max(1, held_bytes(dict(inputs)))))
+
+
+def measure_ceilings(device: str, dtypes: Sequence[str]) -> Ceilings:
+    """Copies of 256 MB (1 GB on a GPU) and matmuls of 2048³ (8192³), the quickest of each."""
+    matmul = {"float32": _matmul_rate("float32", device)}
+    for dtype in dtypes:
+        own = device == "cuda" or dtype == "float64"
+        matmul[dtype] = _matmul_rate(dtype, device) if own else matmul["float32"]
+    return Ceilings(_copy_rate(device), matmul)
+
+
+def _copy_rate(device: str) -> float:
+    elements = 2**28 if device == "cuda" else 2**26
+    source = torch.ones(elements, device=device)
+    copy = torch.empty_like(source)
+    return 2 * 4 * elements / _quickest(lambda: copy.copy_(source), device)
+
+
+def _matmul_rate(dtype: str, device: str) -> float:
+    side = 8192 if device == "cuda" and dtype != "float64" else 2048
+    a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    out = torch.empty_like(a)
+    return 2 * side**3 / _quickest(lambda: torch.mm(a, a, out=out), device)
+
+
+def _quickest(call: Callable[[], Any], device: str) -> float:
+    """A ceiling is what the machine can do: the median on a GPU, the best of 12 on a CPU that others use too."""
+    if device == "cuda":
+        return on_cuda(Timed(call), rotation=1).median
+    call()
+    return min(timeit.repeat(call, number=1, repeat=12))
+
+
+def machine(device: str) -> str:
+    """What the rows name: the GPU, or the processor and the number of threads."""
+    if device == "cuda":
+        return torch.cuda.get_device_name(0)
+    names = re.findall(r"^model name\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    name = names[0] if names else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def load() -> float:
+    """Running processes of the last minute per core, taken before a run: above about 0.2 no timing is worth quoting."""
+    return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).is_file() else ""
