@@ -4,13 +4,13 @@ The two fused ones compute the contrast alone, of normalised rows, and are compa
 """
 
 import torch
-from mpamatch.benchmarks import cases, inputs
-from mpamatch.benchmarks.cases import Case
-from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
+from mpamatch.benchmarks import cases, inputs
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 
 TEMPERATURE = 0.1
 CONTRAST_ONLY = "contrast only, no alignment"

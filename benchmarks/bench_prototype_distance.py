@@ -1,13 +1,13 @@
 """prototype_distance against a loop over classes, cdist + argmin, and KeOps."""
 
 import torch
-from mpamatch.benchmarks import cases, inputs, loops
-from mpamatch.benchmarks.cases import Case
-from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
+from mpamatch.benchmarks import cases, inputs, loops
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 
 
 def make(case: Case, device: str) -> Inputs:

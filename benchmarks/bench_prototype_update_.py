@@ -1,13 +1,13 @@
 """prototype_update_ against the loop over classes and index_add."""
 
 import torch
-from mpamatch.benchmarks import cases, inputs, loops
-from mpamatch.benchmarks.cases import Case
-from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
+from mpamatch.benchmarks import cases, inputs, loops
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 
 MOMENTUM = 0.999
 

@@ -1,12 +1,12 @@
 """pseudo_label against softmax and max, as FixMatch-style code writes it."""
 
 import torch
-from mpamatch.benchmarks import cases, inputs
-from mpamatch.benchmarks.cases import Case
-from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 from torch import Tensor
 
 from mpamatch import ops
+from mpamatch.benchmarks import cases, inputs
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 
 
 def make(case: Case, device: str) -> Inputs:

@@ -1,13 +1,13 @@
 """segmentation_loss against F.cross_entropy and the sums of Dice beside it."""
 
 import torch
-from mpamatch.benchmarks import cases, inputs
-from mpamatch.benchmarks.cases import Case
-from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
+from mpamatch.benchmarks import cases, inputs
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 
 
 def make(case: Case, device: str) -> Inputs:

@@ -1,11 +1,11 @@
 """sinkhorn_assign against the loop over classes; and with prototype_update_ after it, as a training step runs both."""
 
-from mpamatch.benchmarks import bench_prototype_update_, cases, inputs, loops
-from mpamatch.benchmarks.cases import Case
-from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 from torch import Tensor
 
 from mpamatch import ops
+from mpamatch.benchmarks import bench_prototype_update_, cases, inputs, loops
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 
 
 def make(case: Case, device: str) -> Inputs:

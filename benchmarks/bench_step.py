@@ -19,19 +19,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from mpamatch.benchmarks import measure, rows
-from mpamatch.benchmarks.backends import EAGER, using
-from mpamatch.benchmarks.measure import summary
 from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mpamatch.batch import Batch, to_device
+from mpamatch.benchmarks import measure, rows
+from mpamatch.benchmarks.backends import EAGER, using
+from mpamatch.benchmarks.measure import summary
 from mpamatch.engine.build import open_data
+from mpamatch.engine.checkpoints import choose_device
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.loop import Trainer
+from mpamatch.errors import InputError
 from mpamatch.methods import Method
+from mpamatch.ops import dispatch
 
 FUSED = "auto"
 PROFILED = 3  # steps behind the shares
@@ -42,11 +45,15 @@ BACKWARD = "autograd::engine::evaluate_function: "
 
 @dataclass
 class StepRow:
-    """One backend of one recipe. Seconds; `outside` is the share of forward + backward outside encoder and decoder,
-    `outside_seconds` that share of the profiled step; `difference` the largest relative one of a loss from eager's."""
+    """One backend of one recipe; `operations` says what runs each of them. Times are in seconds.
+
+    `outside` is the share of forward + backward outside encoder and decoder, `outside_seconds` that share of the
+    profiled step; `difference` the largest relative one of a loss from eager's.
+    """
 
     recipe: str
     backend: str
+    operations: dict[str, str]
     steps: int
     median: float
     p20: float
@@ -129,6 +136,7 @@ def compare(config: Config, steps: int) -> list[StepRow]:
             StepRow(
                 recipe=config.recipe,
                 backend="fused" if backend == FUSED else backend,
+                operations=operations(backend, eager.device.type),
                 steps=steps,
                 median=timing.median,
                 p20=timing.p20,
@@ -143,6 +151,12 @@ def compare(config: Config, steps: int) -> list[StepRow]:
             )
         )
     return found
+
+
+def operations(backend: str, device: str) -> dict[str, str]:
+    """What runs each operation."""
+    with using(backend):
+        return dispatch.prepare(device)
 
 
 def difference(ours: list[float], theirs: list[float]) -> float:
@@ -268,6 +282,8 @@ def main(words: list[str] | None = None) -> int:
     if arguments.peak_of:
         print(json.dumps(own_peak(config, arguments.peak_of)))
         return 0
+    if set(operations(FUSED, choose_device(config.engine.device).type).values()) == {EAGER}:
+        raise InputError("bench_step: no fused operation runs here, so there is nothing to compare; see mpamatch info.")
     found = compare(config, arguments.steps)
     for row, backend in zip(found, (EAGER, FUSED), strict=True):
         row.peak_resident_bytes = peak_resident(arguments, backend)
@@ -279,4 +295,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

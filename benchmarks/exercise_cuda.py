@@ -6,9 +6,9 @@ python -m mpamatch.benchmarks.exercise_cuda
 import sys
 
 import torch
-from mpamatch.benchmarks.backends import using
 
 from mpamatch import ops
+from mpamatch.benchmarks.backends import using
 
 SIZES = [(1, 1, 1, 1), (97, 17, 3, 4), (1000, 256, 5, 10), (777, 768, 19, 10)]  # N, D, C, K
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,8 +1,9 @@
 """Inputs of a case: random directions and logits, never zeros, 10 % of the pixels ignored, from a fixed seed."""
 
 import torch
-from mpamatch.benchmarks.cases import BOTH, Case
 from torch import Tensor
+
+from mpamatch.benchmarks.cases import BOTH, Case
 
 IGNORE = 255
 IGNORED_SHARE = 0.1

@@ -63,8 +63,7 @@ class Ceilings:
 def interleaved(timed: Mapping[str, Timed], *, seconds: float, rounds: tuple[int, int] = (5, 25)) -> dict[str, Timing]:
     """Times the calls in turns, each turn in another order, for about `seconds` in all and at least rounds[0] turns.
 
-    WARM_UP turns before are not timed: first use, and until kept memory has its place (malloc cannot put an aligned
-    block into a hole of its exact size).
+    WARM_UP turns before are not timed: first use, and until kept memory has found its place.
     """
     names = list(timed)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -98,6 +97,7 @@ def summary(samples: Sequence[float], timer: str) -> Timing:
 # glibc's malloc parameters: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX (malloc.h)
 _TRIM, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 MIB = 2**20
+POOL = 1024 * MIB
 # What becomes of freed memory: how many blocks may be mapped on their own, from which size on, and from how much free
 # memory on the heap shrinks.
 ALLOCATIONS = {
@@ -123,6 +123,8 @@ def memory(allocation: str) -> Iterator[None]:
         yield
         return
     _set_malloc(*ALLOCATIONS[allocation])
+    if allocation == "warm":
+        _fill_heap()
     try:
         yield
     finally:
@@ -135,6 +137,18 @@ def _set_malloc(mapped: int, threshold: int, trim: int) -> None:
     libc.mallopt(_MMAP_THRESHOLD, threshold)
     libc.mallopt(_TRIM, trim)
     libc.malloc_trim(0)
+
+
+def _fill_heap() -> None:
+    """Touches POOL bytes of the heap and frees them. Malloc cannot put an aligned block into a hole of its own size, so
+    for some calls each takes another part of the heap; none of it is new then."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    block = libc.malloc(POOL)
+    if block:
+        ctypes.memset(block, 1, POOL)
+        libc.free(block)
 
 
 def peak_extra_bytes(timed: Timed, device: str) -> int | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+
 from mpamatch.benchmarks.backends import EAGER, FUSED
 from mpamatch.benchmarks.rows import Row, read
-
 from mpamatch.files import replacing
 
 matplotlib.use("Agg")

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from mpamatch.benchmarks.cases import Case
-
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 
@@ -67,11 +66,18 @@ class Row:
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Adds `rows` to the JSON lines of `path`, in place of older ones of the same key; other lines stay."""
     before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = {row.key: row for row in (read(path) if path.is_file() else [])}
-    kept |= {row.key: row for row in rows}
-    lines = [json.dumps(asdict(row)) for row in kept.values()] + [line for line in before if line.startswith(CHECK)]
+    fresh = {row.key: row for row in rows}
+    kept = [row for row in (read(path) if before else []) if not _outdated(row, fresh)]
+    lines = [json.dumps(asdict(row)) for row in [*kept, *fresh.values()]]
+    lines += [line for line in before if line.startswith(CHECK)]
     with replacing(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _outdated(old: Row, fresh: dict[tuple[object, ...], Row]) -> bool:
+    """Whether a new row takes its place: of the same key; or a time for a reason why there was none, or the reverse."""
+    same = [row for row in fresh.values() if replace(row, allocation="").key == replace(old, allocation="").key]
+    return old.key in fresh or any((row.median is None) != (old.median is None) for row in same)
 
 
 def read(path: Path) -> list[Row]:

@@ -9,12 +9,13 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from mpamatch.benchmarks import measure
 from mpamatch.benchmarks.backends import EAGER, fused, using
 from mpamatch.benchmarks.cases import BOTH, Case
 from mpamatch.benchmarks.measure import Ceilings, Timed, Timing
 from mpamatch.benchmarks.rows import Row
-from torch import Tensor
 
 Inputs = dict[str, Tensor]
 Function = Callable[..., tuple[Tensor, ...]]

@@ -15,6 +15,8 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from mpamatch.benchmarks import cases, measure
 from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.backends import EAGER, using
@@ -22,8 +24,6 @@ from mpamatch.benchmarks.bench_prototype_contrast import TEMPERATURE
 from mpamatch.benchmarks.cases import BOTH, Case
 from mpamatch.benchmarks.measure import Timed
 from mpamatch.benchmarks.suite import Inputs, bind, difference
-from torch import Tensor
-
 from mpamatch.errors import unknown
 
 Setting = dict[str, int]
@@ -113,8 +113,9 @@ def _case(operation: str, d: int, c: int, k: int, dtype: str) -> Case:
 def tune(operation: str | None, seconds: float) -> int:
     """Searches for `seconds` in all, writes the table of this device, prints what changed; returns 0."""
 
-    from mpamatch.kernels import tiles
     from triton import runtime
+
+    from mpamatch.kernels import tiles
 
     if operation is not None and operation not in SIZES:
         raise unknown("operation with tiles", operation, SIZES)

@@ -1,4 +1,5 @@
-// The Python module mpamatch._C. Importing it loads the operations of schemas.cpp; itself it only tells how it was built.
+// The Python module mpamatch._C. Importing it loads the operations of schemas.cpp; itself it only tells how it was
+// built.
 #include <pybind11/pybind11.h>
 
 #include <sstream>

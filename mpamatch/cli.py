@@ -180,6 +180,7 @@ def _bench(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", help="float32, bfloat16, …, with commas (float32; on a GPU also bfloat16)")
     parser.add_argument("--out", help="file of JSON lines (benchmarks/results/MACHINE.jsonl)")
     parser.add_argument("--tune", action="store_true", help="time tile sizes on this GPU and write their table")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long --tune may search (600)")
     return parser
 
 

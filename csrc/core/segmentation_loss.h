@@ -14,31 +14,34 @@ void segmentation_loss(const SegmentationLoss& a) {
         const Range range = part_of(strips, slots, slot, 1);
         Strip<T> strip(a.logits);
         StripLabel<T> own;
-        T log_total[STRIP];
+        T own_logit[STRIP], share[STRIP];  // share = w / Σ exp
         double *cross_entropy = partial.get() + slot * size, *overlap = cross_entropy + 1;
         for (int64_t index = range.begin; index < range.end; ++index) {
             strip.take(index);
             own.take(a.label, static_cast<const T*>(a.weight), strip.pixel(), strip.count, classes);
-            Vec<T> logits_of_own = {}, lse = {};
-            for (int64_t c = 0; c < classes; ++c) {
-                for (int64_t i = 0; i < STRIP; i += LANES<T>) {
+            for (int64_t i = 0; i < STRIP; i += LANES<T>) {
+                Vec<T> logit = {};
+                for (int64_t c = 0; c < classes; ++c) {
                     const auto mine = load(own.label + i) == static_cast<T>(c);
-                    const Vec<T> value = load(strip.values.get() + c * STRIP + i) * load(own.weight + i);
-                    logits_of_own += mine ? value : Vec<T>{};
+                    logit = mine ? load(strip.values.get() + c * STRIP + i) : logit;
                 }
+                store(own_logit + i, logit);
             }
             strip.exponentials();
+            Vec<T> entropy = {};
             for (int64_t i = 0; i < STRIP; i += LANES<T>) {
-                lse += load(own.weight + i) * (load(strip.peak + i) + logarithm(load(strip.total + i)));
-                store(log_total + i, load(own.weight + i) / load(strip.total + i));
+                const Vec<T> total = load(strip.total + i), weight = load(own.weight + i);
+                // peak − own first: large logits cancel exactly, pixel by pixel
+                entropy += weight * ((load(strip.peak + i) - load(own_logit + i)) + logarithm(total));
+                store(share + i, weight / total);
             }
-            *cross_entropy += static_cast<double>(sum_of<T>(lse - logits_of_own));
+            *cross_entropy += static_cast<double>(sum_of<T>(entropy));
             for (int64_t c = 0; c < classes; ++c) {
                 Vec<T> shared = {}, squares = {}, present = {};
                 for (int64_t i = 0; i < STRIP; i += LANES<T>) {
                     const auto mine = load(own.label + i) == static_cast<T>(c);
                     const Vec<T> mass = load(strip.values.get() + c * STRIP + i);
-                    const Vec<T> weighted = mass * load(log_total + i);  // w·p
+                    const Vec<T> weighted = mass * load(share + i);  // w·p
                     shared += mine ? weighted : Vec<T>{};
                     squares += weighted * (mass / load(strip.total + i));
                     present += mine ? load(own.weight + i) : Vec<T>{};

@@ -77,7 +77,7 @@ inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multi
 // where a polynomial of degree 6 is within 1 unit in the last place of float (coefficients: Taylor's, the last two
 // moved to spread the error over the interval). ln 2 is subtracted in two parts, the first exact in float.
 inline Vec<float> exponential(Vec<float> x) {
-    using Integers = typename VectorOf<int32_t>::Type;
+    using Bits = typename VectorOf<uint32_t>::Type;  // unsigned: they wrap
     constexpr float ROUND = 12582912.0f;  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
     const Vec<float> inside = x < -87.0f ? broadcast(-87.0f) : x;
     const Vec<float> shifted = inside * 1.44269504f + ROUND;
@@ -88,7 +88,7 @@ inline Vec<float> exponential(Vec<float> x) {
     p = p * r + 1.66666667e-1f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    const Integers scaled = (Integers)p + ((Integers)shifted << 23);
+    const Bits scaled = (Bits)p + ((Bits)shifted << 23);
     return x < -87.0f ? Vec<float>{} : (Vec<float>)scaled;
 }
 
@@ -101,9 +101,9 @@ inline Vec<double> exponential(Vec<double> x) {
 // odd series up to t⁹ is within 1e-8 there (|t| ≤ 0.172).
 inline Vec<float> logarithm(Vec<float> x) {
     using Integers = typename VectorOf<int32_t>::Type;
-    const Integers bits = (Integers)x;
-    const Integers n = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 = √½
-    const Vec<float> m = (Vec<float>)(bits - (n << 23));
+    using Bits = typename VectorOf<uint32_t>::Type;
+    const Integers n = ((Integers)x - 0x3f3504f3) >> 23;  // 0x3f3504f3 = √½
+    const Vec<float> m = (Vec<float>)((Bits)x - ((Bits)n << 23));
     const Vec<float> t = (m - 1.0f) / (m + 1.0f);
     const Vec<float> q = t * t;
     Vec<float> p = q * 0.222222222f + 0.285714286f;

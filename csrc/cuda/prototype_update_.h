@@ -150,6 +150,8 @@ private:
         const std::int64_t n = first + r;
         const int target = pixels.target(n, end);
         Storage* row = tile.row + r * plan.columns;
+        Real scale = 0;  // asked for before the row, or each tile would wait twice
+        if (target >= 0) scale = factor == nullptr ? pixels.weight_of(n) : factor[n];
         Real total = 0;
         for (int d = lane * vector; d < width; d += lanes * vector) {
             Pack<Storage, vector> z{};
@@ -157,11 +159,10 @@ private:
             if (factor == nullptr) total += squared(z);
             *reinterpret_cast<Pack<Storage, vector>*>(row + d) = z;
         }
-        if (factor == nullptr) total = group_sum(total);
+        if (factor == nullptr) scale *= inverse_length(group_sum(total));
         if (lane != 0) return;
         tile.target[r] = target < 0 ? 0 : target;
-        tile.factor[r] = Real(0);
-        if (target >= 0) tile.factor[r] = factor == nullptr ? inverse_length(total) * pixels.weight_of(n) : factor[n];
+        tile.factor[r] = scale;
     }
 
     // A read of shared memory takes some 25 cycles, so four sums are on their way together; where two of the four

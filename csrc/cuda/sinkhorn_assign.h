@@ -94,7 +94,8 @@ private:
         const std::int64_t n = first + thread_index();
         const int own = n < end ? read_index(label, n, classes) : -1;
         const int slot = tile.sorted->order.place(own, classes);
-        for (int i = thread_index(); i < tile.sorted->order.start[classes]; i += thread_count()) tile.sorted->pixel[i] = -1;
+        const int slots = tile.sorted->order.start[classes];
+        for (int i = thread_index(); i < slots; i += thread_count()) tile.sorted->pixel[i] = -1;
         block_barrier();
         if (slot >= 0) tile.sorted->pixel[slot] = own << 16 | thread_index();
         if (slot >= 0 || n >= end) return;

@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 import torch
-from mpamatch.benchmarks import rows
 
+from mpamatch.benchmarks import rows
 from mpamatch.commands import bench
 from mpamatch.errors import InputError
 
@@ -20,8 +20,8 @@ def test_a_run_measures_prints_writes_and_draws(tmp_path, capsys):
     out = tmp_path / "results.jsonl"
     assert bench.run(arguments(op="pseudo_label", device="cpu", compare="softmax", out=str(out))) == 0
     found = rows.read(out)
-    assert {row.backend for row in found} >= {"eager", "softmax"}
-    assert all(row.median and row.operation == "pseudo_label" for row in found)
+    assert {row.backend for row in found if row.median} >= {"eager", "softmax"}
+    assert {row.operation for row in found} == {"pseudo_label"}
     assert out.with_suffix(".png").is_file()
     printed = capsys.readouterr().out
     assert "measurements" in printed

@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
-from mpamatch.benchmarks import bench_step
-from mpamatch.benchmarks.bench_step import inside_seconds, marked
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mpamatch.benchmarks import bench_step
+from mpamatch.benchmarks.bench_step import inside_seconds, marked
 from mpamatch.engine.config import load_config
+from mpamatch.errors import InputError
 from tests.tiny import make_set, tiny_config
 
 
@@ -97,9 +98,16 @@ def test_both_backends_step_from_the_same_weights(tmp_path):
         assert len(bench_step.cells(row)) == len(bench_step.HEADER)
 
 
+def test_without_a_fused_operation_there_is_nothing_to_compare(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_step, "operations", lambda backend, device: {"pseudo_label": "eager"})
+    with pytest.raises(InputError, match="no fused operation runs here"):
+        bench_step.main(["--recipe", "demo", "--data", str(tmp_path)])
+
+
 def test_the_command_measures_memory_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
     make_set(tmp_path / "data")
     monkeypatch.setattr(bench_step, "load_config", lambda *_: tiny_config(tmp_path / "data", "mpamatch"))
+    monkeypatch.setattr(bench_step, "operations", lambda backend, device: {"pseudo_label": "cpp"})
     asked = []
     monkeypatch.setattr(bench_step, "peak_resident", lambda arguments, backend: asked.append(backend) or 5_000_000)
     words = [

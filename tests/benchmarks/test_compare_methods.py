@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+
 from mpamatch.benchmarks.compare_methods import Case, main, make_cases, paired, read_results, table
 
 # mDice by method over seeds 0, 1, 2; the differences to supervised are 1, 2, 3.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mpamatch.benchmarks import gpu_check
 from mpamatch.benchmarks.gpu_check import Outcome, Part
 

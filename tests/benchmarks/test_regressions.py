@@ -5,13 +5,13 @@ failure and the loss of vectorisation, of blocking or of a whole pass is one.
 """
 
 import pytest
+
 from mpamatch.benchmarks import measure, suite
 from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.backends import EAGER, using
 from mpamatch.benchmarks.cases import BOTH, FORWARD, SINKHORN_AND_UPDATE, Case
 from mpamatch.benchmarks.measure import Timed
 from mpamatch.benchmarks.suite import bind
-
 from mpamatch.ops import dispatch, native
 
 PIXELS = (16_384, 64, 5, 10)  # N, D, C, K

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+
 from mpamatch.benchmarks import goals, report, roofline, rows
 from mpamatch.benchmarks.rows import Row
-
 from mpamatch.errors import InputError
 
 ROW = Row(
@@ -43,6 +43,16 @@ def test_rows_come_back_and_a_new_measurement_replaces_an_old_one(tmp_path):
         ("cpp", "fresh", 0.007),
         ("cpp", "warm", 0.008),
     ]
+
+
+def test_a_time_replaces_the_reason_why_there_was_none_and_the_reverse(tmp_path):
+    file = tmp_path / "results.jsonl"
+    missing = replace(OURS, median=None, allocation="", note="not built")
+    rows.write(file, [ROW, missing])
+    rows.write(file, [OURS])
+    assert rows.read(file) == [ROW, OURS]
+    rows.write(file, [missing])
+    assert rows.read(file) == [ROW, missing]
 
 
 def test_the_summary_of_a_gpu_check_stays_and_is_no_row(tmp_path):

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from mpamatch.benchmarks import cases, suite
 from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.backends import EAGER, using
 from mpamatch.benchmarks.measure import Ceilings
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Settings, bind, difference
-
 from mpamatch.ops import dispatch
 
 CEILINGS = Ceilings(copy=1e10, matmul={"float32": 1e11})

@@ -5,6 +5,7 @@ import inspect
 from dataclasses import replace
 
 import pytest
+
 from mpamatch.benchmarks import tune
 from mpamatch.benchmarks.tune import Choice, choose, targets
 from mpamatch.kernels import tiles

@@ -11,9 +11,7 @@ class Random {
   public:
     explicit Random(uint64_t seed) : engine_(seed) {}
     double uniform() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
-    double normal() {
-        return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform());
-    }
+    double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
     int64_t below(int64_t limit) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(limit)); }
     bool chance(double share) { return uniform() < share; }
     template <class T>
@@ -37,7 +35,8 @@ struct Sizes {
 inline int64_t outside(IndexType type, int64_t limit, Random& random) {
     if (type == IndexType::u8) return 255;
     if (type == IndexType::i32) return random.one_of<int64_t>({-1, limit, INT32_MAX, INT32_MIN, 255 + limit});
-    return random.one_of<int64_t>({-1, limit, int64_t{1} << 32, (int64_t{1} << 40) + 1, INT64_MIN, -(int64_t{1} << 32)});
+    return random.one_of<int64_t>(
+        {-1, limit, int64_t{1} << 32, (int64_t{1} << 40) + 1, INT64_MIN, -(int64_t{1} << 32)});
 }
 
 inline Values vectors(int64_t count, int64_t width, Random& random) {
@@ -70,16 +69,20 @@ struct PixelCase {
     StoredIndices stored_label, stored_assignment;
 
     PixelCase(Sizes s, Element e, uint64_t seed)
-        : sizes(s), element(e), index_type(static_cast<IndexType>(seed % 3)), random(seed),
-          label(draw_labels(s, random)), assignment(draw_assignments(s, label, random)),
+        : sizes(s),
+          element(e),
+          index_type(static_cast<IndexType>(seed % 3)),
+          random(seed),
+          label(draw_labels(s, random)),
+          assignment(draw_assignments(s, label, random)),
           embedding(e, embedding_values(s, random), s.n, s.gap, s.offset),
           prototypes(working(e), prototype_values(s, random), s.c * s.k, 0, s.offset),
           weight(working(e), weight_values(s, random), 1, 0, s.offset),
           stored_label(index_type, hide(label, index_type, s.c, random)),
           stored_assignment(assignment_type(), hide(assignment, assignment_type(), s.c * s.k, random)) {
         now("%s n %ld d %ld c %ld k %ld ignored %g gap %ld seed %lu", name_of(e), static_cast<long>(s.n),
-            static_cast<long>(s.d), static_cast<long>(s.c), static_cast<long>(s.k), s.ignored,
-            static_cast<long>(s.gap), static_cast<unsigned long>(seed));
+            static_cast<long>(s.d), static_cast<long>(s.c), static_cast<long>(s.k), s.ignored, static_cast<long>(s.gap),
+            static_cast<unsigned long>(seed));
     }
 
     mpamatch::Pixels pixels() const { return {embedding.data(), element, sizes.n, sizes.d, embedding.stride}; }
@@ -121,9 +124,17 @@ struct PixelCase {
 
 // What every operation on pixels is tried on: small, prime, several slots of partial sums, wide, many prototypes.
 constexpr Sizes PIXEL_SIZES[] = {
-    {0, 5, 3, 2},        {1, 1, 1, 1, 0.0},    {1, 17, 2, 3, 0.0},        {7, 3, 1, 4, 0.2, 2},
-    {63, 64, 1, 1, 0.0}, {97, 17, 5, 1, 0.3},  {131, 768, 3, 5, 0.2, 9},  {66, 17, 19, 11, 0.2, 0, true},
-    {61, 1, 3, 4, 0.5},  {101, 3, 4, 3, 1.0},  {4507, 8, 5, 4, 0.2, 3, false, 1},
+    {0, 5, 3, 2},
+    {1, 1, 1, 1, 0.0},
+    {1, 17, 2, 3, 0.0},
+    {7, 3, 1, 4, 0.2, 2},
+    {63, 64, 1, 1, 0.0},
+    {97, 17, 5, 1, 0.3},
+    {131, 768, 3, 5, 0.2, 9},
+    {66, 17, 19, 11, 0.2, 0, true},
+    {61, 1, 3, 4, 0.5},
+    {101, 3, 4, 3, 1.0},
+    {4507, 8, 5, 4, 0.2, 3, false, 1},
     {2311, 19, 2, 10, 0.1, 0, true},
 };
 
@@ -145,11 +156,17 @@ struct MapCase {
     StoredIndices stored_label;
 
     MapCase(MapSizes s, Element e, uint64_t seed)
-        : sizes(s), element(e), index_type(static_cast<IndexType>(seed % 3)), random(seed), label(draw_labels(s, random)),
-          logits(e, logit_values(s, random), 1, 0, s.offset), weight(working(e), weights(s, random), 1, 0, s.offset),
+        : sizes(s),
+          element(e),
+          index_type(static_cast<IndexType>(seed % 3)),
+          random(seed),
+          label(draw_labels(s, random)),
+          logits(e, logit_values(s, random), 1, 0, s.offset),
+          weight(working(e), weights(s, random), 1, 0, s.offset),
           stored_label(index_type, hide(label, index_type, s.classes, random)) {
         now("%s batch %ld classes %ld pixels %ld ignored %g raised %g seed %lu", name_of(e), static_cast<long>(s.batch),
-            static_cast<long>(s.classes), static_cast<long>(s.pixels), s.ignored, s.raised, static_cast<unsigned long>(seed));
+            static_cast<long>(s.classes), static_cast<long>(s.pixels), s.ignored, s.raised,
+            static_cast<unsigned long>(seed));
     }
 
     mpamatch::Logits view() const { return {logits.data(), element, sizes.batch, sizes.classes, sizes.pixels}; }
@@ -158,7 +175,8 @@ struct MapCase {
     static Whole draw_labels(const MapSizes& s, Random& random) {
         Whole label;
         const int64_t present = s.absent ? std::max<int64_t>(s.classes - 1, 1) : s.classes;
-        for (int64_t n = 0; n < s.batch * s.pixels; ++n) label.push_back(random.chance(s.ignored) ? -1 : random.below(present));
+        for (int64_t n = 0; n < s.batch * s.pixels; ++n)
+            label.push_back(random.chance(s.ignored) ? -1 : random.below(present));
         return label;
     }
     static Values logit_values(const MapSizes& s, Random& random) {
@@ -168,7 +186,8 @@ struct MapCase {
     }
     static Values weights(const MapSizes& s, Random& random) {
         Values values;
-        for (int64_t n = 0; n < s.batch * s.pixels; ++n) values.push_back(random.chance(0.2) ? 0.0 : 0.2 + random.uniform());
+        for (int64_t n = 0; n < s.batch * s.pixels; ++n)
+            values.push_back(random.chance(0.2) ? 0.0 : 0.2 + random.uniform());
         return values;
     }
     static Whole hide(Whole indices, IndexType type, int64_t limit, Random& random) {
@@ -179,8 +198,19 @@ struct MapCase {
 
 // Around the 256 pixels that are worked on together, several images, several slots, the most classes there may be.
 constexpr MapSizes MAP_SIZES[] = {
-    {0, 3, 12}, {2, 3, 0}, {1, 1, 1, 0.0}, {3, 2, 1}, {2, 5, 7, 0.3}, {1, 4, 255}, {2, 3, 256}, {3, 2, 257, 0.2, true},
-    {1, 20, 700, 0.2, false, 0, 1}, {1, 255, 131}, {2, 7, 64, 1.0}, {5, 5, 1031, 0.2, true}, {4099, 2, 1},
+    {0, 3, 12},
+    {2, 3, 0},
+    {1, 1, 1, 0.0},
+    {3, 2, 1},
+    {2, 5, 7, 0.3},
+    {1, 4, 255},
+    {2, 3, 256},
+    {3, 2, 257, 0.2, true},
+    {1, 20, 700, 0.2, false, 0, 1},
+    {1, 255, 131},
+    {2, 7, 64, 1.0},
+    {5, 5, 1031, 0.2, true},
+    {4099, 2, 1},
     {1, 3, 300, 0.2, false, 40, 3},
 };
 

@@ -25,8 +25,8 @@ inline std::string situation;  // the case at hand, in words; printed with a fai
     va_end(arguments);
 }
 
-#define CHECK(condition, ...)                       \
-    do {                                            \
+#define CHECK(condition, ...)                        \
+    do {                                             \
         if (!(condition)) ::test::fail(__VA_ARGS__); \
     } while (false)
 

@@ -23,9 +23,7 @@ constexpr Element ELEMENTS[] = {Element::f64, Element::f32, Element::f16, Elemen
 constexpr double NaN = std::numeric_limits<double>::quiet_NaN();
 
 inline Element working(Element element) { return element == Element::f64 ? Element::f64 : Element::f32; }
-inline int64_t size_of(Element element) {
-    return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2;
-}
+inline int64_t size_of(Element element) { return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2; }
 inline const char* name_of(Element element) {
     return element == Element::f64 ? "f64" : element == Element::f32 ? "f32" : element == Element::f16 ? "f16" : "bf16";
 }
@@ -130,7 +128,9 @@ class StoredIndices {
         for (size_t i = 0; i < values.size(); ++i) {
             const uint8_t byte = static_cast<uint8_t>(values[i]);
             const int32_t word = static_cast<int32_t>(values[i]);
-            const void* from = size == 1 ? static_cast<const void*>(&byte) : size == 4 ? &word : static_cast<const void*>(&values[i]);
+            const void* from = size == 1   ? static_cast<const void*>(&byte)
+                               : size == 4 ? &word
+                                           : static_cast<const void*>(&values[i]);
             std::memcpy(bytes_.data() + i * size, from, size);
         }
     }

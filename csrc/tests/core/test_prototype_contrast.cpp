@@ -16,8 +16,8 @@ struct Options {
 void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     const Sizes& s = c.sizes;
     const Element work = working(c.element);
-    now("%s, temperature %g, weighted %d, same class %d", situation.substr(0, situation.find(',')).c_str(), o.temperature,
-        o.weighted, o.same_class_negatives);
+    now("%s, temperature %g, weighted %d, same class %d", situation.substr(0, situation.find(',')).c_str(),
+        o.temperature, o.weighted, o.same_class_negatives);
     const Stored g1(work, {o.g1}), g2(work, {o.g2});
     const void* weight = o.weighted ? c.weight.data() : nullptr;
     const ContrastTruth truth(cosines, c.assignment, o.weighted ? &c.weight.values : nullptr, s.k, o.temperature,
@@ -28,8 +28,8 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     Output contrast("contrast", work, 1), alignment("alignment", work, 1), lse("lse", work, s.n);
     run_both_ways({&contrast, &alignment, &lse}, [&](auto parallel) {
         kernels().prototype_contrast({c.pixels(), c.prototypes.data(), s.c, s.k, c.stored_assignment.view(), weight,
-                                      o.temperature, o.same_class_negatives, contrast.data(), alignment.data(), lse.data(),
-                                      parallel});
+                                      o.temperature, o.same_class_negatives, contrast.data(), alignment.data(),
+                                      lse.data(), parallel});
     });
     check_near(contrast, {truth.contrast}, used * std::max(1.0, 0.1 * steep));
     check_near(alignment, {truth.alignment}, used);
@@ -40,13 +40,14 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     Output in_embedding("grad_embedding", c.element, s.n * s.d), only_embedding = in_embedding;
     Output in_prototypes("grad_prototypes", work, s.c * s.k * s.d), only_prototypes = in_prototypes;
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
-        kernels().prototype_contrast_backward(
-            {g1.data(), g2.data(), c.pixels(), c.prototypes.data(), s.c, s.k, c.stored_assignment.view(), weight, lse.data(),
-             o.temperature, o.same_class_negatives, first ? first->data() : nullptr, second ? second->data() : nullptr,
-             parallel});
+        kernels().prototype_contrast_backward({g1.data(), g2.data(), c.pixels(), c.prototypes.data(), s.c, s.k,
+                                               c.stored_assignment.view(), weight, lse.data(), o.temperature,
+                                               o.same_class_negatives, first ? first->data() : nullptr,
+                                               second ? second->data() : nullptr, parallel});
     };
     most_tasks = 0;
-    run_both_ways({&in_embedding, &in_prototypes}, [&](auto parallel) { backward(&in_embedding, &in_prototypes, parallel); });
+    run_both_ways({&in_embedding, &in_prototypes},
+                  [&](auto parallel) { backward(&in_embedding, &in_prototypes, parallel); });
     if (s.n > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
     run_both_ways({&only_embedding}, [&](auto parallel) { backward(&only_embedding, nullptr, parallel); });
     run_both_ways({&only_prototypes}, [&](auto parallel) { backward(nullptr, &only_prototypes, parallel); });
@@ -57,13 +58,14 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     for (int64_t n = 0; n < s.n; ++n) {
         if (at(c.assignment, n) >= 0 && !(o.weighted && at(c.weight.values, n) == 0)) continue;
         for (int64_t d = 0; d < s.d; ++d)
-            CHECK(in_embedding[n * s.d + d] == 0, "pixel %ld counts for nothing, yet has a gradient", static_cast<long>(n));
+            CHECK(in_embedding[n * s.d + d] == 0, "pixel %ld counts for nothing, yet has a gradient",
+                  static_cast<long>(n));
     }
 }
 
 constexpr Options OPTIONS[] = {
-    {0.1, true, true, 1, 1}, {0.1, false, false, -0.5, 3}, {0.05, true, false, 1, 0}, {1, false, true, 0, 1},
-    {0.01, true, true, 30, 1},
+    {0.1, true, true, 1, 1}, {0.1, false, false, -0.5, 3}, {0.05, true, false, 1, 0},
+    {1, false, true, 0, 1},  {0.01, true, true, 30, 1},
 };
 
 void every_size() {

@@ -12,8 +12,8 @@ double near_tie(Element element) { return element == Element::f64 ? 1e-13 : 1e-6
 
 void forward(const PixelCase& c, Output& distance, Output& nearest) {
     run_both_ways({&distance, &nearest}, [&](mpamatch::ParallelTasks parallel) {
-        kernels().prototype_distance({c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, distance.data(),
-                                      nearest.as<int32_t>(), parallel});
+        kernels().prototype_distance(
+            {c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, distance.data(), nearest.as<int32_t>(), parallel});
     });
 }
 
@@ -52,7 +52,8 @@ void check_backward(const PixelCase& c, const Cosines& cosines, const Output& di
                                                second ? second->data() : nullptr, parallel});
     };
     most_tasks = 0;
-    run_both_ways({&in_embedding, &in_prototypes}, [&](auto parallel) { backward(&in_embedding, &in_prototypes, parallel); });
+    run_both_ways({&in_embedding, &in_prototypes},
+                  [&](auto parallel) { backward(&in_embedding, &in_prototypes, parallel); });
     if (s.n > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
     run_both_ways({&only_embedding}, [&](auto parallel) { backward(&only_embedding, nullptr, parallel); });
     run_both_ways({&only_prototypes}, [&](auto parallel) { backward(nullptr, &only_prototypes, parallel); });
@@ -89,8 +90,13 @@ void ties_go_to_the_lowest() {
         const Stored x(element, embedding, 40), p(working(element), prototypes);
         Output distance("distance", working(element), 80), nearest("nearest", int64_t{4}, 80);
         run_both_ways({&distance, &nearest}, [&](auto parallel) {
-            kernels().prototype_distance({{x.data(), element, 40, d, x.stride}, p.data(), 2, k, distance.data(),
-                                          nearest.as<int32_t>(), parallel});
+            kernels().prototype_distance({{x.data(), element, 40, d, x.stride},
+                                          p.data(),
+                                          2,
+                                          k,
+                                          distance.data(),
+                                          nearest.as<int32_t>(),
+                                          parallel});
         });
         for (int64_t i = 0; i < 80; ++i)  // class 0 begins with the first direction, class 1 with the second
             CHECK(nearest.as<int32_t>()[i] < 2, "%s: nearest[%ld] is %d", name_of(element), static_cast<long>(i),
@@ -114,7 +120,8 @@ void truth_is_true() {
         return sum;
     };
     const Cosines::Gradients grad = cosines.back(in_cosines);
-    check_slope("embedding", c.embedding.values, grad.embedding, [&](const Values& x) { return loss(x, c.prototypes.values); });
+    check_slope("embedding", c.embedding.values, grad.embedding,
+                [&](const Values& x) { return loss(x, c.prototypes.values); });
     Values p = c.prototypes.values;
     std::fill_n(p.begin() + 20, 5, 0.3);  // the prototype of no length has no slope
     const Cosines::Gradients again = Cosines(c.embedding.values, p, 4, 6, 5).back(in_cosines);

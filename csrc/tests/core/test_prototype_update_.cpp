@@ -19,8 +19,8 @@ void check_sum(const PixelCase& c, bool weighted) {
     Output total("total", working(c.element), s.c * s.k * s.d);
     most_tasks = 0;
     run_both_ways({&total}, [&](auto parallel) {
-        kernels().prototype_sum({c.pixels(), c.stored_assignment.view(), weighted ? c.weight.data() : nullptr, s.c * s.k,
-                                 total.data(), parallel});
+        kernels().prototype_sum({c.pixels(), c.stored_assignment.view(), weighted ? c.weight.data() : nullptr,
+                                 s.c * s.k, total.data(), parallel});
     });
     if (s.n > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
     check_near(total, expected, 1);
@@ -39,7 +39,8 @@ void sums() {
 
 // `count` prototypes of lengths that are not 1, totals of which every third is nothing, some of it cancelled to 1e-8.
 void check_move(Element element, int64_t count, int64_t width, double momentum) {
-    now("move %s m %ld d %ld momentum %g", name_of(element), static_cast<long>(count), static_cast<long>(width), momentum);
+    now("move %s m %ld d %ld momentum %g", name_of(element), static_cast<long>(count), static_cast<long>(width),
+        momentum);
     Random random(static_cast<uint64_t>(count + width));
     const Stored before(element, vectors(count, width, random));
     Values wanted = vectors(count, width, random);
@@ -51,7 +52,8 @@ void check_move(Element element, int64_t count, int64_t width, double momentum) 
     const int64_t counts[] = {0, 1, 4, 998, 1000000000};
     for (int64_t m = 0; m < count; ++m) updates.as<int64_t>()[m] = counts[m % 5];
 
-    kernels().prototype_move_({prototypes.data(), updates.as<int64_t>(), element, count, width, total.data(), momentum});
+    kernels().prototype_move_(
+        {prototypes.data(), updates.as<int64_t>(), element, count, width, total.data(), momentum});
     prototypes.check_guards();
     updates.check_guards();
     const Unit direction(total.values, count, width);
@@ -70,7 +72,8 @@ void check_move(Element element, int64_t count, int64_t width, double momentum) 
         const auto bytes = prototypes.content();
         const size_t row = size(width * size_of(element)), first = size(m) * row;
         if (stays)
-            CHECK(std::memcmp(bytes.data() + first, untouched.data() + first, row) == 0, "prototype %ld moved", static_cast<long>(m));
+            CHECK(std::memcmp(bytes.data() + first, untouched.data() + first, row) == 0, "prototype %ld moved",
+                  static_cast<long>(m));
         // at D = 1 opposite directions may cancel: then the direction is rounding
         const bool certain = at(moved.length, m) > 0.01;
         for (int64_t d = 0; d < width && !stays; ++d)
@@ -94,7 +97,8 @@ void opposite_pixels_cancel() {
         const StoredIndices assignment(IndexType::i32, {0, 0});
         Output total("total", working(element), 3);
         run_both_ways({&total}, [&](auto parallel) {
-            kernels().prototype_sum({{x.data(), element, 2, 3, 3}, assignment.view(), nullptr, 1, total.data(), parallel});
+            kernels().prototype_sum(
+                {{x.data(), element, 2, 3, 3}, assignment.view(), nullptr, 1, total.data(), parallel});
         });
         // a fused multiply-add leaves what rounding took from the first product: half a unit of 1 at most
         const double allowed = element == Element::f64 ? 0x1p-53 : 0x1p-24;

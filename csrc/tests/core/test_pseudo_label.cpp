@@ -9,7 +9,8 @@ namespace {
 
 void check(const MapCase& c) {
     const MapSizes& s = c.sizes;
-    Output label("label", int64_t{1}, s.batch * s.pixels), confidence("confidence", working(c.element), s.batch * s.pixels);
+    Output label("label", int64_t{1}, s.batch * s.pixels),
+        confidence("confidence", working(c.element), s.batch * s.pixels);
     most_tasks = 0;
     run_both_ways({&label, &confidence}, [&](auto parallel) {
         kernels().pseudo_label({c.view(), label.as<uint8_t>(), confidence.data(), parallel});

@@ -10,13 +10,15 @@ namespace {
 struct Sums {
     Output cross_entropy, overlap, grad;
     Sums(const MapCase& c, const Values& in_overlap, double in_entropy, bool weighted)
-        : cross_entropy("cross_entropy", working(c.element), 1), overlap("overlap", working(c.element), 3 * c.sizes.classes),
+        : cross_entropy("cross_entropy", working(c.element), 1),
+          overlap("overlap", working(c.element), 3 * c.sizes.classes),
           grad("grad_logits", c.element, c.sizes.batch * c.sizes.classes * c.sizes.pixels) {
         const Stored g(working(c.element), {in_entropy}), g_overlap(working(c.element), in_overlap);
         const void* weight = weighted ? c.weight.data() : nullptr;
         most_tasks = 0;
         run_both_ways({&cross_entropy, &overlap}, [&](auto parallel) {
-            kernels().segmentation_loss({c.view(), c.stored_label.view(), weight, cross_entropy.data(), overlap.data(), parallel});
+            kernels().segmentation_loss(
+                {c.view(), c.stored_label.view(), weight, cross_entropy.data(), overlap.data(), parallel});
         });
         if (c.sizes.batch * c.sizes.pixels > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
         run_both_ways({&grad}, [&](auto parallel) {
@@ -28,13 +30,16 @@ struct Sums {
 
 Values ramp(int64_t classes) {
     Values values;
-    for (int64_t i = 0; i < 3 * classes; ++i) values.push_back(static_cast<double>(i) / static_cast<double>(classes) - 1.25);
+    for (int64_t i = 0; i < 3 * classes; ++i)
+        values.push_back(static_cast<double>(i) / static_cast<double>(classes) - 1.25);
     return values;
 }
 
-SegmentationTruth truth_of(const MapCase& c, const Values& logits, const Values& in_overlap, double in_entropy, bool weighted) {
-    return {logits, c.label, weighted ? &c.weight.values : nullptr, c.sizes.batch, c.sizes.classes, c.sizes.pixels, in_entropy,
-            in_overlap};
+SegmentationTruth truth_of(const MapCase& c, const Values& logits, const Values& in_overlap, double in_entropy,
+                           bool weighted) {
+    return {logits,        c.label,         weighted ? &c.weight.values : nullptr,
+            c.sizes.batch, c.sizes.classes, c.sizes.pixels,
+            in_entropy,    in_overlap};
 }
 
 void check(const MapCase& c, double in_entropy, bool weighted) {
@@ -63,10 +68,12 @@ void every_size() {
     }
 }
 
-// Networks add constants to all logits of a pixel at will: that must cost no more digits than the logits themselves have.
+// Networks add constants to all logits of a pixel at will: that must cost no more digits than the logits themselves
+// have.
 void raised_logits() {
     for (const Element element : {Element::f64, Element::f32})
-        for (const double raised : {-3000.0, 1000.0, 10000.0}) check(MapCase({2, 4, 33, 0.2, false, raised}, element, 77), 1, true);
+        for (const double raised : {-3000.0, 1000.0, 10000.0})
+            check(MapCase({2, 4, 33, 0.2, false, raised}, element, 77), 1, true);
 }
 
 void huge_logits() {
@@ -86,12 +93,13 @@ void huge_logits() {
 void truth_is_true() {
     const MapCase c({2, 3, 4}, Element::f64, 8);
     const Values in_overlap = ramp(3);
-    check_slope("logits", c.logits.values, truth_of(c, c.logits.values, in_overlap, 0.7, true).grad, [&](const Values& x) {
-        const SegmentationTruth t = truth_of(c, x, in_overlap, 0.7, true);
-        double sum = 0.7 * t.cross_entropy;
-        for (size_t i = 0; i < 9; ++i) sum += in_overlap[i] * t.overlap[i];
-        return sum;
-    });
+    check_slope("logits", c.logits.values, truth_of(c, c.logits.values, in_overlap, 0.7, true).grad,
+                [&](const Values& x) {
+                    const SegmentationTruth t = truth_of(c, x, in_overlap, 0.7, true);
+                    double sum = 0.7 * t.cross_entropy;
+                    for (size_t i = 0; i < 9; ++i) sum += in_overlap[i] * t.overlap[i];
+                    return sum;
+                });
 }
 
 }  // namespace

@@ -11,31 +11,39 @@ namespace {
 struct Stages {
     Output score, reduced, log_u, total, new_log_u, new_total, assignment;
     explicit Stages(const PixelCase& c)
-        : score("score", working(c.element), c.sizes.n * c.sizes.k), reduced(pair("reduced", c)), log_u(pair("log_u", c)),
-          total(pair("total", c)), new_log_u(pair("new log_u", c)), new_total(pair("new total", c)),
+        : score("score", working(c.element), c.sizes.n * c.sizes.k),
+          reduced(pair("reduced", c)),
+          log_u(pair("log_u", c)),
+          total(pair("total", c)),
+          new_log_u(pair("new log_u", c)),
+          new_total(pair("new total", c)),
           assignment("assignment", int64_t{4}, c.sizes.n) {}
 
     void scores(const PixelCase& c, double epsilon, bool shifted) {
         run_both_ways({&score, &reduced}, [&](auto parallel) {
-            kernels().sinkhorn_score({c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, c.stored_label.view(), epsilon,
-                                      shifted, score.data(), reduced.data(), parallel});
+            kernels().sinkhorn_score({c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, c.stored_label.view(),
+                                      epsilon, shifted, score.data(), reduced.data(), parallel});
         });
     }
     void step(const PixelCase& c, bool rows) {
         run_both_ways({&new_log_u, &new_total}, [&](auto parallel) {
-            kernels().sinkhorn_step({score.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k, c.stored_label.view(),
-                                     log_u.data(), total.data(), rows, new_log_u.data(), new_total.data(), parallel});
+            kernels().sinkhorn_step({score.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
+                                     c.stored_label.view(), log_u.data(), total.data(), rows, new_log_u.data(),
+                                     new_total.data(), parallel});
         });
     }
     void pick(const PixelCase& c) {
         run_both_ways({&assignment}, [&](auto parallel) {
-            kernels().sinkhorn_pick({score.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k, c.stored_label.view(),
-                                     log_u.data(), total.data(), assignment.as<int32_t>(), parallel});
+            kernels().sinkhorn_pick({score.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
+                                     c.stored_label.view(), log_u.data(), total.data(), assignment.as<int32_t>(),
+                                     parallel});
         });
     }
 
   private:
-    static Output pair(const char* name, const PixelCase& c) { return {name, working(c.element), c.sizes.c * c.sizes.k}; }
+    static Output pair(const char* name, const PixelCase& c) {
+        return {name, working(c.element), c.sizes.c * c.sizes.k};
+    }
 };
 
 Values values_of(const Output& output) {
@@ -65,13 +73,13 @@ void check_scores(const PixelCase& c, const Cosines& cosines, Stages& stages, do
     for (int64_t m = 0; m < s.c * s.k; ++m) {
         if (shifted) {  // an error of a score is one of a factor here
             const double error = std::fabs(stages.reduced[m] - at(sums, m));
-            CHECK(error <= 10 / epsilon * tolerance(working(c.element)) * at(sums, m), "reduced[%ld] is %.9g, expected %.9g",
-                  static_cast<long>(m), stages.reduced[m], at(sums, m));
+            CHECK(error <= 10 / epsilon * tolerance(working(c.element)) * at(sums, m),
+                  "reduced[%ld] is %.9g, expected %.9g", static_cast<long>(m), stages.reduced[m], at(sums, m));
         } else {
             const bool empty = at(highest, m) == lowest;
             const double error = std::fabs(stages.reduced[m] - at(highest, m));
-            CHECK(empty ? error == 0 : error <= tolerance(working(c.element)) / epsilon, "maximum[%ld] is %.9g, expected %.9g",
-                  static_cast<long>(m), stages.reduced[m], at(highest, m));
+            CHECK(empty ? error == 0 : error <= tolerance(working(c.element)) / epsilon,
+                  "maximum[%ld] is %.9g, expected %.9g", static_cast<long>(m), stages.reduced[m], at(highest, m));
         }
     }
 }
@@ -96,14 +104,15 @@ void check_step(const PixelCase& c, Stages& stages, bool rows, Random& random) {
               static_cast<long>(n), static_cast<long>(chosen), static_cast<long>(own));
         if (own < 0 || chosen < 0 || chosen / s.k != own) continue;
         double highest = -1e300, mass = 0;
-        for (int64_t k = 0; k < s.k; ++k) highest = std::max(highest, at(score, n * s.k + k) + at(log_u, own * s.k + k));
+        for (int64_t k = 0; k < s.k; ++k)
+            highest = std::max(highest, at(score, n * s.k + k) + at(log_u, own * s.k + k));
         const double ours = at(score, n * s.k + chosen % s.k) + at(log_u, chosen);
         CHECK(highest - ours <= 10 * tolerance(working(c.element)), "assignment[%ld] is worse by %g than the best",
               static_cast<long>(n), highest - ours);
         for (int64_t k = 0; k < s.k; ++k) mass += std::exp(at(score, n * s.k + k) + at(log_u, own * s.k + k) - highest);
         for (int64_t k = 0; k < s.k; ++k)
-            at(sums, own * s.k + k) += std::exp(at(score, n * s.k + k) + at(log_u, own * s.k + k) - (rows ? highest : 0)) /
-                                       (rows ? mass : 1);
+            at(sums, own * s.k + k) +=
+                std::exp(at(score, n * s.k + k) + at(log_u, own * s.k + k) - (rows ? highest : 0)) / (rows ? mass : 1);
     }
     most_tasks = 0;
     stages.step(c, rows);
@@ -136,10 +145,12 @@ Values plan_of(const Values& score, int64_t pixels, int64_t per_class, int itera
         for (int64_t i = 0; i < outer; ++i) {
             double sum = 0;
             for (int64_t j = 0; j < inner; ++j) sum += at(plan, i * outer_stride + j * inner_stride);
-            for (int64_t j = 0; j < inner; ++j) at(plan, i * outer_stride + j * inner_stride) /= sum * static_cast<double>(outer);
+            for (int64_t j = 0; j < inner; ++j)
+                at(plan, i * outer_stride + j * inner_stride) /= sum * static_cast<double>(outer);
         }
     };
-    for (int i = 0; i < iterations; ++i) normalise(per_class, pixels, 1, per_class), normalise(pixels, per_class, per_class, 1);
+    for (int i = 0; i < iterations; ++i)
+        normalise(per_class, pixels, 1, per_class), normalise(pixels, per_class, per_class, 1);
     return plan;
 }
 
@@ -175,7 +186,8 @@ void check_against_the_plan(Element element, double epsilon, int iterations) {
         const Values plan = plan_of(score, static_cast<int64_t>(rows.size()), 5, iterations);
         for (size_t i = 0; i < rows.size(); ++i) {
             const int64_t k = stages.assignment.as<int32_t>()[at(rows, static_cast<int64_t>(i))] - own * 5;
-            const double best = *std::max_element(plan.begin() + static_cast<int64_t>(i) * 5, plan.begin() + static_cast<int64_t>(i) * 5 + 5);
+            const double best = *std::max_element(plan.begin() + static_cast<int64_t>(i) * 5,
+                                                  plan.begin() + static_cast<int64_t>(i) * 5 + 5);
             CHECK(k >= 0 && k < 5 && std::log(best / at(plan, static_cast<int64_t>(i) * 5 + k)) < 1e-4,
                   "pixel %ld chose %ld, which is not the best", static_cast<long>(rows[i]), static_cast<long>(k));
         }

@@ -1,8 +1,8 @@
-// exponential, logarithm, the sums over lanes and the conversions of 16-bit numbers of the instruction set that this file
-// is compiled for (MPAMATCH_ISA): all 65,536 patterns, and the arithmetic ones against the functions of <cmath> in double.
-#include "core/rows.h"
-
+// exponential, logarithm, the sums over lanes and the conversions of 16-bit numbers of the instruction set that this
+// file is compiled for (MPAMATCH_ISA): all 65,536 patterns, and the arithmetic ones against the functions of <cmath> in
+// double.
 #include "cases.h"
+#include "core/rows.h"
 
 using namespace test;
 namespace isa = mpamatch::MPAMATCH_ISA;
@@ -22,15 +22,19 @@ void exponential() {
     double worst = 0, worst_at = 0;
     for (double x = -87; x <= 88; x += 0.00037) {
         const float at = static_cast<float>(x);
-        const double truth = std::exp(static_cast<double>(at)), error = std::fabs(static_cast<double>(exponential(at)) / truth - 1);
+        const double truth = std::exp(static_cast<double>(at)),
+                     error = std::fabs(static_cast<double>(exponential(at)) / truth - 1);
         if (!(error <= worst)) worst = error, worst_at = at;
     }
     CHECK(worst <= 2 * UNIT, "relative error %g (%.2f units) at %g", worst, worst / UNIT, worst_at);
-    CHECK(exponential(0.0f) == 1.0f && exponential(-0.0f) == 1.0f, "exp(0) is %.9g", static_cast<double>(exponential(0.0f)));
+    CHECK(exponential(0.0f) == 1.0f && exponential(-0.0f) == 1.0f, "exp(0) is %.9g",
+          static_cast<double>(exponential(0.0f)));
     for (const float below : {-87.001f, -88.0f, -104.0f, -1e4f, -3e38f, -std::numeric_limits<float>::infinity()})
-        CHECK(exponential(below) == 0.0f, "exp(%g) is %g", static_cast<double>(below), static_cast<double>(exponential(below)));
+        CHECK(exponential(below) == 0.0f, "exp(%g) is %g", static_cast<double>(below),
+              static_cast<double>(exponential(below)));
     for (const float small : {1e-40f, -1e-40f, 1e-10f, -1e-8f})
-        CHECK(exponential(small) == 1.0f, "exp(%g) is %.9g", static_cast<double>(small), static_cast<double>(exponential(small)));
+        CHECK(exponential(small) == 1.0f, "exp(%g) is %.9g", static_cast<double>(small),
+              static_cast<double>(exponential(small)));
     float previous = 0;
     for (float x = -87.5f; x < 88.0f; x += 0.01f) {
         const float here = exponential(x);
@@ -52,7 +56,8 @@ void logarithm() {
     for (int exponent = -126; exponent < 128; ++exponent)
         for (int i = 0; i < 500; ++i) look(static_cast<float>(std::ldexp(1 + random.uniform() * 0.99999, exponent)));
     for (int i = 1; i < 3000; ++i) look(1 + static_cast<float>(i * UNIT)), look(1 - static_cast<float>(i * UNIT / 2));
-    for (const float edge : {std::numeric_limits<float>::min(), std::numeric_limits<float>::max(), 0.70710678f, 1.41421356f, 2.0f})
+    for (const float edge :
+         {std::numeric_limits<float>::min(), std::numeric_limits<float>::max(), 0.70710678f, 1.41421356f, 2.0f})
         look(edge);
     CHECK(worst <= 2.5 * UNIT, "relative error %g (%.2f units) at %.9g", worst, worst / UNIT, worst_at);
     CHECK(logarithm(1.0f) == 0.0f, "log(1) is %g", static_cast<double>(logarithm(1.0f)));
@@ -103,11 +108,14 @@ void every_half() {
         for (size_t i = 0; i < 65536; ++i) {
             const double truth = decode_half(patterns[i], half_of(element));
             const float alone = element == Element::f16 ? isa::from_f16(patterns[i]) : isa::from_bf16(patterns[i]);
-            CHECK(same(static_cast<double>(alone), truth), "%s %#zx alone is %g", name_of(element), i, static_cast<double>(alone));
-            CHECK(same(static_cast<double>(floats[i]), truth), "%s %#zx is %g", name_of(element), i, static_cast<double>(floats[i]));
+            CHECK(same(static_cast<double>(alone), truth), "%s %#zx alone is %g", name_of(element), i,
+                  static_cast<double>(alone));
+            CHECK(same(static_cast<double>(floats[i]), truth), "%s %#zx is %g", name_of(element), i,
+                  static_cast<double>(floats[i]));
             CHECK(same(doubles[i], truth), "%s %#zx in double is %g", name_of(element), i, doubles[i]);
             const double returned = decode_half(back[i], half_of(element));
-            CHECK(std::isnan(truth) ? std::isnan(returned) : back[i] == patterns[i], "%s %#zx comes back as %#x", name_of(element), i, back[i]);
+            CHECK(std::isnan(truth) ? std::isnan(returned) : back[i] == patterns[i], "%s %#zx comes back as %#x",
+                  name_of(element), i, back[i]);
         }
     }
 }
@@ -122,18 +130,21 @@ void rounding() {
             const uint16_t bits = element == Element::f16 ? isa::to_f16(value) : isa::to_bf16(value);
             const uint16_t truth = encode_half(static_cast<double>(value), format);
             const bool right = std::isnan(value) ? std::isnan(decode_half(bits, format)) : bits == truth;
-            CHECK(right, "%s: %.9g is rounded to %#x, expected %#x", name_of(element), static_cast<double>(value), bits, truth);
+            CHECK(right, "%s: %.9g is rounded to %#x, expected %#x", name_of(element), static_cast<double>(value), bits,
+                  truth);
         };
         const int infinity = encode_half(std::numeric_limits<double>::infinity(), format);
         for (int i = 0; i < infinity; ++i) {
             const double here = decode_half(static_cast<uint16_t>(i), format);
             const double next = i + 1 < infinity ? decode_half(static_cast<uint16_t>(i + 1), format) : here;
             const float middle = static_cast<float>((here + next) / 2);
-            for (const float value : {static_cast<float>(here), middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1e38f)})
+            for (const float value :
+                 {static_cast<float>(here), middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1e38f)})
                 look(value), look(-value);
         }
-        for (const float edge : {65504.0f, 65519.0f, 65519.996f, 65520.0f, 65536.0f, 3.3895e38f, 3.3961775e38f, 3.4028235e38f, 1e-45f,
-                                 std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
+        for (const float edge :
+             {65504.0f, 65519.0f, 65519.996f, 65520.0f, 65536.0f, 3.3895e38f, 3.3961775e38f, 3.4028235e38f, 1e-45f,
+              std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
             look(edge), look(-edge);
         for (int i = 0; i < 300000; ++i) {
             const uint32_t bits = static_cast<uint32_t>(random.below(int64_t{1} << 32));

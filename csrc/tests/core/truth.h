@@ -32,7 +32,8 @@ struct Unit {
             for (int64_t d = 0; d < width; ++d) along += at(rows, i * width + d) * at(in_unit, i * width + d);
             for (int64_t d = 0; d < width; ++d)
                 at(result, i * width + d) =
-                    at(length, i) == 0 ? 0 : (at(in_unit, i * width + d) - at(rows, i * width + d) * along) / at(length, i);
+                    at(length, i) == 0 ? 0
+                                       : (at(in_unit, i * width + d) - at(rows, i * width + d) * along) / at(length, i);
         }
         return result;
     }
@@ -82,11 +83,13 @@ struct ContrastPixel {
     Values softmax;
 };
 
-inline ContrastPixel contrast_pixel(const Cosines& cosines, int64_t n, int64_t own, int64_t per_class, double temperature,
-                                    bool same_class_negatives) {
+inline ContrastPixel contrast_pixel(const Cosines& cosines, int64_t n, int64_t own, int64_t per_class,
+                                    double temperature, bool same_class_negatives) {
     ContrastPixel result{0, Values(size(cosines.prototypes))};
     double highest = -1e300, sum = 0;
-    const auto competes = [&](int64_t m) { return same_class_negatives || m == own || m / per_class != own / per_class; };
+    const auto competes = [&](int64_t m) {
+        return same_class_negatives || m == own || m / per_class != own / per_class;
+    };
     for (int64_t m = 0; m < cosines.prototypes; ++m)
         if (competes(m)) highest = std::max(highest, cosines(n, m) / temperature);
     for (int64_t m = 0; m < cosines.prototypes; ++m)
@@ -121,7 +124,8 @@ struct ContrastTruth {
 struct Softmax {
     Values p, log_p;  // (C)
     int64_t best = 0;
-    Softmax(const Values& logits, int64_t first, int64_t classes, int64_t stride) : p(size(classes)), log_p(size(classes)) {
+    Softmax(const Values& logits, int64_t first, int64_t classes, int64_t stride)
+        : p(size(classes)), log_p(size(classes)) {
         for (int64_t c = 1; c < classes; ++c)
             if (at(logits, first + c * stride) > at(logits, first + best * stride)) best = c;
         double sum = 0;
@@ -172,8 +176,8 @@ inline void check_slope(const char* name, Values x, const Values& grad, const Fu
         at(x, i) = before - step;
         const double slope = (above - f(x)) / (2 * step);
         at(x, i) = before;
-        CHECK(std::fabs(slope - at(grad, i)) < 1e-6 * (1 + std::fabs(slope)), "truth of %s: gradient %ld is %g, slope %g",
-              name, static_cast<long>(i), at(grad, i), slope);
+        CHECK(std::fabs(slope - at(grad, i)) < 1e-6 * (1 + std::fabs(slope)),
+              "truth of %s: gradient %ld is %g, slope %g", name, static_cast<long>(i), at(grad, i), slope);
     }
 }
 

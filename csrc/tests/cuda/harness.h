@@ -136,14 +136,15 @@ inline std::vector<double> unit(const double* x, int width) {
 }
 
 template <class Real>
-void expect_near(const std::vector<Real>& ours, const std::vector<double>& truth, double size, const std::string& what) {
+void expect_near(const std::vector<Real>& ours, const std::vector<double>& truth, double size,
+                 const std::string& what) {
     expect(ours.size() == truth.size(), what + ": size");
     for (double t : truth) size = std::max(size, std::abs(t) < 1e30 ? std::abs(t) : 0.0);
     for (std::size_t i = 0; i < ours.size(); ++i) {
         const double error = std::abs(static_cast<double>(ours[i]) - truth[i]);
         if (error <= tolerance<Real> * size) continue;
-        expect(false, what + "[" + std::to_string(i) + "]: " + std::to_string(static_cast<double>(ours[i])) + ", truth " +
-                          std::to_string(truth[i]));
+        expect(false, what + "[" + std::to_string(i) + "]: " + std::to_string(static_cast<double>(ours[i])) +
+                          ", truth " + std::to_string(truth[i]));
         return;
     }
 }

@@ -121,7 +121,8 @@ void test_move(int prototypes, int width, double momentum, unsigned seed) {
         const std::int64_t count = updates[static_cast<std::size_t>(m)];
         expect(counts[static_cast<std::size_t>(m)] == count + moved, name + ": updates");
         if (!moved) {
-            const bool kept = std::memcmp(&after[row], &before.data[row], static_cast<std::size_t>(width) * sizeof(Real)) == 0;
+            const std::size_t bytes = static_cast<std::size_t>(width) * sizeof(Real);
+            const bool kept = std::memcmp(&after[row], &before.data[row], bytes) == 0;
             expect(kept, name + ": a prototype that nobody chose has moved");
             continue;
         }

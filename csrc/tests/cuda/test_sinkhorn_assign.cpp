@@ -188,8 +188,9 @@ void test_pick(const Shape& s, unsigned seed) {
     }
 }
 
-// A barrier of 64 threads costs half a millisecond of processor time, hence few and small shapes: no pixel, one, primes,
-// several tiles of 64 in a block, more than 16 blocks (two bundles), K above the columns of a turn, absent classes.
+// A barrier of 64 threads costs half a millisecond of processor time, hence few and small shapes: no pixel, one,
+// primes, several tiles of 64 in a block, more than 16 blocks (two bundles and more), K above the columns of a turn,
+// absent classes.
 void test_vectors() {
     const Shape two_tiles{131, 40, 5, 10, 0.3, 2, IndexKind::u8};
     const Shape bundles{97, 8, 2, 5, 0.4, 35, IndexKind::i64};
