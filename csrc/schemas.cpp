@@ -232,6 +232,7 @@ Tensor prototype_sum(const Tensor& embedding, const Tensor& assignment, const st
 void prototype_move_(Tensor prototypes, Tensor updates, const Tensor& total, double momentum) {
     const Element element = element_of(prototypes, "prototypes");
     STD_TORCH_CHECK(prototypes.dim() == 3, "prototypes: expected (C, K, D).");
+    STD_TORCH_CHECK(momentum >= 0 && momentum <= 1, "momentum: expected in [0, 1].");
     const int64_t classes = prototypes.size(0), per_class = prototypes.size(1), width = prototypes.size(2);
     data_of(prototypes, "prototypes", working(element), {classes, per_class, width});
     data_of(updates, "updates", ScalarType::Long, {classes, per_class});

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sysconfig
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,8 +73,19 @@ def _has_schema(name: str) -> bool:
 
 
 def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
-    FAKES[function.__name__] = function
-    return function
+    """Also what torch calls where one tensor is on "meta" and another is not: that must not give numbers."""
+
+    @wraps(function)
+    def of_one_device(*arguments: Any) -> Any:
+        devices = {str(value.device) for value in arguments if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"{function.__name__}: expected tensors on one device, got {', '.join(sorted(devices))}."
+            )
+        return function(*arguments)
+
+    FAKES[function.__name__] = of_one_device
+    return of_one_device
 
 
 def _working(pixels: Tensor) -> torch.dtype:

@@ -1,5 +1,6 @@
 """InfoNCE and alignment of pixels with their prototype."""
 
+import math
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ def prototype_contrast(
     checks.has_dtype("assignment", assignment, torch.int32, torch.int64)
     checks.has_shape("assignment", assignment, pixels)
     checks.same_device(embedding=embedding, assignment=assignment)
-    if temperature <= 0:
-        raise ValueError(f"temperature: expected > 0, got {temperature}.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected > 0 and finite, got {temperature}.")
 
     dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
     if weight is not None:

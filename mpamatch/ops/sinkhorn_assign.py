@@ -1,5 +1,7 @@
 """Balanced assignment of pixels to the prototypes of their own class."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -36,8 +38,10 @@ def sinkhorn_assign(
     checks.same_device(embedding=embedding, label=label)
     if classes > checks.IGNORE:
         raise ValueError(f"prototypes: expected at most 255 classes, as label 255 means ignore, got {classes}.")
-    if epsilon <= 0 or iterations < 0:
-        raise ValueError(f"epsilon: expected > 0 and iterations >= 0, got {epsilon} and {iterations}.")
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon: expected > 0 and finite, got {epsilon}.")
+    if iterations < 0:
+        raise ValueError(f"iterations: expected >= 0, got {iterations}.")
 
     backend = dispatch.choose("sinkhorn_assign", embedding, prototypes)
     if backend == "eager":

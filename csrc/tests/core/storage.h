@@ -24,6 +24,9 @@ constexpr double NaN = std::numeric_limits<double>::quiet_NaN();
 
 inline Element working(Element element) { return element == Element::f64 ? Element::f64 : Element::f32; }
 inline int64_t size_of(Element element) { return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2; }
+inline const int32_t* as_int32(const std::vector<char>& bytes) {
+    return reinterpret_cast<const int32_t*>(bytes.data());
+}
 inline const char* name_of(Element element) {
     return element == Element::f64 ? "f64" : element == Element::f32 ? "f32" : element == Element::f16 ? "f16" : "bf16";
 }
@@ -165,6 +168,7 @@ class Output {
 
     void* data() { return bytes_.data() + GUARD; }
     const void* data() const { return bytes_.data() + GUARD; }
+    // Without the guards, in memory that ends with the last byte: what another kernel reads.
     std::vector<char> content() const { return {bytes_.begin() + GUARD, bytes_.end() - GUARD}; }
     void fill(const Values& values) {
         for (int64_t i = 0; i < count; ++i) encode(element, values[static_cast<size_t>(i)], data(), i);

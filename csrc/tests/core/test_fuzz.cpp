@@ -116,10 +116,10 @@ void distance(Round& r) {
         for (int64_t i = 0; i < chosen.count; ++i)
             CHECK(chosen.as<int32_t>()[i] >= 0 && chosen.as<int32_t>()[i] < s.k, "nearest %d", chosen.as<int32_t>()[i]);
         if (!wide) nearest = chosen;  // the gradient of one choice for both
+        const auto saved = distances.content(), choice = nearest.content();
         run_both_ways({&x, &q}, [&](auto parallel) {
             kernels().prototype_distance_backward({(wide ? wide_grad : grad).data(), p.view, p.prototypes.data(), s.c,
-                                                   s.k, distances.data(), nearest.as<int32_t>(), x.data(), q.data(),
-                                                   parallel});
+                                                   s.k, saved.data(), as_int32(choice), x.data(), q.data(), parallel});
         });
     }
     check_same(r, distance.ours, distance.wide, 1);
@@ -146,9 +146,10 @@ void contrast(Round& r) {
             kernels().prototype_contrast({p.view, p.prototypes.data(), s.c, s.k, assignment.view(), weight, temperature,
                                           same_class, sum.data(), pull.data(), kept.data(), parallel});
         });
+        const auto saved = kept.content();
         run_both_ways({&x, &q}, [&](auto parallel) {
             kernels().prototype_contrast_backward({g.data(), h.data(), p.view, p.prototypes.data(), s.c, s.k,
-                                                   assignment.view(), weight, kept.data(), temperature, same_class,
+                                                   assignment.view(), weight, saved.data(), temperature, same_class,
                                                    x.data(), q.data(), parallel});
         });
     }
@@ -175,12 +176,14 @@ void sinkhorn(Round& r) {
             kernels().sinkhorn_score({p.view, p.prototypes.data(), s.c, s.k, label.view(), epsilon, shifted,
                                       scores.data(), reduced.data(), parallel});
         });
+        const auto given = scores.content(), first = reduced.content();
         run_both_ways({&next, &total}, [&](auto parallel) {
-            kernels().sinkhorn_step({scores.data(), element, s.n, s.c, s.k, label.view(), start.data(), reduced.data(),
+            kernels().sinkhorn_step({given.data(), element, s.n, s.c, s.k, label.view(), start.data(), first.data(),
                                      rows, next.data(), total.data(), parallel});
         });
+        const auto u = next.content(), mass = total.content();
         run_both_ways({&assignment}, [&](auto parallel) {
-            kernels().sinkhorn_pick({scores.data(), element, s.n, s.c, s.k, label.view(), next.data(), total.data(),
+            kernels().sinkhorn_pick({given.data(), element, s.n, s.c, s.k, label.view(), u.data(), mass.data(),
                                      assignment.as<int32_t>(), parallel});
         });
         for (int64_t i = 0; i < s.n; ++i) {

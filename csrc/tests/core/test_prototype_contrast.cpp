@@ -39,9 +39,10 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     const Cosines::Gradients grad = cosines.back(truth.in_cosines);
     Output in_embedding("grad_embedding", c.element, s.n * s.d), only_embedding = in_embedding;
     Output in_prototypes("grad_prototypes", work, s.c * s.k * s.d), only_prototypes = in_prototypes;
+    const auto kept = lse.content();
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
         kernels().prototype_contrast_backward({g1.data(), g2.data(), c.pixels(), c.prototypes.data(), s.c, s.k,
-                                               c.stored_assignment.view(), weight, lse.data(), o.temperature,
+                                               c.stored_assignment.view(), weight, kept.data(), o.temperature,
                                                o.same_class_negatives, first ? first->data() : nullptr,
                                                second ? second->data() : nullptr, parallel});
     };

@@ -46,9 +46,10 @@ void check_backward(const PixelCase& c, const Cosines& cosines, const Output& di
 
     Output in_embedding("grad_embedding", c.element, s.n * s.d), only_embedding = in_embedding;
     Output in_prototypes("grad_prototypes", working(c.element), s.c * s.k * s.d), only_prototypes = in_prototypes;
+    const auto kept = distance.content(), chosen = nearest.content();
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
-        kernels().prototype_distance_backward({grad.data(), c.pixels(), c.prototypes.data(), s.c, s.k, distance.data(),
-                                               nearest.as<int32_t>(), first ? first->data() : nullptr,
+        kernels().prototype_distance_backward({grad.data(), c.pixels(), c.prototypes.data(), s.c, s.k, kept.data(),
+                                               as_int32(chosen), first ? first->data() : nullptr,
                                                second ? second->data() : nullptr, parallel});
     };
     most_tasks = 0;

@@ -26,17 +26,18 @@ struct Stages {
         });
     }
     void step(const PixelCase& c, bool rows) {
+        const auto scores = score.content(), u = log_u.content(), mass = total.content();
         run_both_ways({&new_log_u, &new_total}, [&](auto parallel) {
-            kernels().sinkhorn_step({score.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
-                                     c.stored_label.view(), log_u.data(), total.data(), rows, new_log_u.data(),
+            kernels().sinkhorn_step({scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
+                                     c.stored_label.view(), u.data(), mass.data(), rows, new_log_u.data(),
                                      new_total.data(), parallel});
         });
     }
     void pick(const PixelCase& c) {
+        const auto scores = score.content(), u = log_u.content(), mass = total.content();
         run_both_ways({&assignment}, [&](auto parallel) {
-            kernels().sinkhorn_pick({score.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
-                                     c.stored_label.view(), log_u.data(), total.data(), assignment.as<int32_t>(),
-                                     parallel});
+            kernels().sinkhorn_pick({scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
+                                     c.stored_label.view(), u.data(), mass.data(), assignment.as<int32_t>(), parallel});
         });
     }
 
