@@ -102,7 +102,8 @@ def parts(machine: dict, out: Path) -> Iterator[Part]:
     python = [sys.executable, "-P"]  # without the current folder, where mpamatch lacks kernels and benchmarks
     architecture = ".".join(map(str, machine["capability"]))
     build = {"TORCH_CUDA_ARCH_LIST": architecture, "MPAMATCH_CUDA": "1"}
-    yield Part("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 150, build)
+    # a distribution's setuptools may be too old to read pyproject.toml, so not `setup.py build_ext`
+    yield Part("build", [sys.executable, "-c", "import setup; setup.build_in_place()"], 150, build)
     tests = ["-m", "pytest", "tests/gpu", "--confcutdir=tests/gpu", "--import-mode=append", "-rs"]
     yield Part("tests", [*python, *tests], 150, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     yield from sanitizer(python)

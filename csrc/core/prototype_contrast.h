@@ -121,7 +121,7 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
     for_each_task(a.parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         PixelBlock<T> block(a.embedding);
-        Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true), x(in_p.size()), logits(stride);
+        Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true), x(in_p.size()), logits(stride), nothing(width, true);
         const T* row_of_products[BLOCK];
         Buffer<const T*> row_of_turned(round_up(count, ROW_PADDING));
         for (int64_t r = 0; r < BLOCK; ++r) row_of_products[r] = products.get() + r * stride;
@@ -138,8 +138,10 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
                 const int32_t own = index_at(a.assignment, begin + r, count);
                 const T w = own < 0 ? T{0} : weight ? weight[begin + r] : T{1};
                 along[r] = 0;
-                if (w == 0) {
+                if (w == 0) {  // whatever its embedding holds, NaN too
                     for (int64_t m = 0; m < stride; ++m) h[m] = 0;
+                    block.row[r] = nothing.get();
+                    block.inverse[r] = 0;
                     continue;
                 }
                 any = true;

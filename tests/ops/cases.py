@@ -93,12 +93,16 @@ def _weight(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.2, 0.0, weight)
 
 
+# Several partial sums, more than 200 prototypes, a class without pixels; as an example beside the drawn ones.
+MANY = pixels(2053, 24, 19, 11, absent=True, seed=1)
+MANY_MAPS = maps(2, 20, 47, 53, absent=True, seed=1)
+
 SHARES = st.sampled_from([0.0, 0.3, 1.0])
 SEEDS = st.integers(0, 2**16)
 PIXELS = st.builds(
     pixels,
     n=st.sampled_from([0, 1, 2, 7, 31, 97]),
-    d=st.sampled_from([1, 3, 17, 64]),
+    d=st.sampled_from([1, 3, 17, 64, 768]),
     c=st.integers(1, 4),
     k=st.integers(1, 5),
     dtype=st.sampled_from(DTYPES),
@@ -140,7 +144,7 @@ class Operation(NamedTuple):
 
     name: str
     call: Callable[..., tuple[Tensor, ...]]
-    inputs: Callable[..., dict[str, Tensor]]  # by argument name; takes seed and dtype
+    inputs: Callable[..., dict[str, Tensor]]  # by argument name; takes seed, dtype, n, side (of maps), ignored
     differentiable: tuple[str, ...]  # arguments
 
     def __repr__(self) -> str:
@@ -166,9 +170,12 @@ def _contrast_without_own_class(
 
 
 def _inputs(*names: str) -> Callable[..., dict[str, Tensor]]:
-    def take(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        of_pixels = pixels(seed=seed, dtype=dtype)._asdict() | {"updates": torch.full((3, 4), 7)}
-        source = maps(seed=seed, dtype=dtype)._asdict() if "logits" in names else of_pixels
+    def take(
+        seed: int = 0, dtype: torch.dtype = torch.float32, n: int = 61, side: int = 6, ignored: float = 0.2
+    ) -> dict[str, Tensor]:
+        of_pixels = pixels(n, seed=seed, dtype=dtype, ignored=ignored)._asdict() | {"updates": torch.full((3, 4), 7)}
+        of_maps = maps(h=side - 1, w=side + 1, seed=seed, dtype=dtype, ignored=ignored)._asdict()
+        source = of_maps if "logits" in names else of_pixels
         return {name: source[name] for name in names}
 
     return take

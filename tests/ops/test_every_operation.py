@@ -8,6 +8,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.ops.cases import BOTH, OPERATIONS, TOLERANCE, Operation, forward_backward
 from tests.tools.nosync import assert_no_sync
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=repr)
 differentiable = pytest.mark.parametrize(
     "operation", [operation for operation in OPERATIONS if operation.differentiable], ids=repr

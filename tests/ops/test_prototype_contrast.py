@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import PIXELS, Pixels, array, assert_near, pixels
+from tests.ops.cases import MANY, PIXELS, Pixels, array, assert_near, pixels
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def _gradients(case: Pixels, grad: tuple[float, float] = (1.0, 1.0), **options: object) -> tuple[Tensor, Tensor]:
@@ -26,6 +28,7 @@ def _true_inputs(case: Pixels) -> tuple:
 
 
 @given(PIXELS, st.booleans(), st.booleans(), st.sampled_from([0.05, 0.1, 1.0]))
+@example(MANY, True, False, 0.1)
 def test_value(case: Pixels, weighted: bool, same_class_negatives: bool, temperature: float) -> None:
     options = {"temperature": temperature, "same_class_negatives": same_class_negatives}
     weight = case.weight if weighted else None
@@ -38,6 +41,7 @@ def test_value(case: Pixels, weighted: bool, same_class_negatives: bool, tempera
 
 
 @given(PIXELS, st.booleans(), st.booleans(), st.sampled_from([(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (-0.5, 3.0)]))
+@example(MANY, True, False, (-0.5, 3.0))
 def test_gradient(case: Pixels, weighted: bool, same_class_negatives: bool, grad: tuple[float, float]) -> None:
     weight = case.weight if weighted else None
     ours = _gradients(case, grad, weight=weight, same_class_negatives=same_class_negatives)
@@ -128,6 +132,18 @@ def test_ignored_pixels_and_weight_0_have_gradient_0() -> None:
     assert out.sum() > 10
     assert not in_embedding[out].any()
     assert in_embedding[~out].any(-1).all()
+
+
+@pytest.mark.parametrize("filler", [math.nan, 1e30])
+def test_the_embedding_of_an_ignored_pixel_does_not_matter(filler: float) -> None:
+    case = pixels()
+    out = (case.assignment < 0) | (case.weight == 0)
+    spoilt = case._replace(embedding=torch.where(out[:, None], filler, case.embedding))
+    for ours, expected in zip(
+        _gradients(spoilt, weight=case.weight), _gradients(case, weight=case.weight), strict=True
+    ):
+        used = ~out if len(ours) == len(out) else slice(None)
+        torch.testing.assert_close(ours[used], expected[used])
 
 
 def test_weight_none_is_ones() -> None:

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from torch import Tensor
 from torch.autograd import gradcheck
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import PIXELS, TOLERANCE, Pixels, array, assert_near, pixels
+from tests.ops.cases import MANY, PIXELS, TOLERANCE, Pixels, array, assert_near, pixels
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def _gradients(case: Pixels, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,6 +21,7 @@ def _gradients(case: Pixels, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @given(PIXELS)
+@example(MANY)
 def test_value_and_choice(case: Pixels) -> None:
     distance, nearest = ops.prototype_distance(case.embedding, case.prototypes)
     embedding, prototypes = array(case.embedding), array(case.prototypes)
@@ -32,6 +35,7 @@ def test_value_and_choice(case: Pixels) -> None:
 
 
 @given(PIXELS)
+@example(MANY)
 def test_gradient(case: Pixels) -> None:
     embedding, prototypes = array(case.embedding), array(case.prototypes)
     score = truth.cosines(embedding, prototypes).reshape(len(embedding), *prototypes.shape[:2])

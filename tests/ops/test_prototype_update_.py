@@ -1,18 +1,18 @@
-"""prototype_update_ against float64 numpy, what it leaves alone bit for bit, and two ranks against one."""
+"""prototype_update_ against float64 numpy, and what it leaves alone bit for bit."""
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import PIXELS, TOLERANCE, Pixels, array, pixels
-from tests.tools.ranks import run_ranks
+from tests.ops.cases import MANY, PIXELS, TOLERANCE, Pixels, array, pixels
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 # A sum of unit vectors shorter than this has cancelled: its direction is rounding.
 CANCELLED = 1e-2
@@ -35,6 +35,7 @@ def _updated(case: Pixels, updates: Tensor, **options: object) -> tuple[Tensor, 
 
 
 @given(PIXELS, st.booleans(), st.sampled_from([0.0, 0.5, 0.999, 1.0]))
+@example(MANY, True, 0.999)
 def test_value(case: Pixels, weighted: bool, momentum: float) -> None:
     case, weight = _unit_prototypes(case), case.weight if weighted else None
     prototypes, updates = _updated(case, _counts(case), weight=weight, momentum=momentum)
@@ -53,6 +54,7 @@ def test_value(case: Pixels, weighted: bool, momentum: float) -> None:
 
 
 @given(PIXELS)
+@example(MANY)
 def test_a_prototype_nobody_chose_stays_bit_for_bit(case: Pixels) -> None:
     """Not even normalised again: the prototypes here are of any length."""
     prototypes, updates = _updated(case, _counts(case), weight=case.weight)
@@ -185,34 +187,39 @@ def test_embeddings_with_a_graph_leave_none_in_the_prototypes() -> None:
     assert prototypes.grad_fn is None
 
 
-def _update_from_own_pixels(rank: int, cases: list[tuple[Pixels, Tensor, int]]) -> list[tuple[Tensor, Tensor]]:
-    results = []
-    for case, updates, split in cases:
-        mine = slice(0, split) if rank == 0 else slice(split, None)
-        ops.prototype_update_(
-            case.prototypes,
-            updates,
-            case.embedding[mine],
-            case.assignment[mine],
-            weight=case.weight[mine],
-            process_group=dist.group.WORLD,
-        )
-        results.append((case.prototypes, updates))
-    return results
+def _gradient_after_an_update(case: Pixels, operation: str, prototypes: Tensor, *, update: bool) -> Tensor | None:
+    """In the embedding; None where backward refuses."""
+    embedding = case.embedding.clone().requires_grad_()
+    inputs = (embedding, prototypes, *([case.assignment] if operation == "prototype_contrast" else []))
+    value = getattr(ops, operation)(*inputs)[0].sum()
+    version = prototypes._version
+    if update:
+        ops.prototype_update_(prototypes, _counts(case), case.embedding, case.assignment)
+        assert prototypes._version > version
+    try:
+        value.backward()
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return None
+    return embedding.grad
 
 
-def test_two_ranks_update_as_one() -> None:
-    cases = []
-    for dtype, split in [(torch.float64, 30), (torch.float32, 30), (torch.float64, 61), (torch.float64, 7)]:
-        case = _unit_prototypes(pixels(dtype=dtype, seed=split))
-        cases.append((case, _counts(case, most=5), split))
-    by_rank = run_ranks(_update_from_own_pixels, 2, cases)
-    for (case, updates, _), first, second in zip(cases, *by_rank, strict=True):
-        for ours, theirs in zip(first, second, strict=True):
-            assert torch.equal(ours, theirs)
-        prototypes, counts = _updated(case, updates, weight=case.weight)
-        torch.testing.assert_close(first[0], prototypes, rtol=0, atol=TOLERANCE[prototypes.dtype])
-        assert torch.equal(first[1], counts)
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("learnt", [True, False])
+@pytest.mark.parametrize("operation", ["prototype_distance", "prototype_contrast"])
+def test_a_pending_backward_never_runs_on_changed_prototypes(operation: str, learnt: bool, contiguous: bool) -> None:
+    """It raises, as after any in-place operation of torch, or it has kept what it needs."""
+    case = pixels()
+    bank = case.prototypes if contiguous else case.prototypes.transpose(0, 1).contiguous().transpose(0, 1)
+    before, after = (
+        _gradient_after_an_update(case, operation, bank.clone().requires_grad_(learnt), update=update)
+        for update in (False, True)
+    )
+    assert before is not None
+    assert after is None or torch.equal(before, after)
+    if contiguous and learnt:
+        assert after is None
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from torch import Tensor
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MAPS, TOLERANCE, Maps, array, assert_near, maps
+from tests.ops.cases import MANY_MAPS, MAPS, TOLERANCE, Maps, array, assert_near, maps
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @given(MAPS)
+@example(MANY_MAPS)
 def test_label_and_confidence(case: Maps) -> None:
     label, confidence = ops.pseudo_label(case.logits)
     logits = array(case.logits)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -10,7 +10,9 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MAPS, Maps, array, assert_near, maps
+from tests.ops.cases import MANY_MAPS, MAPS, Maps, array, assert_near, maps
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def _gradient(case: Maps, grad: tuple[float, Tensor], weight: Tensor | None = None) -> Tensor:
@@ -27,6 +29,7 @@ def _in_overlap(case: Maps) -> Tensor:
 
 
 @given(MAPS, st.booleans())
+@example(MANY_MAPS, True)
 def test_value(case: Maps, weighted: bool) -> None:
     weight = case.weight if weighted else None
     entropy, overlap = ops.segmentation_loss(case.logits, case.label, weight=weight)
@@ -38,6 +41,7 @@ def test_value(case: Maps, weighted: bool) -> None:
 
 
 @given(MAPS, st.booleans(), st.sampled_from([0.0, 1.0, -2.5]), st.sampled_from([0.0, 1.0]))
+@example(MANY_MAPS, True, -2.5, 1.0)
 def test_gradient(case: Maps, weighted: bool, in_entropy: float, times_overlap: float) -> None:
     weight = case.weight if weighted else None
     grad = (in_entropy, times_overlap * _in_overlap(case))

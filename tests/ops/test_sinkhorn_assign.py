@@ -1,16 +1,16 @@
-"""sinkhorn_assign against the plan-matrix loop in float64, its balance, and two ranks against one."""
+"""sinkhorn_assign against the plan-matrix loop in float64, and its balance."""
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from hypothesis import given
+from hypothesis import example, given
 from torch import Tensor
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import PIXELS, Pixels, array, pixels
-from tests.tools.ranks import run_ranks
+from tests.ops.cases import MANY, PIXELS, Pixels, array, pixels
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 # How much worse than the best a choice may be in the log of the plan: the rounding of cosine / epsilon.
 NEAR_TIE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -31,6 +31,7 @@ def _assert_right(case: Pixels, assignment: Tensor, **options: float) -> None:
 
 
 @given(PIXELS)
+@example(MANY)
 def test_assignment(case: Pixels) -> None:
     _assert_right(case, ops.sinkhorn_assign(case.embedding, case.prototypes, case.label))
 
@@ -143,32 +144,6 @@ def test_length_and_order_do_not_matter() -> None:
     expected = ops.sinkhorn_assign(case.embedding, case.prototypes, case.label)
     ours = ops.sinkhorn_assign(29 * case.embedding[order], case.prototypes / 7, case.label[order])
     assert torch.equal(ours, expected[order])
-
-
-def _assign_own_pixels(rank: int, parts: list[tuple[Pixels, tuple[int, int]]]) -> list[Tensor]:
-    """Each rank assigns its piece of every batch."""
-    found = []
-    for case, pieces in parts:
-        mine = slice(0, pieces[0]) if rank == 0 else slice(pieces[0], sum(pieces))
-        group = dist.group.WORLD
-        found.append(ops.sinkhorn_assign(case.embedding[mine], case.prototypes, case.label[mine], process_group=group))
-    return found
-
-
-def test_two_ranks_assign_as_one() -> None:
-    even = [(pixels(200, dtype=dtype, seed=2), (100, 100)) for dtype in (torch.float64, torch.float32)]
-    uneven = (pixels(90, 8, 2, 5, dtype=torch.float64, seed=3), (67, 23))
-    one_is_empty = (pixels(50, dtype=torch.float64, seed=4), (50, 0))
-    apart = pixels(80, dtype=torch.float64, ignored=0.0, seed=5)  # each rank sees other classes
-    apart = apart._replace(label=apart.label.sort().values)
-    parts = [*even, uneven, one_is_empty, (apart, (40, 40))]
-    by_rank = run_ranks(_assign_own_pixels, 2, parts)
-    for (case, _), first, second in zip(parts, *by_rank, strict=True):
-        alone = ops.sinkhorn_assign(case.embedding, case.prototypes, case.label)
-        assert torch.equal(torch.cat([first, second]), alone)
-    case, (split, _) = parts[0]
-    local = ops.sinkhorn_assign(case.embedding[:split], case.prototypes, case.label[:split])
-    assert not torch.equal(by_rank[0][0], local)  # the case is one where the other rank matters
 
 
 @pytest.mark.parametrize(

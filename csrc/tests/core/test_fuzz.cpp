@@ -10,7 +10,7 @@ using mpamatch::kernels;
 
 namespace {
 
-constexpr int ROUNDS = 500;
+constexpr int ROUNDS = 800;
 
 struct Round {
     Random& random;

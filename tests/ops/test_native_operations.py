@@ -1,0 +1,141 @@
+"""The operations of torch.ops.mpamatch as torch sees them, and what their kernels leave unwritten, or to chance."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpamatch.ops import dispatch
+from tests.csrc.test_native import OPERATIONS as NATIVE
+from tests.csrc.test_native import arguments, needs_extension
+from tests.ops.cases import OPERATIONS, Operation, forward_backward
+
+pytestmark = needs_extension
+every_native = pytest.mark.parametrize("name", sorted(NATIVE))
+every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=repr)
+WORKING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def cpp() -> Iterator[None]:
+    with dispatch.using("cpp"):
+        yield
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Every fresh tensor is NaN, or the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _call(name: str, given: tuple) -> list[Tensor]:
+    """All that an operation writes, in place too."""
+    given = tuple(value.clone() if isinstance(value, Tensor) else value for value in given)
+    result = getattr(torch.ops.mpamatch, name)(*given)
+    if name == "prototype_move_":
+        return list(given[:2])
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@every_native
+@pytest.mark.parametrize(("dtype", "weighted"), [(torch.float32, True), (torch.bfloat16, False), (torch.float64, True)])
+def test_opcheck(name: str, dtype: torch.dtype, weighted: bool) -> None:
+    """Schema, fake, and tracing with dynamic shapes. Gradients come from autograd.Function in mpamatch.ops, so an
+    operation has no autograd registration of its own to check."""
+    torch.manual_seed(0)
+    operation = getattr(torch.ops.mpamatch, name).default
+    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(operation, arguments(name, dtype, weighted, (True, True)), test_utils=utilities)
+
+
+@every_native
+@pytest.mark.parametrize("dtype", WORKING, ids=str)
+def test_every_number_of_a_result_is_written(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    given = arguments(name, dtype, True, (True, True))
+    expected = _call(name, given)
+    with _poisoned():
+        ours = _call(name, given)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert all(value.isfinite().all() for value in ours)
+
+
+@every_operation
+@pytest.mark.parametrize(("n", "side", "ignored"), [(0, 1, 0.0), (1, 2, 0.0), (67, 17, 0.3), (67, 17, 1.0)])
+def test_fresh_memory_does_not_matter(operation: Operation, n: int, side: int, ignored: float) -> None:
+    inputs = operation.inputs(seed=2, n=n, side=side, ignored=ignored)
+    expected = forward_backward(operation, inputs)
+    with _poisoned():
+        _assert_same_bits(forward_backward(operation, inputs), expected)
+
+
+@every_operation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_threads_give_the_bits_of_one(operation: Operation, dtype: torch.dtype) -> None:
+    inputs = operation.inputs(seed=3, dtype=dtype, n=9007, side=101)
+    with _threads(1):
+        expected = forward_backward(operation, inputs)
+    with _threads(2):
+        for _ in range(2):
+            _assert_same_bits(forward_backward(operation, inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["prototype_distance_backward", "prototype_contrast_backward"])
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_a_gradient_that_nobody_needs_is_empty(name: str, wanted: tuple[bool, bool]) -> None:
+    torch.manual_seed(4)
+    given = arguments(name, torch.float32, True, (True, True))
+    both = _call(name, given)
+    ours = _call(name, (*given[:-2], *wanted))
+    for gradient, expected, needed in zip(ours, both, wanted, strict=True):
+        assert torch.equal(gradient, expected if needed else torch.zeros(0))
+
+
+CHECK = """
+from mpamatch.ops import dispatch, native
+print(native.build_information().get("instruction_set"), *sorted(set(dispatch.prepare("cpu").values())))
+print(native.missing("cpu"))
+"""
+
+
+def _in_a_process(**environment: str) -> subprocess.CompletedProcess[str]:
+    with_ours = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, "-c", CHECK], env=with_ours, capture_output=True, text=True, timeout=120)
+
+
+def test_the_oldest_processor_is_served() -> None:
+    """Every operation passes its comparison with eager on the instructions that each x86-64 has."""
+    done = _in_a_process(MPAMATCH_CPU="baseline", MPAMATCH_BACKEND="cpp")
+    assert done.stdout.split("\n")[0] == "baseline cpp", done.stderr
+
+
+def test_an_instruction_set_that_is_none_leaves_eager_and_a_reason() -> None:
+    done = _in_a_process(MPAMATCH_CPU="sse")
+    assert done.stdout.split("\n")[0] == "None eager", done.stderr
+    assert "MPAMATCH_CPU" in done.stdout
