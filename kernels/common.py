@@ -25,7 +25,8 @@ def load_rows(x_pointer, start_n, first_d, N, D, stride_x, BLOCK_N: tl.constexpr
     offset_n = tl.arange(0, BLOCK_N)
     offset_d = first_d + tl.arange(0, BLOCK_D)
     mask = (offset_n < N - start_n)[:, None] & (offset_d < D)[None, :]
-    return tl.load(x_pointer + start_n * stride_x + offset_n[:, None] * stride_x + offset_d[None, :], mask, other=0.0)
+    tile = offset_n[:, None] * stride_x + offset_d[None, :]  # 32 bits: half the registers
+    return tl.load(x_pointer + start_n * stride_x + tile, mask, other=0.0)
 
 
 @triton.jit
@@ -122,8 +123,8 @@ def store_rows(x_pointer, x, start_n, first_d, N, D, BLOCK_N: tl.constexpr, BLOC
     offset_n = tl.arange(0, BLOCK_N)
     offset_d = first_d + tl.arange(0, BLOCK_D)
     mask = (offset_n < N - start_n)[:, None] & (offset_d < D)[None, :]
-    x_pointer += start_n * D + offset_n[:, None] * D + offset_d[None, :]
-    tl.store(x_pointer, x.to(x_pointer.dtype.element_ty), mask)
+    tile = offset_n[:, None] * D + offset_d[None, :]
+    tl.store(x_pointer + start_n * D + tile, x.to(x_pointer.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -287,6 +288,14 @@ def extent(size: int, smallest: int, largest: int) -> int:
 
 def parts(size: int, block: int) -> int:
     return (size + block - 1) // block
+
+
+def slots_of(tile: dict[str, int], pixels: int, shares: int) -> int:
+    """The slots of a backward kernel, each of which `shares` programs divide among them: tiles of D, of prototypes.
+
+    Those stand next to each other in the grid, so that they find each other's pixels in the cache.
+    """
+    return min(max(1, tile["programs"] // shares), parts(pixels, tile["BLOCK_N"]))
 
 
 def launches(m_parts: int, need_embedding: bool, need_prototypes: bool) -> list[tuple[bool, bool]]:

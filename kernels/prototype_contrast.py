@@ -17,6 +17,7 @@ from .common import (
     pack,
     parts,
     products,
+    slots_of,
     squared_length,
     store_partial,
     store_rows,
@@ -106,7 +107,7 @@ def backward(
     tile = tiles.lookup("prototype_contrast.backward", embedding.device, bits=embedding.itemsize * 8, D=width, M=count)
     block_m, block_d = extent(count, 16, tile["BLOCK_M"]), extent(width, 16, tile["BLOCK_D"])
     m_parts, d_parts = parts(count, block_m), parts(width, block_d)
-    slots = min(tile["programs"], parts(pixels, tile["BLOCK_N"]))
+    slots = slots_of(tile, pixels, d_parts * m_parts)
     partial = torch.empty(
         (slots, m_parts * block_m, d_parts * block_d) if need_prototypes else (0,),
         dtype=torch.float32,
@@ -114,7 +115,8 @@ def backward(
     )
     packed = pack(prototypes, embedding, per_class, m_parts * block_m, d_parts * block_d)
     for in_embedding, in_prototypes in launches(m_parts, need_embedding, need_prototypes):
-        backward_kernel[(slots, m_parts if in_prototypes else 1, d_parts)](
+        grid = (d_parts, m_parts, slots) if in_prototypes else (d_parts, 1, slots_of(tile, pixels, d_parts))
+        backward_kernel[grid](
             grad_contrast,
             grad_alignment,
             embedding,
@@ -167,7 +169,7 @@ def load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT: t
 @triton.jit
 def competitors(own, offset_m, M, K, SAME_CLASS_NEGATIVES: tl.constexpr):
     """(BLOCK_N, BLOCK_M): the prototypes in a pixel's denominator. An ignored pixel has them all, to stay finite."""
-    compete = (offset_m < M)[None, :] & (own >= -1)[:, None]
+    compete = tl.broadcast_to((offset_m < M)[None, :], (own.shape[0], offset_m.shape[0]))
     if not SAME_CLASS_NEGATIVES:
         other_class = (offset_m // K)[None, :] != (own // K)[:, None]
         compete = compete & (other_class | (offset_m[None, :] == own[:, None]) | (own < 0)[:, None])
@@ -286,9 +288,9 @@ def backward_kernel(
     # products. Both gradients are products with it (see `upright` and `add_to_prototypes`). It is computed divided by
     # `scale`, the size of the larger coefficient, so that its entries are of order 1 in half precision; w·scale is the
     # row's factor.
-    slot = tl.program_id(0)
+    slot = tl.program_id(2)
     first_m = tl.program_id(1) * BLOCK_M
-    first_d = tl.program_id(2) * BLOCK_D
+    first_d = tl.program_id(0) * BLOCK_D
     offset_n = tl.arange(0, BLOCK_N)
     tile_m = first_m + tl.arange(0, BLOCK_M)
     by_contrast = tl.load(grad_contrast_pointer) * inverse_temperature
@@ -298,12 +300,13 @@ def backward_kernel(
     by_contrast /= scale
     by_alignment /= scale
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for block in range(slot, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
+    for block in range(slot, tl.cdiv(N, BLOCK_N), tl.num_programs(2)):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         own, weight, used = load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT, BLOCK_N)
         lse = tl.load(lse_pointer + start_n + offset_n, offset_n < N - start_n, other=0.0)
         factor = weight * scale
-        x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
+        if D_PARTS == 1:
+            x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
         inverse = tl.zeros((BLOCK_N,), tl.float32)
         along = tl.zeros((BLOCK_N,), tl.float32)
         pulled = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -334,15 +337,20 @@ def backward_kernel(
             share = tl.where(compete, tl.exp(cosine * inverse_temperature - lse[:, None]), 0.0)
             at_own = by_contrast + by_alignment * (1.0 - cosine)
             grad = by_contrast * share - tl.where(offset_m[None, :] == own[:, None], at_own, 0.0)
-            grad = tl.where(used[:, None], grad, 0.0).to(x.dtype).to(tl.float32)  # rounded alike in all three sums
+            grad = tl.where(used[:, None], grad, 0.0)
+            grad = grad.to(packed_pointer.dtype.element_ty).to(tl.float32)  # rounded alike in all three sums
             if IN_EMBEDDING:
                 along += tl.sum(grad * cosine, 1)
                 pulled = along_prototypes(
                     grad, packed_pointer, offset_m, first_d, M_PAD, D_PARTS * BLOCK_D, pulled, PLANES, BLOCK_D
                 )
             if IN_PROTOTYPES:
+                if D_PARTS > 1:  # only now, as `products` needs the registers
+                    x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
                 total = add_to_prototypes(total, grad, factor * inverse, x)
         if IN_EMBEDDING:
+            if D_PARTS > 1:
+                x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
             in_embedding = upright(x, pulled, along, factor, inverse)
             store_rows(grad_embedding_pointer, in_embedding, start_n, first_d, N, D, BLOCK_N, BLOCK_D)
     if IN_PROTOTYPES:

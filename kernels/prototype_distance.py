@@ -18,6 +18,7 @@ from .common import (
     parts,
     power_of_two,
     products,
+    slots_of,
     squared_length,
     squared_lengths,
     store_partial,
@@ -94,7 +95,7 @@ def backward(
     tile = tiles.lookup("prototype_distance.backward", embedding.device, bits=embedding.itemsize * 8, D=width, M=count)
     block_m, block_d = extent(count, 16, tile["BLOCK_M"]), extent(width, 16, tile["BLOCK_D"])
     m_parts, d_parts = parts(count, block_m), parts(width, block_d)
-    slots = min(tile["programs"], parts(pixels, tile["BLOCK_N"]))
+    slots = slots_of(tile, pixels, d_parts * m_parts)
     partial = torch.empty(
         (slots, m_parts * block_m, d_parts * block_d) if need_prototypes else (0,),
         dtype=torch.float32,
@@ -102,7 +103,8 @@ def backward(
     )
     packed = pack(prototypes, embedding, per_class, m_parts * block_m, d_parts * block_d)
     for in_embedding, in_prototypes in launches(m_parts, need_embedding, need_prototypes):
-        backward_kernel[(slots, m_parts if in_prototypes else 1, d_parts)](
+        grid = (d_parts, m_parts, slots) if in_prototypes else (d_parts, 1, slots_of(tile, pixels, d_parts))
+        backward_kernel[grid](
             grad_distance,
             embedding,
             packed,
@@ -200,9 +202,9 @@ def forward_kernel(
                 highest = tl.maximum(best, highest)
             offset_c = c_part * BLOCK_C + tl.arange(0, BLOCK_C)
             mask = mask_n[:, None] & (offset_c < C)[None, :]
-            target = start_n * C + offset_n[:, None] * C + offset_c[None, :]
-            tl.store(distance_pointer + target, 1.0 - highest, mask)
-            tl.store(nearest_pointer + target, nearest, mask)
+            target = offset_n[:, None] * C + offset_c[None, :]
+            tl.store(distance_pointer + start_n * C + target, 1.0 - highest, mask)
+            tl.store(nearest_pointer + start_n * C + target, nearest, mask)
 
 
 @triton.jit
@@ -233,14 +235,14 @@ def backward_kernel(
     # distance_c = 1 − s_m for m = the nearest of class c, so the gradient in the cosine s_m is −grad_c there and 0
     # elsewhere: G, one entry a class in each row. Both gradients are products with it (see `upright` and
     # `add_to_prototypes`). G is divided by the largest |grad_c| of its row, which joins the row's factor.
-    slot = tl.program_id(0)
+    slot = tl.program_id(2)
     first_m = tl.program_id(1) * BLOCK_M
-    first_d = tl.program_id(2) * BLOCK_D
+    first_d = tl.program_id(0) * BLOCK_D
     offset_n = tl.arange(0, BLOCK_N)
     offset_c = tl.arange(0, BLOCK_C)
     tile_m = first_m + tl.arange(0, BLOCK_M)
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for block in range(slot, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
+    for block in range(slot, tl.cdiv(N, BLOCK_N), tl.num_programs(2)):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         mask_n = offset_n < N - start_n
         x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
@@ -250,24 +252,24 @@ def backward_kernel(
             squared = squared_lengths(embedding_pointer, start_n, N, D, stride_embedding, D_PARTS, BLOCK_N, BLOCK_D)
         inverse = inverse_length(squared)
 
-        of_class = start_n * C + offset_n[:, None] * C + offset_c[None, :]
+        of_class = offset_n[:, None] * C + offset_c[None, :]
         mask_c = mask_n[:, None] & (offset_c < C)[None, :]
-        grad_distance = tl.load(grad_distance_pointer + of_class, mask_c, other=0.0)
+        grad_distance = tl.load(grad_distance_pointer + start_n * C + of_class, mask_c, other=0.0)
         factor = tl.max(tl.abs(grad_distance), 1)
         shrink = 1.0 / tl.where(factor < SMALLEST, 1.0, factor)
         factor = tl.where(factor < SMALLEST, 0.0, factor)
         if IN_EMBEDDING:
-            cosine = 1.0 - tl.load(distance_pointer + of_class, mask_c, other=1.0)
+            cosine = 1.0 - tl.load(distance_pointer + start_n * C + of_class, mask_c, other=1.0)
             rounded = (grad_distance * shrink[:, None]).to(x.dtype).to(tl.float32)  # as in `pulled`
             along = -tl.sum(rounded * cosine, 1)
             pulled = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
 
         for m_part in range(M_PARTS):
             offset_m = tile_m + m_part * BLOCK_M
-            owner = start_n * C + offset_n[:, None] * C + (offset_m // K)[None, :]
+            owner = offset_n[:, None] * C + (offset_m // K)[None, :]
             mask_m = mask_n[:, None] & (offset_m < C * K)[None, :]
-            nearest = tl.load(nearest_pointer + owner, mask_m, other=-1)
-            grad = -tl.load(grad_distance_pointer + owner, mask_m, other=0.0) * shrink[:, None]
+            nearest = tl.load(nearest_pointer + start_n * C + owner, mask_m, other=-1)
+            grad = -tl.load(grad_distance_pointer + start_n * C + owner, mask_m, other=0.0) * shrink[:, None]
             grad = tl.where(nearest == (offset_m % K)[None, :], grad, 0.0)
             if IN_EMBEDDING:
                 pulled = along_prototypes(

@@ -1,0 +1,115 @@
+"""Every kernel at every entry of the tables, compiled to machine code with no GPU there: what the code costs.
+
+The arguments are those of a launch on 65,536 pixels, on no device ("meta"): Triton specialises on them as it would.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+from mpamatch.kernels import compiled, prototype_contrast, prototype_distance, pseudo_label, segmentation_loss, tiles
+
+PIXELS = 65536
+LARGEST = {"D": 384, "M": 190, "C": 150}  # where an entry has no bound: more than one tile along each axis
+DTYPES = {16: torch.bfloat16, 32: torch.float32}
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path: Path) -> Iterator[None]:
+    """Nothing that was compiled before is taken for what compiles now."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path)
+        yield
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def call(kernel: str, dtype: torch.dtype, D: int, M: int, C: int) -> Callable[[], object]:
+    """A call of the operation's direction with all it can be asked for."""
+    per_class = 10 if M % 10 == 0 else 8
+    embedding, prototypes = empty(PIXELS, D, dtype=dtype), empty(M // per_class, per_class, D)
+    of_class, nearest = empty(PIXELS, M // per_class), empty(PIXELS, M // per_class, dtype=torch.int32)
+    assignment, weight = empty(PIXELS, dtype=torch.int32), empty(PIXELS)
+    logits, label, of_map = empty(8, C, 128, 64, dtype=dtype), empty(8, 128, 64, dtype=torch.uint8), empty(8, 128, 64)
+    contrast = (embedding, prototypes, assignment, weight)
+    distance = (of_class, embedding, prototypes, of_class, nearest)
+    return {
+        "prototype_distance.forward": lambda: prototype_distance.forward(embedding, prototypes),
+        "prototype_distance.backward": lambda: prototype_distance.backward(*distance, True, True),
+        "prototype_contrast.forward": lambda: prototype_contrast.forward(*contrast, 0.1, False),
+        "prototype_contrast.backward": lambda: prototype_contrast.backward(
+            empty(), empty(), *contrast, weight, 0.1, False, True, True
+        ),
+        "segmentation_loss.forward": lambda: segmentation_loss.forward(logits, label, of_map),
+        "segmentation_loss.backward": lambda: segmentation_loss.backward(empty(), empty(3, C), logits, label, of_map),
+        "pseudo_label.forward": lambda: pseudo_label.forward(logits),
+    }[kernel]
+
+
+def entries() -> Iterator[object]:
+    """Every kernel and entry, once: tables that agree in a setting and compile for the same machine share it."""
+    seen = set()
+    for table in tiles.tables().values():
+        for entry in table.entries:
+            sizes = {name: min(entry.get(name, LARGEST[name]), LARGEST[name]) for name in LARGEST}
+            setting = {name: value for name, value in entry["setting"].items() if name != "programs"}
+            dtype = DTYPES[entry.get("bits", 16)]
+            key = (table.device.capability, entry["kernel"], dtype, *sizes.values(), *setting.values())
+            if key not in seen:
+                seen.add(key)
+                label = "-".join([table.device.name.split()[1], entry["kernel"], str(dtype)[6:], *map(str, key[3:6])])
+                yield pytest.param(table, entry, dtype, sizes, id=label)
+
+
+@pytest.mark.parametrize(("table", "entry", "dtype", "sizes"), entries())
+def test_cost(table: tiles.Table, entry: tiles.Entry, dtype: torch.dtype, sizes: dict[str, int]) -> None:
+    with tiles.using(entry["kernel"], entry["setting"]):
+        costs = compiled.costs(call(entry["kernel"], dtype, **sizes), table.device)
+    assert costs
+    for cost in costs:
+        assert cost.local_memory == 0, cost
+        assert not cost.instructions["STL"] + cost.instructions["LDL"], cost
+        assert cost.shared_memory <= table.shared_memory, cost
+        assert 0 < cost.registers <= 255, cost
+        assert not cost.instructions["ATOM"] + cost.instructions["ATOMG"] + cost.instructions["RED"], cost
+    if entry["kernel"].startswith("prototype") and dtype == torch.bfloat16:
+        tensor_cores = "HGMMA" if table.device.capability >= (9, 0) else "HMMA"
+        main = [cost for cost in costs if cost.kernel in ("forward_kernel", "backward_kernel")]
+        assert main
+        assert all(cost.instructions[tensor_cores] for cost in main)
+
+
+@pytest.mark.parametrize("kernel", ["prototype_distance.backward", "prototype_contrast.backward"])
+def test_float16(kernel: str) -> None:
+    """As bfloat16 but for the scaling in `add_to_prototypes`: at the commonest size, on each kind of device."""
+    for table in {table.device.capability: table for table in tiles.tables().values()}.values():
+        for cost in compiled.costs(call(kernel, torch.float16, 256, 50, 2), table.device):
+            assert cost.local_memory == 0, cost
+            assert cost.shared_memory <= table.shared_memory, cost
+
+
+def test_alignment_is_that_of_the_call() -> None:
+    """Rows that begin at any multiple of 2 bytes are loaded one number at a time, aligned ones 8 at a time."""
+    table = tiles.tables()["NVIDIA A100-SXM4-80GB"]
+    loads = []
+    for stride in (64, 65):
+        embedding = empty(PIXELS, stride, dtype=torch.bfloat16)[:, :64]
+        costs = compiled.costs(lambda x=embedding: prototype_distance.forward(x, empty(2, 8, 64)), table.device)
+        loads.append(costs[-1].instructions["LDG"] + costs[-1].instructions["LDGSTS"])
+    assert loads[1] > 2 * loads[0]
+
+
+def test_a_spill_shows() -> None:
+    """The check is able to fail: this tile needs more registers than there are."""
+    table = tiles.tables()["NVIDIA A100-SXM4-80GB"]
+    huge = {"BLOCK_P": 128, "num_warps": 1, "num_stages": 2, "programs": 8}
+    with tiles.using("segmentation_loss.forward", huge):
+        costs = compiled.costs(call("segmentation_loss.forward", torch.float32, 64, 50, 20), table.device)
+    assert costs[0].local_memory > 0
+    assert costs[0].instructions["STL"] > 0

@@ -1,0 +1,57 @@
+"""torch.compile takes every direction as one graph, with the launches it is meant to make.
+
+No GPU is needed to trace: the driver is one that only names a device, and the backend stops before anything runs.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from triton.runtime.driver import driver
+
+from mpamatch.kernels import compiled, prototype_contrast, prototype_distance, pseudo_label, segmentation_loss
+from tests.ops import cases
+
+PIXELS = cases.pixels(100, 64, dtype=torch.bfloat16)
+MAPS = cases.maps()
+SCALAR, OF_CLASS, OF_PIXEL = torch.ones(()), torch.ones(100, 3), torch.ones(100)
+CONTRAST = (PIXELS.embedding, PIXELS.prototypes, PIXELS.assignment, PIXELS.weight)
+
+
+class StoppedError(Exception):
+    """Raised instead of running the graph."""
+
+
+@pytest.fixture(autouse=True)
+def a_device_in_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setattr(driver, "_active", compiled._Target((9, 0)))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "launches"),
+    [
+        (prototype_distance.forward, CONTRAST[:2], 2),
+        (prototype_distance.backward, (OF_CLASS, *CONTRAST[:2], OF_CLASS, OF_CLASS.int(), True, True), 3),
+        (prototype_contrast.forward, (*CONTRAST, 0.1, True), 3),
+        (prototype_contrast.backward, (SCALAR, SCALAR, *CONTRAST, OF_PIXEL, 0.1, True, True, True), 3),
+        (segmentation_loss.forward, tuple(MAPS), 2),
+        (segmentation_loss.backward, (SCALAR, SCALAR.expand(3, 3).contiguous(), *MAPS), 1),
+        (pseudo_label.forward, (MAPS.logits,), 1),
+    ],
+    ids=lambda value: f"{value.__module__.split('.')[-1]}.{value.__name__}" if callable(value) else "",
+)
+def test_one_graph(function: Callable[..., object], arguments: tuple[object, ...], launches: int) -> None:
+    found: list[torch.fx.GraphModule] = []
+
+    def stop(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        found.append(graph)
+        raise StoppedError
+
+    with pytest.raises(Exception, match="StoppedError"):
+        torch.compile(function, fullgraph=True, backend=stop)(*arguments)
+    targets = [str(node.target) for node in found[0].graph.nodes]
+    assert sum("triton_kernel_wrapper" in target for target in targets) == launches
