@@ -62,12 +62,26 @@ struct StripLabel {
     T label[STRIP], weight[STRIP];
 
     void take(const Indices& labels, const T* weights, int64_t first, int64_t count, int64_t classes) {
-        for (int64_t i = 0; i < count; ++i) {
-            const int32_t own = index_at(labels, first + i, classes);
-            label[i] = static_cast<T>(own);
-            weight[i] = own < 0 ? T{0} : weights ? weights[first + i] : T{1};
+        switch (labels.type) {  // once a strip, so that the loop over it is one of vectors
+            case IndexType::u8: read_labels(static_cast<const uint8_t*>(labels.data) + first, count, classes); break;
+            case IndexType::i32: read_labels(static_cast<const int32_t*>(labels.data) + first, count, classes); break;
+            case IndexType::i64: read_labels(static_cast<const int64_t*>(labels.data) + first, count, classes); break;
         }
-        for (int64_t i = count; i < STRIP; ++i) label[i] = -1, weight[i] = 0;
+        for (int64_t i = count; i < STRIP; ++i) label[i] = -1;
+        if (weights)
+            for (int64_t i = 0; i < count; ++i) weight[i] = label[i] < 0 ? T{0} : weights[first + i];
+        else
+            for (int64_t i = 0; i < count; ++i) weight[i] = label[i] < 0 ? T{0} : T{1};
+        for (int64_t i = count; i < STRIP; ++i) weight[i] = 0;
+    }
+
+  private:
+    template <class Stored>
+    void read_labels(const Stored* from, int64_t count, int64_t classes) {
+        for (int64_t i = 0; i < count; ++i) {
+            const Stored own = from[i];
+            label[i] = own >= 0 && static_cast<int64_t>(own) < classes ? static_cast<T>(own) : T{-1};
+        }
     }
 };
 
