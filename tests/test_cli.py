@@ -3,9 +3,11 @@
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mpamatch import cli
@@ -239,6 +241,21 @@ def test_info_can_check_the_kernels_first(capsys):
     assert main(["info", "--json", "--check"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert all("(checked)" in text for text in facts["operations"].values())
+
+
+def test_info_on_a_machine_with_a_gpu_that_has_no_table(capsys, monkeypatch):
+    found = SimpleNamespace(name="NVIDIA L40S", major=8, minor=9, multi_processor_count=142)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: found.name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (found.major, found.minor))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    dispatch.missing.cache_clear()
+    assert main(["info", "--json"]) == 0
+    dispatch.missing.cache_clear()
+    facts = json.loads(capsys.readouterr().out)
+    assert "nearest to NVIDIA L40S" in facts["tiles"]
+    assert "cuda: triton" in facts["operations"]["prototype_contrast"]
 
 
 def test_info_for_people(capsys):

@@ -152,7 +152,8 @@ def tiles() -> str:
     """Which table of tile sizes the Triton kernels take on this GPU, in a sentence."""
     if not torch.cuda.is_available():
         return "not needed: torch sees no GPU"
-    return str(importlib.import_module("mpamatch.kernels.tiles").source(torch.cuda.get_device_name()))
+    device = torch.device("cuda", torch.cuda.current_device())
+    return str(importlib.import_module("mpamatch.kernels.tiles").source(device))
 
 
 def forward(operation: str, backend: str) -> Callable[..., Any]:
