@@ -166,8 +166,8 @@ def peak_extra_bytes(timed: Timed, device: str) -> int | None:
             held = held_bytes(timed.call())
             torch.cuda.synchronize()
             return max(0, torch.cuda.max_memory_allocated() - before - held)
+        gc.collect()  # before free memory goes back: what it frees afterwards would stay resident and be used again
         with memory("counted"):
-            gc.collect()
             if not restart_peak():
                 return None
             before = resident("VmRSS")
