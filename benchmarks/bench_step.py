@@ -1,103 +1,130 @@
-"""The whole training step with fused operations and with eager ones: same weights, same data, in turns.
+"""The whole training step against other ways to write it: same weights, same data, a process each, in turns.
 
-    python -m mpamatch.benchmarks.bench_step --recipe demo|ebhi-seg-gland --data ROOT [--steps 20] [--out FILE]
+    python -m mpamatch.benchmarks.bench_step --recipe ebhi-seg-gland --data ROOT [--split S] [--steps 20] \\
+        [--variants straightforward,published,eager,fused,compiled] [--out FILE] [--model.encoder uni …]
 
-For each backend: seconds per step (median, p20, p80), the highest resident memory of a process of its own, and the
-share of forward and backward spent outside encoder and decoder. Steps begin where the recipe's prototype terms have
-their full weight. Every step starts from eager's weights in both, and the losses are compared: left alone, the two
-would part after three steps, as AdamW divides rounding errors of small gradients by their own size.
+Any field of the configuration may follow. For each variant: seconds per step (median, p20, p80), the highest memory of
+its process, and the share of forward and backward spent outside encoder and decoder. Steps begin where the prototype
+terms have their full weight, and the learning rate is 0: the optimizer works, but all variants keep the same weights,
+so that the losses of every step can be compared.
+
+A frozen or adapted encoder without model.encoder_weights is one with random weights: times do not depend on them.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.autograd.profiler_util import FunctionEvent
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mpamatch.batch import Batch, to_device
-from mpamatch.benchmarks import measure, rows
+from mpamatch.benchmarks import measure, rows, straightforward
 from mpamatch.benchmarks.backends import EAGER, using
 from mpamatch.benchmarks.measure import summary
+from mpamatch.benchmarks.shares import inside_seconds, marked
 from mpamatch.engine.build import open_data
-from mpamatch.engine.checkpoints import choose_device
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.loop import Trainer
-from mpamatch.errors import InputError
-from mpamatch.methods import Method
+from mpamatch.errors import InputError, unknown
+from mpamatch.models.encoder import build_encoder
 from mpamatch.ops import dispatch
 
-FUSED = "auto"
 PROFILED = 3  # steps behind the shares
 LOSS_TOLERANCE = 1e-5  # relative
-INSIDE = "benchmark::encoder_or_decoder"
-BACKWARD = "autograd::engine::evaluate_function: "
+
+
+class Variant(NamedTuple):
+    about: str
+    backend: str = "auto"
+    flags: tuple[str, ...] = ()
+    passes: str = "ours"  # ours; published (UniMatch's order, our losses); straightforward (all of it as first written)
+
+
+PLAIN = ("--engine.fused", "false", "--engine.keep_memory", "false")
+VARIANTS = {
+    "straightforward": Variant("UniMatch's loop, prototypes class by class", EAGER, PLAIN, "straightforward"),
+    "published": Variant("the published order of passes, fused operations", passes="published"),
+    "eager": Variant("our order of passes, eager operations", EAGER),
+    "fused": Variant("our order of passes, fused operations"),
+    "compiled": Variant("the same as one graph", flags=("--engine.compile", "default")),
+}
 
 
 @dataclass
 class StepRow:
-    """One backend of one recipe; `operations` says what runs each of them. Times are in seconds.
+    """One variant of one configuration; `operations` says what runs each of them. Times are in seconds.
 
-    `outside` is the share of forward + backward outside encoder and decoder, `outside_seconds` that share of the
-    profiled step; `difference` the largest relative one of a loss from eager's.
+    `outside` is the share of forward + backward outside encoder and decoder (None where it is one graph),
+    `outside_seconds` that share of the profiled step; `peak_bytes` the highest memory of a process that trains (CPU:
+    resident; CUDA: torch's allocator); `difference` the largest relative one of a loss from the first variant's.
     """
 
     recipe: str
-    backend: str
+    settings: str
+    variant: str
     operations: dict[str, str]
     steps: int
     median: float
     p20: float
     p80: float
-    outside: float
-    outside_seconds: float
-    peak_resident_bytes: int | None
+    outside: float | None
+    outside_seconds: float | None
+    peak_bytes: int | None
     difference: float
+    device: str
     machine: str
     torch: str
     load: float
 
 
 class Run:
-    """One method in training with one backend: its own weights, optimizer and prototypes, from the recipe's seed."""
+    """One variant in training: its own weights, optimizer and prototypes, from the recipe's seed."""
 
-    def __init__(self, config: Config, backend: str):
-        self.backend = backend
+    def __init__(self, config: Config, variant: Variant):
+        self.variant = variant
         self.trainer = Trainer(config, open_data(config), Console(quiet=True))
         self.method, self.device = self.trainer.method, self.trainer.fabric.device
         self.method.train()
-
-    @torch.no_grad()
-    def take_weights(self, other: "Run") -> None:
-        for mine, its in zip(self.method.state_dict().values(), other.method.state_dict().values(), strict=True):
-            mine.copy_(its)
+        if variant.passes != "ours":
+            plain = straightforward.check(self.method)
+            if variant.passes == "published":
+                plain.see = lambda batch: straightforward.passes(plain, batch)[0]
 
     def batch(self, number: int) -> Batch:
         return to_device(self.trainer.feed[number], self.device)
 
-    def step(self, batch: Batch, number: int) -> tuple[float, float]:
+    def step(self, number: int) -> tuple[float, float]:
         """The loss, and the seconds of forward, backward and optimizer."""
+        batch = self.batch(number)
+        self.wait()
         began = time.perf_counter()
-        with using(self.backend):
+        with using(self.variant.backend):
             loss = self.forward(batch, number)
-            self.backward(loss)
+            self.trainer.fabric.backward(loss)
             self.optimize(number)
-            return float(loss.detach()), time.perf_counter() - began
+            self.wait()
+        return float(loss.detach()), time.perf_counter() - began
 
     def forward(self, batch: Batch, number: int) -> Tensor:
-        return self.trainer.step_module(batch, self.clock(number))["loss"]
-
-    def backward(self, loss: Tensor) -> None:
-        self.trainer.fabric.backward(loss)
+        clock = self.clock(number)
+        if self.variant.passes == "straightforward":
+            with self.trainer.fabric.autocast():
+                return straightforward.forward(straightforward.check(self.method), batch, clock)["loss"]
+        return self.trainer.step_module(batch, clock)["loss"]
 
     def optimize(self, number: int) -> None:
         self.trainer.wrapped_optimizer.step()
@@ -107,45 +134,111 @@ class Run:
     def clock(self, number: int) -> Tensor:
         return torch.full((), number, dtype=torch.int64, device=self.device)
 
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return measure.resident("VmHWM") if measure.PAGE_STATE.is_file() else None
+
+    def outside(self, start: int) -> tuple[float, float] | None:
+        """The share of forward + backward outside encoder and decoder, and those seconds per step."""
+        if self.trainer.config.engine.compile != "none":
+            return None
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        inside = total = 0.0
+        for number in range(start, start + PROFILED):
+            batch = self.batch(number)
+            with using(self.variant.backend), marked(self.method), profile(activities=activities) as seen:
+                with record_function("benchmark::forward"):
+                    loss = self.forward(batch, number)
+                with record_function("benchmark::backward"):
+                    self.trainer.fabric.backward(loss)
+            self.optimize(number)
+            spent = inside_seconds(seen.events() or [])
+            inside, total = inside + spent[0], total + spent[1]
+        return 1 - inside / total, (total - inside) / PROFILED
+
 
 def first_step(config: Config) -> int:
     """Where the prototype terms have their full weight."""
     return int(getattr(config.method, "start", 0)) + int(getattr(config.method, "ramp", 0))
 
 
-def compare(config: Config, steps: int) -> list[StepRow]:
-    """Both backends step by step, from the same weights on the same batch; the first step warms up and is not timed."""
-    runs = eager, fused = Run(config, EAGER), Run(config, FUSED)
-    seconds: dict[str, list[float]] = {run.backend: [] for run in runs}
-    losses: dict[str, list[float]] = {run.backend: [] for run in runs}
-    start, load = first_step(config), measure.load()
+def work(config: Config, variant: Variant, orders: Iterator[str], answer: Any) -> None:
+    """What a variant's process does: one step for each line with its number, then on "end" the shares and the peak."""
+    run = Run(config, variant)
+    with using(variant.backend):
+        answer({"operations": dispatch.prepare(run.device.type), "device": run.device.type})
+    number = 0
+    for order in orders:
+        if order.strip() == "end":
+            peak = run.peak()  # before the profiler, which needs memory of its own
+            answer({"peak": peak, "outside": run.outside(number + 1)})
+            return
+        number = int(order)
+        loss, seconds = run.step(number)
+        answer({"loss": loss, "seconds": seconds})
+
+
+class Worker:
+    """A variant's process, as the one that measures sees it."""
+
+    def __init__(self, name: str, words: Sequence[str]):
+        command = [sys.executable, "-m", "mpamatch.benchmarks.bench_step", *words, "--worker", name]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name, self.losses, self.seconds = name, list[float](), list[float]()
+        self.about = self.read()
+
+    def ask(self, order: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{order}\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise InputError(f"bench_step: the process of {self.name} ended with code {self.process.wait()}.")
+        return json.loads(line)
+
+    def step(self, number: int, *, timed: bool) -> None:
+        answer = self.ask(str(number))
+        self.losses.append(answer["loss"])
+        if timed:
+            self.seconds.append(answer["seconds"])
+
+
+def compare(config: Config, names: Sequence[str], words: Sequence[str], steps: int) -> list[StepRow]:
+    """All variants step by step, one at a time; the first step warms up and is not timed."""
+    start, load, settings = first_step(config), measure.load(), " ".join(_settings(words))
+    workers = [Worker(name, words) for name in names]
     for number in range(start, start + steps + 1):
-        batch = eager.batch(number)
-        fused.take_weights(eager)
-        for run in runs if number % 2 else reversed(runs):
-            loss, taken = run.step(batch, number)
-            losses[run.backend].append(loss)
-            if number > start:
-                seconds[run.backend].append(taken)
-    shares = {run.backend: outside_share(run, start + steps + 1) for run in runs}
+        for worker in workers if number % 2 else reversed(workers):
+            worker.step(number, timed=number > start)
     found = []
-    for backend, taken_by_steps in seconds.items():
-        timing = summary(taken_by_steps, "wall")
-        outside, outside_seconds = shares[backend]
+    for worker in workers:
+        timing, end = summary(worker.seconds, "wall"), worker.ask("end")
+        outside, outside_seconds = end["outside"] or (None, None)
         found.append(
             StepRow(
                 recipe=config.recipe,
-                backend="fused" if backend == FUSED else backend,
-                operations=operations(backend, eager.device.type),
+                settings=settings,
+                variant=worker.name,
+                operations=worker.about["operations"],
                 steps=steps,
                 median=timing.median,
                 p20=timing.p20,
                 p80=timing.p80,
                 outside=outside,
                 outside_seconds=outside_seconds,
-                peak_resident_bytes=None,
-                difference=difference(losses[backend], losses[EAGER]),
-                machine=measure.machine(eager.device.type),
+                peak_bytes=end["peak"],
+                difference=difference(worker.losses, workers[0].losses),
+                device=worker.about["device"],
+                machine=measure.machine(worker.about["device"]),
                 torch=torch.__version__,
                 load=load,
             )
@@ -153,118 +246,45 @@ def compare(config: Config, steps: int) -> list[StepRow]:
     return found
 
 
-def operations(backend: str, device: str) -> dict[str, str]:
-    """What runs each operation."""
-    with using(backend):
-        return dispatch.prepare(device)
-
-
-def difference(ours: list[float], theirs: list[float]) -> float:
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The largest |ours − theirs| / |theirs|."""
     return max(abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True))
 
 
-def outside_share(run: Run, start: int) -> tuple[float, float]:
-    """The share of forward + backward outside encoder and decoder, and those seconds per step, from the profiler."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.device.type == "cuda" else [])]
-    inside = total = 0.0
-    for number in range(start, start + PROFILED):
-        batch = run.batch(number)
-        with using(run.backend), marked(run.method), profile(activities=activities) as seen:
-            with record_function("benchmark::forward"):
-                loss = run.forward(batch, number)
-            with record_function("benchmark::backward"):
-                run.backward(loss)
-        run.optimize(number)
-        spent = inside_seconds(seen.events() or [])
-        inside, total = inside + spent[0], total + spent[1]
-    return 1 - inside / total, (total - inside) / PROFILED
+def _settings(words: Sequence[str]) -> Iterator[str]:
+    """The fields among the words, without those that say where the data lie."""
+    for name, value in pairwise(words):
+        if name.startswith("--") and "." in name and name not in ("--model.encoder_weights",):
+            yield f"{name.removeprefix('--')}={value}"
 
 
 @contextmanager
-def marked(method: Method) -> Iterator[None]:
-    """Every call of the encoder and the decoder runs within a range that the profiler sees."""
-    open_ranges: list[record_function] = []
-
-    def enter(module: nn.Module, arguments: object) -> None:
-        open_ranges.append(record_function(INSIDE))
-        open_ranges[-1].__enter__()
-
-    def leave(module: nn.Module, arguments: object, result: object) -> None:
-        open_ranges.pop().__exit__(None, None, None)
-
-    parts = (method.model.encoder, method.model.decoder)
-    hooks = [hook for part in parts for hook in _hooks(part, enter, leave)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def random_weights(config: Config) -> Iterator[list[str]]:
+    """Flags that name a file of random weights, where the encoder is to be kept and has none."""
+    if config.model.tuning == "full" or config.model.encoder_weights is not None:
+        yield []
+        return
+    encoder = build_encoder(config.model.encoder, None, config.model.norm)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.safetensors"
+        save_file(getattr(encoder, "vit", encoder).state_dict(), path)
+        del encoder
+        yield ["--model.encoder_weights", str(path)]
 
 
-def _hooks(part, enter, leave):
-    return part.register_forward_pre_hook(enter), part.register_forward_hook(leave)
-
-
-def inside_seconds(events: list[FunctionEvent]) -> tuple[float, float]:
-    """(seconds inside encoder and decoder, seconds in all), forward and backward together.
-
-    Forward: the marked ranges. Backward: a node of the graph bears the sequence number that its forward operation was
-    given; numbers are given in order, so the last operation that starts with a number is the one that made the node.
-    A node belongs inside where that operation started within a marked range, and so do the accumulations of gradients
-    that directly follow it.
-    """
-    whole = sum(_seconds(e) for e in events if e.name in ("benchmark::forward", "benchmark::backward"))
-    ranges = sorted((e.time_range.start, e.time_range.end) for e in events if e.name == INSIDE)
-    forward = sum(end - start for start, end in ranges) / 1e6
-    nodes = sorted((e for e in events if e.name.startswith(BACKWARD)), key=lambda e: e.time_range.start)
-    began = nodes[0].time_range.start
-    made_at: dict[int, float] = {}
-    for event in events:
-        if event.sequence_nr >= 0 and event.time_range.start < began:
-            made_at[event.sequence_nr] = max(event.time_range.start, made_at.get(event.sequence_nr, 0.0))
-    backward, inside = 0.0, False
-    for node in nodes:
-        if "AccumulateGrad" not in node.name:
-            at = made_at.get(node.sequence_nr, -1.0)
-            inside = any(start <= at <= end for start, end in ranges)
-        backward += _seconds(node) if inside else 0.0
-    return forward + backward, whole
-
-
-def _seconds(event: FunctionEvent) -> float:
-    return (event.time_range.end - event.time_range.start) / 1e6
-
-
-def peak_resident(arguments: argparse.Namespace, backend: str) -> int | None:
-    """The highest resident memory of a process of its own that trains three steps with `backend`."""
-    words = ["--recipe", arguments.recipe, "--data", str(arguments.data), "--peak-of", backend]
-    words += ["--split", arguments.split] if arguments.split else []
-    command = [sys.executable, "-m", "mpamatch.benchmarks.bench_step", *words]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def own_peak(config: Config, backend: str) -> int | None:
-    """Of this process: three steps, all memory mapped anew, so that pages given back do not hide the peak."""
-    run, start = Run(config, backend), first_step(config)
-    with measure.memory("counted"):
-        if not measure.restart_peak():
-            return None
-        for number in range(start, start + 3):
-            run.step(run.batch(number), number)
-        return measure.resident("VmHWM")
-
-
-HEADER = ("recipe", "backend", "steps", "ms/step", "p20–p80", "outside", "outside ms", "peak MB", "loss differs by")
+HEADER = ("recipe", "variant", "steps", "ms/step", "p20–p80", "outside", "outside ms", "peak MB", "loss differs by")
 
 
 def cells(row: StepRow) -> list[str]:
-    peak = "–" if row.peak_resident_bytes is None else f"{row.peak_resident_bytes / 1e6:.0f}"
+    peak = "–" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
     spread = f"{rows.milliseconds(row.p20)}–{rows.milliseconds(row.p80)}"
-    share = f"{100 * row.outside:.1f} %"
-    times = [rows.milliseconds(row.median), spread, share, rows.milliseconds(row.outside_seconds)]
-    return [row.recipe, row.backend, str(row.steps), *times, peak, f"{row.difference:.1e}"]
+    share, outside = "–", "–"
+    if row.outside is not None and row.outside_seconds is not None:
+        share, outside = f"{100 * row.outside:.1f} %", rows.milliseconds(row.outside_seconds)
+    name = " ".join(word for word in (row.recipe, row.settings) if word)
+    return [name, row.variant, str(row.steps), rows.milliseconds(row.median), spread, share, outside, peak] + [
+        f"{row.difference:.1e}"
+    ]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -274,24 +294,43 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=Path, help="a prepared folder")
     parser.add_argument("--split", help="which of its splits, where there are several")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="which, the first is what losses compare with")
     parser.add_argument("--out", type=Path, help="JSON lines to append to")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # a process of its own for each backend's memory
-    arguments = parser.parse_args(words)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments, fields = parser.parse_known_args(words)
     flags = ["--data.root", str(arguments.data), *(["--data.split", arguments.split] if arguments.split else [])]
-    config = load_config(arguments.recipe, None, flags)
-    if arguments.peak_of:
-        print(json.dumps(own_peak(config, arguments.peak_of)))
+    flags += ["--engine.learning_rate", "0", *fields]
+    if arguments.worker:
+        variant = VARIANTS[arguments.worker]
+        lines = _own_output()
+        work(load_config(arguments.recipe, None, [*flags, *variant.flags]), variant, sys.stdin, lines)
         return 0
-    if set(operations(FUSED, choose_device(config.engine.device).type).values()) == {EAGER}:
-        raise InputError("bench_step: no fused operation runs here, so there is nothing to compare; see mpamatch info.")
-    found = compare(config, arguments.steps)
-    for row, backend in zip(found, (EAGER, FUSED), strict=True):
-        row.peak_resident_bytes = peak_resident(arguments, backend)
+    names = arguments.variants.split(",")
+    for name in names:
+        if name not in VARIANTS:
+            raise unknown("variant", name, VARIANTS)
+    config = load_config(arguments.recipe, None, flags)
+    with random_weights(config) as weights:
+        given = ["--recipe", arguments.recipe, "--data", str(arguments.data)]
+        given += [*(["--split", arguments.split] if arguments.split else []), *fields, *weights]
+        found = compare(config, names, given, arguments.steps)
     rows.show("training step", HEADER, [cells(row) for row in found], text_columns=2)
     if arguments.out:
         with arguments.out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in found)
     return 1 if max(row.difference for row in found) > LOSS_TOLERANCE else 0
+
+
+def _own_output() -> Any:
+    """Writes answers to what was standard output; whatever libraries print goes to standard error instead."""
+    stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(content: dict[str, Any]) -> None:
+        stream.write(json.dumps(content) + "\n")
+        stream.flush()
+
+    return answer
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def distance(
     embedding: Tensor,  # (N, D)
     prototypes: Tensor,  # (C, K, D)
 ) -> tuple[Tensor, Tensor]:
-    z = functional.normalize(embedding.float(), dim=-1)
+    z = functional.normalize(embedding.to(prototypes.dtype), dim=-1)
     found = [(z @ functional.normalize(own, dim=-1).T).max(1) for own in prototypes]
     return 1 - torch.stack([highest for highest, _ in found], 1), torch.stack([k for _, k in found], 1).int()
 
@@ -27,7 +27,7 @@ def assign(
     iterations: int = 3,
 ) -> Tensor:  # (N,) i32
     assignment = torch.full_like(label, -1, dtype=torch.int32)
-    z = functional.normalize(embedding.float(), dim=-1)
+    z = functional.normalize(embedding.to(prototypes.dtype), dim=-1)
     for c, own in enumerate(functional.normalize(prototypes, dim=-1)):
         mask = label == c
         if not mask.any():
@@ -59,7 +59,7 @@ def update_(
     assignment: Tensor,  # (N,) i32
     momentum: float = 0.999,
 ) -> None:
-    z = functional.normalize(embedding.float(), dim=-1)
+    z = functional.normalize(embedding.to(prototypes.dtype), dim=-1)
     per_class = prototypes.shape[1]
     for c in range(len(prototypes)):
         mask = (assignment >= c * per_class) & (assignment < (c + 1) * per_class)

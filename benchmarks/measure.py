@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from mpamatch.malloc import KEPT, MIB, can_be_set, set_malloc
+
 GRAPH_BELOW = 100e-6  # seconds: above it the gaps between launches no longer show
 WARM_UP = 3  # turns
 PAGE_STATE = Path("/proc/self/status")
@@ -94,23 +96,14 @@ def summary(samples: Sequence[float], timer: str) -> Timing:
     return Timing(median, p20, p80, len(samples), timer)
 
 
-# glibc's malloc parameters: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX (malloc.h)
-_TRIM, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-MIB = 2**20
 POOL = 1024 * MIB
-# What becomes of freed memory: how many blocks may be mapped on their own, from which size on, and from how much free
-# memory on the heap shrinks.
+# What becomes of freed memory, as `set_malloc` takes it.
 ALLOCATIONS = {
-    "warm": (0, 32 * MIB, 2**31 - 1),  # one heap that never shrinks
+    "warm": KEPT,
     # where a process settles by itself: glibc raises its thresholds up to these as large blocks are freed
     "fresh": (65_536, 32 * MIB, 64 * MIB),
     "counted": (65_536, MIB // 8, MIB // 8),  # everything large mapped on its own, so that resident pages tell the peak
 }
-
-
-def can_keep_memory() -> bool:
-    """Whether `memory` has an effect: glibc alone has mallopt."""
-    return hasattr(ctypes.CDLL(None), "mallopt")
 
 
 @contextmanager
@@ -119,24 +112,16 @@ def memory(allocation: str) -> Iterator[None]:
 
     "warm" leaves holes in the heap that large blocks then use again: measure "fresh" before it.
     """
-    if not can_keep_memory():
+    if not can_be_set():
         yield
         return
-    _set_malloc(*ALLOCATIONS[allocation])
+    set_malloc(*ALLOCATIONS[allocation])
     if allocation == "warm":
         _fill_heap()
     try:
         yield
     finally:
-        _set_malloc(*ALLOCATIONS["fresh"])
-
-
-def _set_malloc(mapped: int, threshold: int, trim: int) -> None:
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_MAX, mapped)
-    libc.mallopt(_MMAP_THRESHOLD, threshold)
-    libc.mallopt(_TRIM, trim)
-    libc.malloc_trim(0)
+        set_malloc(*ALLOCATIONS["fresh"])
 
 
 def _fill_heap() -> None:

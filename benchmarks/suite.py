@@ -16,6 +16,7 @@ from mpamatch.benchmarks.backends import EAGER, fused, using
 from mpamatch.benchmarks.cases import BOTH, Case
 from mpamatch.benchmarks.measure import Ceilings, Timed, Timing
 from mpamatch.benchmarks.rows import Row
+from mpamatch.malloc import can_be_set
 
 Inputs = dict[str, Tensor]
 Function = Callable[..., tuple[Tensor, ...]]
@@ -105,7 +106,7 @@ def allocations(device: str) -> list[str]:
     """What is measured, in this order; torch's allocator of a GPU keeps memory."""
     if device == "cuda":
         return ["warm"]
-    return ["fresh", "warm"] if measure.can_keep_memory() else ["fresh"]
+    return ["fresh", "warm"] if can_be_set() else ["fresh"]
 
 
 def run_case(

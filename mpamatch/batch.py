@@ -1,5 +1,6 @@
 """The contract between feeds and methods: what one training step sees."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,17 @@ class Unlabelled(NamedTuple):
 class Batch(NamedTuple):
     labelled: Labelled
     unlabelled: Unlabelled | None
+
+
+def pieces(batch: Batch, count: int) -> Iterator[Batch]:
+    """The batch cut into `count` batches of as many labelled and unlabelled images each."""
+
+    def cut(part, index):
+        return type(part)(*(None if t is None else t.chunk(count)[index] for t in part))
+
+    for index in range(count):
+        unlabelled = None if batch.unlabelled is None else cut(batch.unlabelled, index)
+        yield Batch(cut(batch.labelled, index), unlabelled)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -36,7 +36,7 @@ def build_training(config: Config, prepared: Prepared, *, fresh: bool = True) ->
 
 
 def _without_weights(config: ModelConfig) -> ModelConfig:
-    return config if config.tuning == "frozen" else replace(config, encoder_weights=None)
+    return config if config.tuning != "full" else replace(config, encoder_weights=None)
 
 
 def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
@@ -93,7 +93,7 @@ def licence_notes(config: Config) -> list[str]:
 def frozen_identity(config: Config, method: Method) -> dict[str, dict[str, str]]:
     """What a checkpoint leaves out because it never changes: which weights, from where, with which SHA-256."""
     identity: dict[str, dict[str, str]] = {}
-    if method.model.frozen:
+    if method.model.keeps_encoder:
         weights = str(config.model.encoder_weights)
         found = {"sha256": sha256(Path(weights))} if Path(weights).is_file() else {}
         identity["encoder"] = {"name": config.model.encoder, "weights": weights, **found}

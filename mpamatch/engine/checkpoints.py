@@ -20,6 +20,7 @@ from mpamatch.errors import InputError
 from mpamatch.files import replacing
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.methods import Method
+from mpamatch.models.adapters import MARK, merge_adapters
 from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
 from mpamatch.models.weights import sha256
 
@@ -36,13 +37,13 @@ class Progress:
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of `module` without its frozen encoders."""
-    frozen = tuple(
+    """The state of `module` without the encoders' own weights where these never change; adapters are learned."""
+    given = tuple(
         f"{name}.encoder." if name else "encoder."
         for name, part in module.named_modules()
-        if isinstance(part, TransUNet) and part.frozen
+        if isinstance(part, TransUNet) and part.keeps_encoder
     )
-    return {name: value for name, value in module.state_dict().items() if not name.startswith(frozen)}
+    return {name: value for name, value in module.state_dict().items() if not name.startswith(given) or MARK in name}
 
 
 def load_learned(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -121,12 +122,14 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
     if "model" not in about:
         raise InputError(f"{path}: holds no network to predict with; it was written for something else.")
     config = ModelConfig(**about["model"])
-    if config.tuning == "frozen":
+    if config.tuning != "full":
         _same_frozen(about["frozen"]["encoder"], path)
         model = build_model(config, len(about["class_names"]))
     else:
         model = build_model(dataclasses.replace(config, encoder_weights=None), len(about["class_names"]))
     load_learned(model, tensors, path)
+    if config.tuning == "lora":
+        merge_adapters(model.encoder)
     return Segmenter(
         model.to(choose_device(device)).eval(),
         class_names=about["class_names"],

@@ -19,6 +19,7 @@ from mpamatch.models.transunet import ModelConfig
 
 DEFAULT_METHOD = "mpamatch"
 OPTIONS = ("recipe", "config", "run", "resume")  # of `mpamatch train` beside the fields
+COMPILE = ("none", "default", "reduce-overhead")
 SECTIONS = ("data", "model", "method", "engine")
 
 
@@ -35,7 +36,12 @@ class EngineConfig:
         precision: 32 or bf16 (mixed).
         device: auto, cpu or cuda.
         seed: of weights and draws.
-        compile: whether torch.compile turns the step into one graph.
+        compile: none; default (torch.compile turns the step into one graph); or reduce-overhead (the same, replayed as
+            a CUDA graph on one GPU).
+        accumulate: passes that a step's batch is cut into, for memory; each normalises by its own pixels.
+        fused: whether the optimizer is one fused kernel.
+        keep_memory: whether freed memory stays with the process on a CPU; off, each step touches new pages.
+        channels_last: auto (on a GPU), true or false: the memory layout of the network.
         validate_every: steps between validations; the best one's weights are kept.
         save_every: steps between checkpoints to resume from.
         log_every: steps between lines of metrics.jsonl.
@@ -50,7 +56,11 @@ class EngineConfig:
     precision: str = "32"
     device: str = "auto"
     seed: int = 0
-    compile: bool = False
+    compile: str = "none"
+    accumulate: int = 1
+    fused: bool = True
+    keep_memory: bool = True
+    channels_last: str = "auto"
     validate_every: int = 100
     save_every: int = 100
     log_every: int = 10
@@ -61,10 +71,12 @@ class EngineConfig:
             ("optimizer", ("adamw", "sgd")),
             ("precision", ("32", "bf16")),
             ("device", ("auto", "cpu", "cuda")),
+            ("compile", COMPILE),
+            ("channels_last", ("auto", "true", "false")),
         ):
             if str(getattr(self, name)) not in choices:
                 raise unknown(f"engine.{name}", str(getattr(self, name)), choices)
-        for name in ("steps", "validate_every", "save_every", "log_every"):
+        for name in ("steps", "accumulate", "validate_every", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine.{name}: expected at least 1, got {getattr(self, name)}.")
         if not 0 <= self.seed < 2**63:

@@ -52,15 +52,17 @@ def inside(box: Tensor, height: int, width: int) -> Tensor:  # (B, 4) i32 -> (B,
     row = torch.arange(height, device=box.device)[None, :, None]
     column = torch.arange(width, device=box.device)[None, None, :]
     top, left, bottom, right = (side[:, None, None] for side in box.unbind(1))
-    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
 
 
-def cutmix(x: Tensor, box: Tensor) -> Tensor:  # (B, 3, H, W) or (B, H, W)
-    """Inside its box each image shows its neighbour (CutMix, ICCV 2019)."""
-    chosen = inside(box, x.shape[-2], x.shape[-1])
+def cutmix(
+    x: Tensor,  # (B, 3, H, W) or (B, H, W)
+    chosen: Tensor,  # (B, H, W) bool, as `inside` gives it
+) -> Tensor:
+    """Where chosen each image shows its neighbour (CutMix, ICCV 2019)."""
     return torch.where(chosen[:, None] if x.dim() == 4 else chosen, neighbours(x), x)
 
 
-def cutmix_targets(targets: Targets, box: Tensor) -> Targets:
-    """Pseudo-label, weight and valid map mixed with the same box as the image."""
-    return Targets(*(cutmix(x, box) for x in targets))
+def cutmix_targets(targets: Targets, chosen: Tensor) -> Targets:
+    """Pseudo-label, weight and valid map mixed like the image."""
+    return Targets(*(cutmix(x, chosen) for x in targets))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.methods.base import Method
-from mpamatch.methods.consistency import check_consistency, cutmix, cutmix_targets, pseudo_targets
+from mpamatch.methods.consistency import check_consistency, cutmix, cutmix_targets, inside, pseudo_targets
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
 from mpamatch.models.transunet import TransUNet
 
@@ -40,12 +40,13 @@ class FixMatch(Method):
         assert batch.unlabelled is not None
         x, u = batch.labelled, batch.unlabelled
         m = len(u.weak)
-        logits = self.model(torch.cat([x.image, u.weak, cutmix(u.strong1, u.box1)])).logits
+        mixed = inside(u.box1, *u.valid.shape[1:])
+        logits = self.model(torch.cat([x.image, u.weak, cutmix(u.strong1, mixed)])).logits
         labelled, weak, strong1 = logits.split([len(x.image), m, m])
         clean = pseudo_targets(weak, u.valid, self.config.threshold)
 
         supervised = labelled_loss(labelled, x.label)
-        strong = unlabelled_loss(strong1, *cutmix_targets(clean, u.box1), self.config.unlabelled_loss)
+        strong = unlabelled_loss(strong1, *cutmix_targets(clean, mixed), self.config.unlabelled_loss)
         return {
             "loss": (supervised + strong) / 2,
             "labelled": supervised.detach(),

@@ -104,7 +104,7 @@ class MPAMatch(UniMatch):
 
         targets = self.targets(seen, z, batch, started)
         supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
-        strong, feature = self.consistency(seen, targets, batch)
+        strong, feature = self.consistency(seen, targets)
         unlabelled = config.weight_strong * strong + config.weight_feature * feature
         prototype, parts = self.prototype_terms(seen, z, targets, batch, begun)
         loss = (

@@ -9,7 +9,7 @@ from torch import Tensor
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
 from mpamatch.methods.base import Method
-from mpamatch.methods.consistency import Targets, check_consistency, cutmix, cutmix_targets, pseudo_targets
+from mpamatch.methods.consistency import Targets, check_consistency, cutmix, cutmix_targets, inside, pseudo_targets
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
 from mpamatch.models.encoder import ChannelDropout
 from mpamatch.models.transunet import Prediction, TransUNet
@@ -43,6 +43,8 @@ class Views(NamedTuple):
     strong1: Tensor  # (B, C, H, W) logits
     strong2: Tensor
     dropped: Tensor
+    mixed1: Tensor  # (B, H, W) bool: where CutMix shows the neighbour
+    mixed2: Tensor
 
 
 class UniMatch(Method):
@@ -64,7 +66,7 @@ class UniMatch(Method):
         seen = self.see(batch)
         targets = pseudo_targets(seen.weak.logits, batch.unlabelled.valid, self.config.threshold)
         supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
-        strong, feature = self.consistency(seen, targets, batch)
+        strong, feature = self.consistency(seen, targets)
         unlabelled = self.config.weight_strong * strong + self.config.weight_feature * feature
         return {
             "loss": (supervised + unlabelled) / 2,
@@ -85,20 +87,19 @@ class UniMatch(Method):
         assert u.box2 is not None
         assert u.channel_noise is not None
         n, m = len(x), len(u.weak)
-        images = torch.cat([x, u.weak, cutmix(u.strong1, u.box1), cutmix(u.strong2, u.box2)])
+        mixed1, mixed2 = (inside(box, *u.valid.shape[1:]) for box in (u.box1, u.box2))
+        images = torch.cat([x, u.weak, cutmix(u.strong1, mixed1), cutmix(u.strong2, mixed2)])
         maps = self.model.encode(images)
         dropped = self.drop(tuple(level[n : n + m] for level in maps), u.channel_noise)
         maps = tuple(torch.cat(pair) for pair in zip(maps, dropped, strict=True))
         logits, embedding = self.model.decode(maps, (x.shape[-2], x.shape[-1]))
         labelled, weak, strong1, strong2, feature = logits.split([n, m, m, m, m])
         clean, pseudo = Prediction(labelled, embedding[:n]), Prediction(weak, embedding[n : n + m])
-        return Views(clean, pseudo, strong1, strong2, feature)
+        return Views(clean, pseudo, strong1, strong2, feature, mixed1, mixed2)
 
-    def consistency(self, seen: Views, targets: Targets, batch: Batch) -> tuple[Tensor, Tensor]:
+    def consistency(self, seen: Views, targets: Targets) -> tuple[Tensor, Tensor]:
         """The mean of the two strong terms, and the term of the feature-dropped view."""
-        u, kind = batch.unlabelled, self.config.unlabelled_loss
-        assert u is not None
-        assert u.box2 is not None
-        strong1 = unlabelled_loss(seen.strong1, *cutmix_targets(targets, u.box1), kind)
-        strong2 = unlabelled_loss(seen.strong2, *cutmix_targets(targets, u.box2), kind)
+        kind = self.config.unlabelled_loss
+        strong1 = unlabelled_loss(seen.strong1, *cutmix_targets(targets, seen.mixed1), kind)
+        strong2 = unlabelled_loss(seen.strong2, *cutmix_targets(targets, seen.mixed2), kind)
         return (strong1 + strong2) / 2, unlabelled_loss(seen.dropped, *targets, kind)

@@ -1,5 +1,6 @@
 """Encoders, from image to feature maps, shallow to deep: any timm ViT, the R50+ViT hybrid, a small one for CPUs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError, unknown
+from mpamatch.models.recompute import recomputed
 from mpamatch.models.weights import load_checked, read_state_dict
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -50,6 +52,17 @@ class Encoder(nn.Module):
     strides: tuple[int, ...]
     multiple: int
     mean, std = IMAGENET
+    checkpointing = False
+
+    def recompute(self) -> None:
+        """From now on backward computes the blocks' activations again instead of keeping them."""
+        self.checkpointing = True
+
+    def through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """x through one block after the other."""
+        for block in blocks:
+            x = recomputed(block, x) if self.checkpointing else block(x)
+        return x
 
 
 class ViTEncoder(Encoder):
@@ -60,6 +73,9 @@ class ViTEncoder(Encoder):
         self.vit = vit
         self.multiple = int(vit.patch_embed.patch_size[0])
         self.channels, self.strides = (vit.embed_dim,), (self.multiple,)
+
+    def recompute(self) -> None:
+        self.vit.set_grad_checkpointing()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         tokens = self.vit.forward_features(image)[:, self.vit.num_prefix_tokens :]
@@ -89,11 +105,12 @@ class HybridViTEncoder(Encoder):
         maps = [x]
         x = pool(x)
         for stage in backbone.stages:
-            x = stage(x)
+            x = self.through([stage], x)
             maps.append(x)
         x = vit.patch_embed.proj(maps.pop())
         height, width = x.shape[-2:]
-        tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x.permute(0, 2, 3, 1)))))[:, vit.num_prefix_tokens :]
+        tokens = self.through(vit.blocks, vit.norm_pre(vit._pos_embed(x.permute(0, 2, 3, 1))))
+        tokens = vit.norm(tokens)[:, vit.num_prefix_tokens :]
         return (*maps, tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width))
 
 
@@ -118,11 +135,11 @@ class SmallEncoder(Encoder):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps, x = [], image
         for stage in self.stages:
-            x = stage(x)
+            x = self.through([stage], x)
             maps.append(x)
         if self.position is not None:
             x = x + self.position(x)
-            tokens = self.blocks(x.flatten(2).transpose(1, 2))
+            tokens = self.through(self.blocks, x.flatten(2).transpose(1, 2))
             maps[-1] = tokens.transpose(1, 2).reshape(x.shape)
         return tuple(maps)
 

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError, unknown
+from mpamatch.models.adapters import add_adapters
 from mpamatch.models.encoder import Encoder, build_encoder, conv_norm
+from mpamatch.models.recompute import recomputed
+
+TUNINGS = ("full", "lora", "frozen")
 
 
 @dataclass
@@ -19,22 +23,27 @@ class ModelConfig:
         encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, or any timm ViT by name, such as
             vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
         encoder_weights: nothing (random), a checkpoint file, timm (published by it), hub (uni, uni2-h), or hf-hub:ID.
-        tuning: full or frozen; frozen needs encoder_weights.
+        tuning: full, lora (adapters in the attention of a ViT) or frozen; the last two need encoder_weights.
+        lora_rank: rank of the adapters.
         encoder_lr_scale: learning rate of a pretrained encoder as a factor of the heads'.
         decoder_width: channels of the 3×3 convolution before the first block.
         decoder_channels: channels of the four ×2 blocks; the second one's output, at stride 4, is the embedding.
         norm: batch or group; group where a step sees one image.
         head_kernel: 1 (MPAMatch) or 3 (TransUNet).
+        checkpointing: whether backward computes the activations of encoder and decoder blocks again instead of keeping
+            them: less memory for more time.
     """
 
     encoder: str = "small_hybrid"
     encoder_weights: str | None = None
     tuning: str = "full"
+    lora_rank: int = 8
     encoder_lr_scale: float = 0.1
     decoder_width: int = 512
     decoder_channels: list[int] = field(default_factory=lambda: [256, 128, 64, 16])
     norm: str = "batch"
     head_kernel: int = 1
+    checkpointing: bool = False
 
 
 class Prediction(NamedTuple):
@@ -75,12 +84,14 @@ class Decoder(nn.Module):
             for i, o, stride in zip(inputs, config.decoder_channels, (8, 4, 2, 1), strict=True)
         )
         self.head = nn.Conv2d(config.decoder_channels[-1], classes, config.head_kernel, padding=config.head_kernel // 2)
+        self.checkpointing = config.checkpointing
 
     def forward(self, maps: tuple[Tensor, ...]) -> Prediction:
         x = self.first(maps[-1])
         embedding = x
         for depth, (block, skip) in enumerate(zip(self.blocks, self.skip_index, strict=True)):
-            x = block(x, maps[skip] if skip >= 0 else None)
+            beside = maps[skip] if skip >= 0 else None
+            x = recomputed(block, x, beside) if self.checkpointing else block(x, beside)
             if depth == 1:
                 embedding = x
         return Prediction(self.head(x), embedding)
@@ -99,6 +110,10 @@ class TransUNet(nn.Module):
         self.frozen = config.tuning == "frozen"
         if self.frozen:
             self.encoder.requires_grad_(False)
+        if config.tuning == "lora":
+            add_adapters(self.encoder, config.lora_rank)
+        if config.checkpointing:
+            self.encoder.recompute()
         self.train()
 
     def train(self, mode: bool = True) -> "TransUNet":
@@ -106,6 +121,11 @@ class TransUNet(nn.Module):
         if self.frozen:
             self.encoder.eval()
         return self
+
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether the encoder's own weights never change, so that nobody needs to store them again."""
+        return self.config.tuning != "full"
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, shallow to deep; sizes that do not divide by the patch are padded by repetition."""
@@ -132,8 +152,12 @@ class TransUNet(nn.Module):
 
 def build_model(config: ModelConfig, classes: int) -> TransUNet:
     """The network of `config` for `classes` classes. Raises InputError where a field does not fit."""
-    if config.tuning not in ("full", "frozen"):
-        raise unknown("model.tuning", config.tuning, ("full", "frozen"))
-    if config.tuning == "frozen" and config.encoder_weights is None:
-        raise InputError("model.tuning: a frozen encoder needs model.encoder_weights; a random one learns nothing.")
+    if config.tuning not in TUNINGS:
+        raise unknown("model.tuning", config.tuning, TUNINGS)
+    if config.tuning != "full" and config.encoder_weights is None:
+        raise InputError(
+            f"model.tuning: {config.tuning} needs model.encoder_weights; the weights of a random encoder never learn."
+        )
+    if config.lora_rank < 1:
+        raise InputError(f"model.lora_rank: expected at least 1, got {config.lora_rank}.")
     return TransUNet(build_encoder(config.encoder, config.encoder_weights, config.norm), classes, config)

@@ -9,6 +9,7 @@ import torch
 
 from mpamatch.benchmarks import measure
 from mpamatch.benchmarks.measure import Ceilings, Timed
+from mpamatch.malloc import can_be_set
 
 
 def test_variants_take_turns_and_the_first_use_is_not_timed():
@@ -67,7 +68,7 @@ print(faults("fresh"), faults("warm"))
 """
 
 
-@pytest.mark.skipif(not measure.can_keep_memory(), reason="malloc of this system has no such setting")
+@pytest.mark.skipif(not can_be_set(), reason="malloc of this system has no such setting")
 def test_kept_memory_is_not_touched_anew():
     """In a process of its own, of 64 MiB: 16,384 pages of 4 KiB."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)

@@ -64,10 +64,10 @@ def test_numbers_as_people_write_them(written):
 
 
 def test_flags_take_a_value_after_a_space_or_an_equals_sign():
-    config = load_config(flags=["--engine.steps=5", "--data.zoom", "[0.5, 2]", "--engine.compile", "true"])
+    config = load_config(flags=["--engine.steps=5", "--data.zoom", "[0.5, 2]", "--engine.compile", "default"])
     assert config.engine.steps == 5
     assert config.data.zoom == [0.5, 2.0]
-    assert config.engine.compile is True
+    assert config.engine.compile == "default"
 
 
 def test_the_last_of_two_equal_flags_counts_also_for_the_method():
@@ -128,7 +128,7 @@ def test_settings_of_one_method_do_not_reach_another(written):
 def test_what_is_saved_reads_back_equal_where_every_field_was_changed(tmp_path):
     flags = ["--data.root", "d", "--data.split", "labelled-1-seed0", "--data.zoom", "[0.3, 3]", "--data.scale", "0.7"]
     flags += ["--model.encoder_weights", "w.pt", "--model.decoder_channels", "[4, 3, 2, 1]", "--model.norm", "group"]
-    flags += ["--engine.precision", "bf16", "--engine.compile", "true", "--engine.learning_rate", "1e-7"]
+    flags += ["--engine.precision", "bf16", "--engine.compile", "default", "--engine.learning_rate", "1e-7"]
     flags += ["--method.name", "mpamatch", "--method.same_class_negatives", "false", "--method.epsilon", "0.1234567890"]
     config = load_config("demo", None, flags)
     save_config(config, tmp_path / "config.yaml")
@@ -171,7 +171,13 @@ def test_field_help_lists_the_fields_with_their_meaning():
         (["--engine.learning_rate", "-1"], "engine.learning_rate"),
         (["--engine.weight_decay", "-1"], "engine.weight_decay"),
         (["--engine.power", "-1"], "engine.power"),
-        (["--engine.compile", "perhaps"], "engine.compile: expected bool, got perhaps."),
+        (
+            ["--engine.compile", "perhaps"],
+            "unknown engine.compile 'perhaps': choose from default, none, reduce-overhead.",
+        ),
+        (["--engine.fused", "perhaps"], "engine.fused: expected bool, got perhaps."),
+        (["--engine.accumulate", "0"], "engine.accumulate: expected at least 1, got 0."),
+        (["--engine.channels_last", "maybe"], "unknown engine.channels_last 'maybe'"),
         (["--engine.optimizer", "adm"], "unknown engine.optimizer 'adm': did you mean 'adamw'?"),
         (["--engine.precision", "16"], "unknown engine.precision '16'"),
         (["--engine.device", "gpu"], "unknown engine.device 'gpu'"),

@@ -56,19 +56,19 @@ def _numbered(count: int) -> Tensor:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_cutmix_takes_the_box_from_the_neighbour(count: int, box: str) -> None:
     image = _numbered(count)
-    mixed = consistency.cutmix(image, _box(box, count))
+    mixed = consistency.cutmix(image, consistency.inside(_box(box, count), 6, 5))
     assert torch.equal(mixed, truth.cutmix(image, _box(box, count)))
     assert torch.equal(mixed, image) == (count == 1 or box == "empty")
 
 
 def test_image_label_weight_and_valid_are_mixed_alike() -> None:
     """Label, weight and valid map are functions of the image's first channel; so they must be after mixing."""
-    image, box = _numbered(3), _box("some")
+    image, chosen = _numbered(3), consistency.inside(_box("some"), 6, 5)
     key = image[:, 0]
     targets = Targets((key % 7).to(torch.uint8), (key % 2), key % 3 == 0)
-    mixed_key = consistency.cutmix(image, box)[:, 0]
+    mixed_key = consistency.cutmix(image, chosen)[:, 0]
     assert not torch.equal(mixed_key, key)
-    mixed = consistency.cutmix_targets(targets, box)
+    mixed = consistency.cutmix_targets(targets, chosen)
     assert torch.equal(mixed.label, (mixed_key % 7).to(torch.uint8))
     assert torch.equal(mixed.weight, mixed_key % 2)
     assert torch.equal(mixed.valid, mixed_key % 3 == 0)
@@ -77,8 +77,9 @@ def test_image_label_weight_and_valid_are_mixed_alike() -> None:
 def test_a_batch_of_one_is_left_as_it_is() -> None:
     image = _numbered(1)
     targets = Targets(image[:, 0].to(torch.uint8), image[:, 1], image[:, 2] > 70)
-    assert torch.equal(consistency.cutmix(image, _box("some", 1)), image)
-    for ours, before in zip(consistency.cutmix_targets(targets, _box("some", 1)), targets, strict=True):
+    chosen = consistency.inside(_box("some", 1), 6, 5)
+    assert torch.equal(consistency.cutmix(image, chosen), image)
+    for ours, before in zip(consistency.cutmix_targets(targets, chosen), targets, strict=True):
         assert torch.equal(ours, before)
 
 
