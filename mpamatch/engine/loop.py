@@ -173,6 +173,8 @@ class Trainer:
         """One step of the optimizer, its batch (on the device) in as many passes as `engine.accumulate` says."""
         clock = torch.full((), step, dtype=torch.int64, device=self.fabric.device)
         passes = self.config.engine.accumulate
+        if self.config.engine.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         for number, piece in enumerate(pieces(batch, passes) if passes > 1 else [batch], start=1):
             with self.fabric.no_backward_sync(self.step_module, enabled=number < passes):
                 parts = self.step_module(piece, clock)
@@ -241,7 +243,8 @@ class Means:
         """The parts of one of the `passes` of a step."""
         for name, value in parts.items():
             value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            # a copy: a replayed CUDA graph writes the next step's value into the same place
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.count += 1
         self.passes = passes
 
