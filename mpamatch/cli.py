@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mpamatch.errors import InputError, unknown
 
@@ -27,42 +29,72 @@ class Parser(argparse.ArgumentParser):
     """Errors are one sentence and exit code 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(_end(f"{self.prog}: {message}", 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`mpamatch COMMAND …`; returns the exit code: 0, 1 where `check` found a problem, 2 for bad input."""
+    """`mpamatch COMMAND …`; returns the exit code: 0, 1 where `check` found a problem, 2 for bad input.
+
+    Of several ranks under torchrun one alone says why they end, whichever was the first to know.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    world = _world()
+    if world is None:
+        return _guarded(words)
+    return world.leave(2 if world.refused() else _guarded(words))
+
+
+def _guarded(words: list[str]) -> int:
     try:
-        parser = _parser()
-        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-            raise unknown("command", words[0], COMMANDS)
-        if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-") and words[1] not in KINDS:
-            raise unknown("kind of data set", words[1], KINDS)
-        parsed, rest = parser.parse_known_args(words)
-        if rest and parsed.command != "train":
-            known = [word for action in COMMANDS[parsed.command](Parser())._actions for word in action.option_strings]
-            raise (
-                unknown("option", rest[0], known)
-                if rest[0].startswith("-")
-                else InputError(f"{rest[0]!r}: unexpected; see mpamatch {parsed.command} --help.")
-            )
-        if parsed.command == "prepare":
-            _place_folders(parsed)
-        parsed.flags = rest
-        return importlib.import_module(f"mpamatch.commands.{parsed.command}").run(parsed)
+        return _run(words)
     except InputError as error:
-        print(f"mpamatch: {error}", file=sys.stderr)
-        return 2
+        return _end(f"mpamatch: {error}", 2)
     except OSError as error:  # a full disk, or a folder that cannot be written: no check could foresee it
         if error.strerror is None:
             raise
-        print(f"mpamatch: {f'{error.filename}: ' if error.filename else ''}{error.strerror}.", file=sys.stderr)
-        return 2
+        return _end(f"mpamatch: {f'{error.filename}: ' if error.filename else ''}{error.strerror}.", 2)
+    except RuntimeError as error:
+        world = _world()
+        if world is None or not world.lost_another(error):
+            raise
+        return world.left_alone(error)
     except KeyboardInterrupt:
-        print("mpamatch: interrupted", file=sys.stderr)
-        return 130
+        return _end("mpamatch: interrupted", 130)
+
+
+def _world() -> Any:
+    """What knows of other ranks; None without torchrun, as torch takes seconds to import."""
+    return importlib.import_module("mpamatch.engine.world") if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def _end(sentence: str, code: int) -> int:
+    """Shows why the command ends, once for all ranks; the exit code."""
+    world = _world()
+    if world:
+        world.say_once(sentence)
+    else:
+        print(sentence, file=sys.stderr)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-") and words[1] not in KINDS:
+        raise unknown("kind of data set", words[1], KINDS)
+    parsed, rest = parser.parse_known_args(words)
+    if rest and parsed.command != "train":
+        known = [word for action in COMMANDS[parsed.command](Parser())._actions for word in action.option_strings]
+        raise (
+            unknown("option", rest[0], known)
+            if rest[0].startswith("-")
+            else InputError(f"{rest[0]!r}: unexpected; see mpamatch {parsed.command} --help.")
+        )
+    if parsed.command == "prepare":
+        _place_folders(parsed)
+    parsed.flags = rest
+    return importlib.import_module(f"mpamatch.commands.{parsed.command}").run(parsed)
 
 
 def _place_folders(parsed: argparse.Namespace) -> None:

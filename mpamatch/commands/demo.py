@@ -12,13 +12,14 @@ from rich.table import Table
 
 from mpamatch.commands.evaluate import percent
 from mpamatch.data.cache import Images
-from mpamatch.data.prepared import Item, Prepared, write_prepared
+from mpamatch.data.prepared import Item, Prepared, load_prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
 from mpamatch.data.splits import write_split
+from mpamatch.engine import world
 from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.evaluation import evaluate_run
-from mpamatch.engine.loop import new_run, train
+from mpamatch.engine.loop import choose_run, train
 from mpamatch.models.text import MINILM, text_encoders
 from mpamatch.report.figures import draw_examples, draw_training
 
@@ -31,12 +32,12 @@ SHOWN = 5
 def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Console) -> int:
     """Makes tissue, trains supervised and `config.method` for the same steps, prints both, draws unseen images; 0."""
     began = time.perf_counter()
-    run = new_run(folder, "demo")
+    world.join(config.engine.device)
+    run = world.from_first(lambda: choose_run(folder, config))
     say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
     say(f"making {TRAIN + VALIDATION + TEST} images of tissue in {run / 'tissue'}")
-    prepared = make_tissue(run / "tissue", config.engine.seed)
-    split = write_split(prepared, LABELLED_PATIENTS, 0)
-    config.data.root, config.data.split = str(prepared.root), split.stem
+    prepared, split = world.from_first(lambda: prepare(run / "tissue", config.engine.seed))
+    config.data.root, config.data.split = str(prepared.root), split
     other = load_config("demo", None, [*_without_method(flags), "--method.name", "supervised"])
     supervised = replace(other, data=config.data)
     text = use_text(config)
@@ -46,11 +47,14 @@ def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Con
     results = {}
     for name, one in zip(runs, (supervised, config), strict=False):
         result = train(one, runs[name], console=console)
-        draw_training(result.run)
+        if world.rank() == 0:
+            draw_training(result.run)
         results[name] = {
             **evaluate_run(result.run, None, "test", config.engine.device),
             "seconds": result.seconds_per_step,
         }
+    if world.rank() > 0:
+        return 0
     console.print(table(results, prepared))
     picture = draw_unseen(run / "figures" / "unseen.png", prepared, runs)
     say(f"overlays on unseen images: {picture}")
@@ -61,6 +65,12 @@ def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Con
         "mpamatch-train --recipe folder --data.root data/mine"
     )
     return 0
+
+
+def prepare(root: Path, seed: int) -> tuple[Prepared, str]:
+    """The made-up set and the name of its split; what a rank before a restart has made is taken as it is."""
+    prepared = load_prepared(root) if (root / "dataset.json").is_file() else make_tissue(root, seed)
+    return prepared, write_split(prepared, LABELLED_PATIENTS, 0).stem
 
 
 def make_tissue(root: Path, seed: int) -> Prepared:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mpamatch.engine import world
 from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.inference.files import Areas, check_empty, list_images, predict_files, square_millimetres
 from mpamatch.inference.segmenter import Segmenter
@@ -22,10 +23,12 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     list_images(inputs)  # a mistyped path is told before the seconds that loading a model takes
     check_empty(out)
+    if world.started() > 1:
+        world.join(arguments.device, patience=world.LONG)
     segmenter = load_segmenter(Path(arguments.run), arguments.device)
     segmenter.overlap = arguments.overlap
-    rows = predict_files(segmenter, inputs, out)
-    console = Console()
+    rows = predict_files(segmenter, inputs, out, rank=world.rank(), ranks=world.size(), gather=world.gather)
+    console = Console(quiet=world.rank() > 0)
     console.print(summary(rows, segmenter))
     console.print(f"masks, overlays and areas.csv are in {out}", soft_wrap=True)
     return 0

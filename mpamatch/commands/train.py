@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mpamatch.engine import world
 from mpamatch.engine.config import field_help, load_config
 from mpamatch.engine.loop import Result, resume, train
 from mpamatch.errors import InputError
@@ -17,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.fields:
         print(field_help())
         return 0
-    console = Console()
+    console = Console(quiet=world.rank() > 0)
     quiet_libraries()
     if arguments.resume:
         if arguments.flags or arguments.recipe or arguments.config or arguments.run:
@@ -39,6 +40,8 @@ def report(result: Result, console: Console) -> None:
     """Figures, and the last lines a user reads."""
     from mpamatch.report.figures import draw_training
 
+    if world.rank() > 0:
+        return
     figures = draw_training(result.run)
     found = (
         "no validation labels, so the newest weights count as the best"

@@ -127,6 +127,8 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
         model = build_model(config, len(about["class_names"]))
     else:
         model = build_model(dataclasses.replace(config, encoder_weights=None), len(about["class_names"]))
+    if about["precision"] == "64":
+        model.double()
     load_learned(model, tensors, path)
     if config.tuning == "lora":
         merge_adapters(model.encoder)

@@ -33,7 +33,7 @@ class EngineConfig:
         learning_rate: of the heads, at the start.
         power: of the polynomial decay to zero.
         weight_decay: on matrices and convolutions.
-        precision: 32 or bf16 (mixed).
+        precision: 32, bf16 (mixed) or 64 (for tests of exactness).
         device: auto, cpu or cuda.
         seed: of weights and draws.
         compile: none; default (torch.compile turns the step into one graph); or reduce-overhead (the same, replayed as
@@ -69,7 +69,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("optimizer", ("adamw", "sgd")),
-            ("precision", ("32", "bf16")),
+            ("precision", ("32", "bf16", "64")),
             ("device", ("auto", "cpu", "cuda")),
             ("compile", COMPILE),
             ("channels_last", ("auto", "true", "false")),

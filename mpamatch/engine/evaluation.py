@@ -4,8 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mpamatch.data.cache import Images
 from mpamatch.data.prepared import PARTS, load_prepared
+from mpamatch.engine import world
 from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.metrics import SegmentationMetrics
@@ -19,6 +23,8 @@ TOGETHER = 8  # images whose windows share batches
 def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) -> dict[str, Any]:
     """Scores over the labelled images of `part`, as `SegmentationMetrics.compute` gives them: fractions 0..1.
 
+    The ranks share the chunks of TOGETHER images, and their sums are added in the order of the chunks, so that any
+    number of ranks gives the same numbers to the last bit.
     Raises InputError for an unknown part or one without labels.
     """
     prepared = images.prepared
@@ -28,11 +34,20 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) 
     if not names:
         raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
     metrics = SegmentationMetrics(prepared.class_names, objects=objects)
-    for together in _chunks(names):
-        pairs = [images.labelled(name) for name in together]
-        for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
-            metrics.update(probability.max(0).indices, label)
+    chunks = list(_chunks(names))
+    sums = torch.zeros(len(chunks), len(metrics.state()), dtype=torch.float64)
+    for index in world.mine(range(len(chunks))):
+        sums[index] = _chunk_sums(segmenter, images, chunks[index], objects)
+    metrics.load_state(world.total(sums).sum(0))
     return {"part": part, "images": len(names), **metrics.compute()}
+
+
+def _chunk_sums(segmenter: Segmenter, images: Images, names: Sequence[str], objects: bool) -> Tensor:
+    metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
+    pairs = [images.labelled(name) for name in names]
+    for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
+        metrics.update(probability.max(0).indices, label)
+    return metrics.state()
 
 
 def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:
@@ -41,6 +56,8 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
     `data` None stands for the data set it was trained on. Raises InputError where the classes differ.
     """
     config = load_saved(run / "config.yaml")
+    if world.started() > 1:
+        world.join(device, patience=world.LONG)
     segmenter = load_segmenter(run, device)
     prepared = load_prepared(data or Path(config.data.root))
     if prepared.class_names != segmenter.class_names:
@@ -49,7 +66,8 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
             f"({', '.join(segmenter.class_names)})."
         )
     scores = evaluate(segmenter, Images(prepared, cache_mb=0), part, objects=True)
-    write_json(run / f"evaluation-{part}.json", {"run": str(run), "data": str(prepared.root), **scores})
+    if world.rank() == 0:
+        write_json(run / f"evaluation-{part}.json", {"run": str(run), "data": str(prepared.root), **scores})
     return scores
 
 

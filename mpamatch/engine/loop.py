@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 from torch import Tensor
 
@@ -18,6 +15,7 @@ from mpamatch.batch import Batch, pieces, to_device
 from mpamatch.data.cache import Images
 from mpamatch.data.feeds.torchvision import batches
 from mpamatch.data.prepared import Prepared
+from mpamatch.engine import world
 from mpamatch.engine.build import (
     build_feed,
     build_segmenter,
@@ -26,7 +24,7 @@ from mpamatch.engine.build import (
     licence_notes,
     open_data,
 )
-from mpamatch.engine.checkpoints import Progress, choose_device, load_last, save_best, save_last
+from mpamatch.engine.checkpoints import Progress, load_last, save_best, save_last
 from mpamatch.engine.config import Config, EngineConfig, load_saved, save_config
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.engine.log import RunLog
@@ -34,8 +32,6 @@ from mpamatch.errors import InputError
 from mpamatch.malloc import keep_freed_memory
 from mpamatch.methods import Method
 from mpamatch.ops import dispatch
-
-PRECISION = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass
@@ -51,10 +47,13 @@ class Result:
 def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> Result:
     """Trains from the start in a new folder (numbered runs/RECIPE-001 where `run` is None).
 
+    Where torchrun starts its ranks anew, the same call goes on from the last checkpoint of the folder it chose first.
     Raises InputError for anything wrong with configuration or data, before the folder is made.
     """
-    trainer = Trainer(config, open_data(config), console or Console())
-    return trainer.fit(new_run(run, config.recipe))
+    prepared = open_data(config)
+    world.join(config.engine.device, config.engine.precision)
+    folder = world.from_first(lambda: choose_run(run, config))
+    return Trainer(config, prepared, console or Console()).fit(folder)
 
 
 def resume(run: Path, *, console: Console | None = None) -> Result:
@@ -84,13 +83,18 @@ def new_run(run: Path | None, recipe: str) -> Path:
     return path
 
 
+def choose_run(run: Path | None, config: Config) -> Path:
+    """The folder of a new run, or, after a restart by torchrun, the one that the same run had before."""
+    return Path(world.remembered(lambda: str(new_run(run, config.recipe)), run, config))
+
+
 class Trainer:
     """Builds everything a run needs, then steps through it."""
 
     def __init__(self, config: Config, prepared: Prepared, console: Console, *, fresh: bool = True):
         self.config, self.prepared, self.console = config, prepared, console
         engine = config.engine
-        self.fabric = _fabric(engine)
+        self.fabric = world.join(engine.device, engine.precision)
         self.method: Method = build_training(config, prepared, fresh=fresh)
         rank, ranks = self.fabric.global_rank, self.fabric.world_size
         _check_passes(config, ranks)
@@ -100,6 +104,7 @@ class Trainer:
         self.main = self.fabric.is_global_zero
 
         self.method.to(self.fabric.device)
+        world.synchronise_norms(self.method, self.fabric.device)
         self.backends = dispatch.prepare(self.fabric.device.type)  # checks its kernels before the first step
         if engine.keep_memory and self.fabric.device.type == "cpu":
             keep_freed_memory()
@@ -114,7 +119,7 @@ class Trainer:
         """Trains in `run`, from its last checkpoint where it has one, and returns how it went."""
         last = last_checkpoint(run)
         progress = Progress()
-        if last.is_file():
+        if world.from_first(last.is_file):
             progress = load_last(last, self.method, self.optimizer, self.frozen)
         elif self.main:
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -198,7 +203,7 @@ class Trainer:
         self._refuse_non_finite(run, values, done)
         if log:
             log.write(done, {**values, "learning_rate": rate})
-        if validates and self.main:
+        if validates:
             self._validate(run, progress, log, done)
         if saves and self.main:
             progress.step = done
@@ -217,7 +222,9 @@ class Trainer:
         best = scores is None or scores["mdice"] > progress.best
         if best:
             progress.best, progress.best_step = (scores["mdice"] if scores else math.nan), done
-            save_best(run / "checkpoints" / "best.safetensors", self.method.deployed, self.segmenter, self.frozen)
+            if self.main:
+                path = run / "checkpoints" / "best.safetensors"
+                save_best(path, self.method.deployed, self.segmenter, self.frozen)
         if log and scores:
             log.write_validation(done, scores, best)
 
@@ -264,22 +271,6 @@ def weights_norm(method: Method) -> Tensor:
     """The norm of all trained weights, (): not finite as soon as one of them is not."""
     norms = [parameter.detach().float().norm() for parameter in method.parameters() if parameter.requires_grad]
     return torch.stack(norms).norm()
-
-
-def _fabric(engine: EngineConfig) -> Fabric:
-    """One process, or one of those that torchrun started."""
-    ranks, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    accelerator = choose_device(engine.device).type
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if ranks > 1 else "auto"
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=local,
-        num_nodes=max(1, ranks // local),
-        strategy=strategy,
-        precision=PRECISION[engine.precision],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
 
 
 def _check_passes(config: Config, ranks: int) -> None:

@@ -1,9 +1,10 @@
 """Prediction on files and folders: masks, overlays and a table of areas."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,7 +27,20 @@ class Areas:
     pixels: tuple[int, ...]  # (C,)
 
 
-def predict_files(segmenter: Segmenter, inputs: Sequence[Path], out: Path) -> list[Areas]:
+def alone(value: Any) -> list[Any]:
+    """What one rank gathers."""
+    return [value]
+
+
+def predict_files(
+    segmenter: Segmenter,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    gather: Callable[[Any], list[Any]] = alone,
+) -> list[Areas]:
     """Predicts every input and writes three things into the new or empty folder `out`:
 
     - `masks/<name>.png`: the label, uint8 class index, at the image's own size;
@@ -42,26 +56,51 @@ def predict_files(segmenter: Segmenter, inputs: Sequence[Path], out: Path) -> li
     nothing is written for it, while masks and overlays of the images before it stay and areas.csv lists
     them.
 
+    Of several ranks each predicts every ranks-th image, and one that cannot be read stops its own rank alone; rank 0
+    writes areas.csv, and the error and all rows reach every rank. `gather` gives the values of all ranks by rank.
+
     Raises InputError for no input, a missing one, a folder without images, a file that is no readable
     image, and an `out` that is a file or a folder with something in it.
     """
-    files = list_images(inputs)
+    named = named_apart(list_images(inputs))
     check_empty(out)
-    rows: list[Areas] = []
+    gather(None)  # no rank writes before all have looked
+    share, rows = named[rank::ranks], list[Areas]()
+    problem: BaseException | None = None
     try:
-        with _progress() as progress:
-            for file, name in progress.track(named_apart(files), description="predict"):
-                image = read_image(file)
-                label = segmenter.predict(image)
-                painted = overlay(image, label, segmenter.colours)
-                write_png(out / "masks" / f"{name}.png", label)
-                write_png(out / "overlays" / f"{name}.png", painted)
-                pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
-                rows.append(Areas(file, name, image.shape[1], image.shape[0], tuple(pixels.tolist())))
-    finally:
-        if rows:
-            write_areas(out / "areas.csv", rows, segmenter.class_names, segmenter.microns_per_pixel)
-    return rows
+        with _progress(shown=rank == 0) as progress:
+            found = predict_each(segmenter, share, out)
+            rows.extend(progress.track(found, total=len(share), description="predict"))
+    except (Exception, KeyboardInterrupt) as error:
+        problem = error
+    met = gather((rows, problem if isinstance(problem, InputError) else None))
+    everywhere = in_order([found for found, _ in met])
+    if everywhere and rank == 0:
+        write_areas(out / "areas.csv", everywhere, segmenter.class_names, segmenter.microns_per_pixel)
+    for one in (problem, *(theirs for _, theirs in met)):
+        if one is not None:
+            raise one
+    return everywhere
+
+
+def predict_each(segmenter: Segmenter, files: Sequence[tuple[Path, str]], out: Path) -> Iterator[Areas]:
+    """Predicts each file, writes its mask and overlay under the name beside it, and tells its areas, in order.
+
+    Raises InputError at the first file that cannot be read.
+    """
+    for file, name in files:
+        image = read_image(file)
+        label = segmenter.predict(image)
+        write_png(out / "masks" / f"{name}.png", label)
+        write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.colours))
+        pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
+        yield Areas(file, name, image.shape[1], image.shape[0], tuple(pixels.tolist()))
+
+
+def in_order(by_rank: Sequence[Sequence[Areas]]) -> list[Areas]:
+    """The rows of all ranks, of which each had every len(by_rank)-th image, in the order of the images."""
+    placed = [(rank + len(by_rank) * at, row) for rank, rows in enumerate(by_rank) for at, row in enumerate(rows)]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
 
 def list_images(inputs: Sequence[Path]) -> list[Path]:
@@ -132,7 +171,7 @@ def square_millimetres(pixels: int, microns_per_pixel: float) -> float:
     return pixels * (microns_per_pixel / 1000) ** 2
 
 
-def _progress() -> Progress:
+def _progress(shown: bool) -> Progress:
     # On stderr, so that what a command prints can be piped.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)

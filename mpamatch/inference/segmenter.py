@@ -48,7 +48,7 @@ class Segmenter:
         microns_per_pixel: float | None,
         overlap: float = 1 / 3,
         batch: int = 8,
-        precision: str = "32",  # or "bf16"
+        precision: str = "32",  # or "bf16"; "64" for a model of float64 parameters
     ) -> None:
         if len(class_names) != len(colours):
             raise InputError(f"{len(class_names)} class names but {len(colours)} colours: give one of each per class.")
@@ -56,8 +56,8 @@ class Segmenter:
             raise InputError(f"{len(class_names)} classes: a label holds 1 to 255 (255 itself means ignore).")
         if not scale > 0:
             raise InputError(f"scale {scale}: must be above 0.")
-        if precision not in ("32", "bf16"):
-            raise unknown("precision", precision, ["32", "bf16"])
+        if precision not in ("32", "bf16", "64"):
+            raise unknown("precision", precision, ["32", "bf16", "64"])
         self.model = model
         self.class_names = tuple(class_names)
         self.colours = tuple(colours)
@@ -117,7 +117,7 @@ class Segmenter:
     def _logits(self, windows: Tensor) -> Tensor:
         device = self.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(windows.to(device)).logits
+            logits = self.model(windows.to(device, torch.float64 if self.precision == "64" else windows.dtype)).logits
         if logits.shape[1] != len(self.class_names):
             raise InputError(
                 f"the model gives {logits.shape[1]} classes, but {len(self.class_names)} are named: "

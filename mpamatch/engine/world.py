@@ -1,0 +1,258 @@
+"""The ranks that torchrun started: how they join, share work, agree, outlive a restart and end together.
+
+Without torchrun this process is the only rank, and nothing here talks to anyone.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from mpamatch.engine.checkpoints import choose_device
+from mpamatch.errors import InputError
+from mpamatch.methods.losses import all_ranks
+
+PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+LONG = timedelta(days=2)  # patience where one rank may have far more to do than another
+Value = TypeVar("Value")
+
+
+def started() -> int:
+    """How many ranks torchrun started, on all machines; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if dist.is_torchelastic_launched() else 1
+
+
+def size() -> int:
+    """How many ranks have joined."""
+    return dist.get_world_size() if all_ranks() is not None else 1
+
+
+def rank() -> int:
+    """Which rank this process is, or will be once it has joined; rank 0 alone prints and writes what all share."""
+    if all_ranks() is not None:
+        return dist.get_rank()
+    return int(os.environ["RANK"]) if started() > 1 else 0
+
+
+def join(device: str, precision: str = "32", *, patience: timedelta = timedelta(minutes=30)) -> Fabric:
+    """Joins the other ranks, each on a device of its own, and waits until all are there; a second call changes nothing.
+
+    `patience` is how long a rank waits for the others in any later exchange; those of a rank that died learn of it at
+    once. Raises InputError for more ranks than GPUs, and for machines with different numbers of ranks.
+    """
+    ranks, local = started(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() > 1 else 1
+    accelerator = choose_device(device).type
+    if accelerator == "cuda" and local > torch.cuda.device_count():
+        raise InputError(
+            f"torchrun: started {local} ranks on a machine where torch sees {torch.cuda.device_count()} GPUs; "
+            "start one rank per GPU (--nproc-per-node), or take the CPU."
+        )
+    if ranks % local:
+        raise InputError(f"torchrun: {ranks} ranks in all and {local} on this machine; start as many on every machine.")
+    strategy: Any = DDPStrategy(broadcast_buffers=False, timeout=patience) if ranks > 1 else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=ranks // local,
+        strategy=strategy,
+        precision=PRECISION[precision],  # type: ignore[arg-type]
+    )
+    if ranks > 1 and not dist.is_initialized():
+        _meet(fabric.device, patience)
+    fabric.launch()
+    return fabric
+
+
+def _meet(device: torch.device, patience: timedelta) -> None:
+    """Connects the ranks at a place in torchrun's store that is new with every restart.
+
+    Torchrun (torch 2.11) keeps one store over restarts, and a rank that finds the address of one that has died there
+    waits for it in vain. Without that store Fabric connects the ranks.
+    """
+    store = board()
+    if store is None:
+        return
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    if own is not None:
+        torch.cuda.set_device(own)
+    place = dist.PrefixStore(_invite(store, patience) if rank() == 0 else _accept(store, patience), store)
+    place.set_timeout(patience)
+    dist.init_process_group(
+        backend,
+        store=place,
+        rank=rank(),
+        world_size=started(),
+        timeout=patience,
+        device_id=own,
+    )
+
+
+def _invite(store: dist.Store, patience: timedelta) -> str:
+    """Rank 0 names a new place to whoever says hello, the dead among them, until all the living are there."""
+    place, deadline = uuid4().hex, time.monotonic() + patience.total_seconds()
+    while missing := [other for other in range(1, started()) if not store.check([f"{place}/{other}"])]:
+        for hello in (f"hello/{other}" for other in missing):
+            if store.check([hello]):
+                store.set(f"welcome/{store.get(hello).decode()}", place)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {missing} did not come within {patience}")
+        time.sleep(0.02)
+    return place
+
+
+def _accept(store: dist.Store, patience: timedelta) -> str:
+    name = uuid4().hex
+    store.set(f"hello/{rank()}", name)
+    store.wait([f"welcome/{name}"], patience)
+    place = store.get(f"welcome/{name}").decode()
+    store.set(f"{place}/{rank()}", "")
+    return place
+
+
+def gather(value: Value) -> list[Value]:
+    """The `value` of every rank, by rank, on every rank."""
+    if all_ranks() is None:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What `make` returns on rank 0, on every rank; an InputError it raises is raised on every rank."""
+    if all_ranks() is None:
+        return make()
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = make()
+        except InputError as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def total(local: Tensor) -> Tensor:
+    """The sum of `local` (any shape, on the CPU) over all ranks, on the CPU."""
+    if all_ranks() is None:
+        return local
+    summed = local.cuda() if dist.get_backend() == "nccl" else local.clone()  # NCCL takes no CPU tensors
+    dist.all_reduce(summed)
+    return summed.cpu()
+
+
+def synchronise_norms(module: nn.Module, device: torch.device) -> None:
+    """Puts batch norms that take their statistics over all ranks in the place of those in `module`.
+
+    The names in its state stay the same. Raises InputError on CPU ranks where one of them trains:
+    torch.nn.SyncBatchNorm is for GPUs alone.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    if all_ranks() is None or not norms:
+        return
+    if device.type == "cpu":
+        raise InputError(
+            "model.norm: batch norm over several ranks needs GPUs (torch.nn.SyncBatchNorm knows no CPU); "
+            "take --model.norm group."
+        )
+    nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+@functools.cache
+def board() -> dist.Store | None:
+    """The key-value store of torchrun itself, which outlives its ranks; None without torchrun, or where it has none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=20),
+        )
+    except (RuntimeError, ValueError):  # the machine that holds it is gone
+        return None
+    return dist.PrefixStore("mpamatch", store)
+
+
+def remembered(make: Callable[[], str], *about: object) -> str:
+    """What `make` returned when it was first asked `about` these things under this torchrun: a restart gets the same.
+
+    On rank 0 alone.
+    """
+    store, key = board(), hashlib.sha256(repr(about).encode()).hexdigest()
+    if store is None:
+        return make()
+    if not store.check([key]):
+        store.set(key, make())
+    return store.get(key).decode()
+
+
+def say_once(sentence: str) -> None:
+    """Prints why the ranks end, to stderr: the first rank that knows says it, the others wait until it has.
+
+    Torchrun kills all ranks as soon as one has ended, so without this wait the sentence could be lost.
+    """
+    store = board()
+    if store is None or store.add("refused", 1) == 1:
+        print(sentence, file=sys.stderr, flush=True)
+        if store is not None:
+            store.set("said", "")
+    elif not store.check(["said"]):
+        with contextlib.suppress(RuntimeError):  # the rank that wanted to say it is gone
+            store.wait(["said"], timedelta(seconds=10))
+
+
+def refused() -> bool:
+    """Whether a rank ended with bad input before torchrun started all of them anew: they would meet it again."""
+    store = board() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else None
+    return store is not None and store.check(["refused"])
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether `error` is what an exchange raises that another rank has left."""
+    return started() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def left_alone(error: BaseException) -> int:
+    """Ends a rank that lost another: the one that had bad input has said so, else one rank says what is known; 1."""
+    store, attempt = board(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if store is None or (not store.check(["refused"]) and store.add(f"lost/{attempt}", 1) == 1):
+        said = str(error).splitlines()[0]
+        print(f"mpamatch: another rank is gone, so rank {rank()} ends too ({said}).", file=sys.stderr)
+    time.sleep(2)  # torchrun names as the cause whichever rank it sees end first, and looks ten times a second
+    return 1
+
+
+def leave(code: int) -> int:
+    """Ends what joined this rank to the others; with a `code` other than 0 the process ends here and now.
+
+    For then the ordinary way out may wait for ranks that wait for this one.
+    """
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+
+
+def mine(items: Sequence[Value]) -> Sequence[Value]:
+    """This rank's share of work that can be done in any order: every size()-th item."""
+    return items[rank() :: size()]
