@@ -16,6 +16,7 @@ from torch import nn
 from mpamatch import cli
 from mpamatch.engine import evaluation, world
 from mpamatch.engine.build import build_training, open_data
+from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.loop import Trainer, train
 from mpamatch.errors import InputError
 from tests.tiny import make_set, read_checkpoint, read_metrics, silent, tiny_config, tiny_flags
@@ -68,11 +69,18 @@ def by_two(root, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def by_one(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("by-one")
+    for method in METHODS:
+        train(tiny_config(root, method, EXACT), folder / method, console=silent())
+    return folder
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_with_half_the_batch_each_train_as_one_process(method, by_two, root, tmp_path):
+def test_two_ranks_with_half_the_batch_each_train_as_one_process(method, by_two, by_one):
     """20 steps of the real loop on the real feed in float64: weights, optimizer, teacher and prototypes to 1e-9."""
-    train(tiny_config(root, method, EXACT), tmp_path / "one", console=silent())
-    one, about = read_checkpoint(tmp_path / "one" / "checkpoints" / "last.safetensors")
+    one, about = read_checkpoint(by_one / method / "checkpoints" / "last.safetensors")
     two, about_two = read_checkpoint(by_two / method / "checkpoints" / "last.safetensors")
     assert about == about_two
     assert about["progress"]["step"] == 20
@@ -86,15 +94,21 @@ def test_two_ranks_with_half_the_batch_each_train_as_one_process(method, by_two,
         assert "method/teacher.decoder.head.weight" in one
 
 
-def test_metrics_of_two_ranks_are_those_of_one_process(by_two, root, tmp_path):
-    train(tiny_config(root, "mpamatch", EXACT), tmp_path / "one", console=silent())
-    one, two = read_metrics(tmp_path / "one"), read_metrics(by_two / "mpamatch")
+def test_metrics_of_two_ranks_are_those_of_one_process(by_two, by_one):
+    one, two = read_metrics(by_one / "mpamatch"), read_metrics(by_two / "mpamatch")
     assert len(one) == len(two) == 22
     for line, other in zip(one, two, strict=True):
         if "validation" in line:
             assert line == other
         else:
             assert line == pytest.approx(other, rel=1e-5)  # Fabric hands losses on as float32
+
+
+def test_a_run_in_float64_predicts_in_float64(by_one, root):
+    segmenter = load_segmenter(by_one / "mpamatch")
+    assert {parameter.dtype for parameter in segmenter.model.parameters()} == {torch.float64}
+    image = sorted((root / "images").iterdir())[0]
+    assert segmenter.predict(image).shape == (48, 48)
 
 
 # One world of three ranks, which costs seconds to start, for all that ranks do together

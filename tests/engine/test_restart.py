@@ -111,8 +111,9 @@ def prepared_names(root: Path) -> list[str]:
 
 @pytest.fixture
 def board(monkeypatch):
-    """A store in the place of torchrun's."""
+    """A store in the place of torchrun's, and no waiting for torchrun to look."""
     store = dist.HashStore()
+    monkeypatch.setattr(world.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(world, "board", lambda: store)
     return store
 
@@ -156,7 +157,7 @@ def test_a_rank_waits_until_the_first_has_spoken(board, capsys):
     board.add("refused", 1)  # another rank is about to speak
     waiting = threading.Thread(target=world.say_once, args=("second",))
     waiting.start()
-    time.sleep(0.1)
+    waiting.join(timeout=0.1)
     assert waiting.is_alive()
     board.set("said", "")
     waiting.join(timeout=10)
