@@ -107,6 +107,22 @@ def can_copy(path: Path) -> bool:
         return right_kind and image.mode == "RGB" and "transparency" not in image.info and not turned
 
 
+def plain_size(path: Path, mode: str) -> tuple[int, int] | None:
+    """(H, W) of an 8-bit PNG or JPEG of that mode (RGB, L), without a turn or transparency, as its header says.
+
+    None for whatever else `read_image` or `read_mask` must be asked about, a file that is no image among it.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = "exif" in image.info and image.getexif().get(0x0112, 1) != 1
+            plain = image.format in {"PNG", "JPEG"} and image.mode == mode and not turned
+            if plain and _stored_bits(image, path) == 8 and "transparency" not in image.info:
+                return (image.height, image.width) if min(image.size) >= SMALLEST_SIDE else None
+    except Exception:  # Pillow raises a dozen kinds for broken files; the readers find the words for them
+        return None
+    return None
+
+
 def write_png(
     path: Path,
     array: NDArray[np.uint8],  # (H, W) or (H, W, 3)

@@ -12,6 +12,8 @@ from mpamatch.engine.config import field_help, load_config
 from mpamatch.engine.loop import Result, resume, train
 from mpamatch.errors import InputError
 
+SHOWN = 5  # names of skipped images
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, resumes, or with no argument at all runs the demo; returns 0."""
@@ -49,6 +51,11 @@ def report(result: Result, console: Console) -> None:
         else f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}"
     )
     console.print(f"{found}; {result.seconds_per_step:.2f} s a step", highlight=False)
+    if result.skipped:
+        names = sorted(result.skipped)
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        console.print(f"skipped {len(names)} images that could not be used: {shown}", highlight=False, soft_wrap=True)
+        console.print(f"the first: {result.skipped[names[0]]}", highlight=False, soft_wrap=True)
     for figure in figures:
         console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
     console.print(

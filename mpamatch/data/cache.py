@@ -24,6 +24,10 @@ class Images:
         """Raises InputError naming a file that cannot be read."""
         return self._remember(("image", name), lambda: read_image(self.prepared.image_path(name)))
 
+    def keeps(self, name: str, size: int) -> bool:
+        """Whether an image of `size` bytes is in memory, or would be once it is read."""
+        return ("image", name) in self.kept or size <= self.room
+
     def labelled(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # (H, W, 3), (H, W)
         """Image and label. Raises InputError where there is no mask or it does not fit the image or the classes."""
         image = self.image(name)

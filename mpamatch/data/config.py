@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from mpamatch.errors import unknown
+
+FEEDS = ("auto", "torchvision", "dali")
+
 
 @dataclass
 class DataConfig:
@@ -17,7 +21,10 @@ class DataConfig:
         weak_colour: colour augmentation of weak and labelled views as a share of the strong one's, 0 to 1.
         batch: labelled images per step, over all ranks.
         unlabelled_batch: unlabelled images per step, over all ranks.
-        workers: processes that decode and augment ahead; 0 does it in the training process.
+        feed: what decodes and augments: torchvision, dali, or auto (dali for a GPU where it is installed).
+        on_error: stop at an image that cannot be used, or skip it: its slot takes the next that can.
+        workers: processes (torchvision) or threads (dali, one at least) that decode and augment ahead; 0 does it in
+            the training process.
         cache_mb: decoded images kept in memory, per process, in MiB.
     """
 
@@ -30,5 +37,12 @@ class DataConfig:
     weak_colour: float = 0.0
     batch: int = 4
     unlabelled_batch: int = 4
+    feed: str = "auto"
+    on_error: str = "stop"
     workers: int = 0
     cache_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, choices in (("feed", FEEDS), ("on_error", ("stop", "skip"))):
+            if getattr(self, name) not in choices:
+                raise unknown(f"data.{name}", str(getattr(self, name)), choices)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mpamatch.data.feeds.torchvision import TorchvisionFeed
+from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.prepared import Prepared, load_prepared, training_lists
 from mpamatch.engine.config import Config
 from mpamatch.errors import InputError
@@ -50,11 +50,13 @@ def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
     )
 
 
-def build_feed(config: Config, prepared: Prepared, method: Method, *, rank: int, ranks: int) -> TorchvisionFeed:
-    """The feed of this rank's share of every global batch."""
+def build_feed(
+    config: Config, prepared: Prepared, method: Method, *, rank: int, ranks: int, device: torch.device
+) -> Feed:
+    """The feed of this rank's share of every global batch, for a step on `device`."""
     labelled, unlabelled = training_lists(prepared, config.data.split)
     encoder = method.model.encoder
-    return TorchvisionFeed(
+    return feed_class(config.data.feed, device)(
         prepared,
         labelled,
         unlabelled,
@@ -66,6 +68,7 @@ def build_feed(config: Config, prepared: Prepared, method: Method, *, rank: int,
         std=encoder.std,
         rank=rank,
         ranks=ranks,
+        device=device,
     )
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mpamatch.batch import Batch, pieces, to_device
 from mpamatch.data.cache import Images
-from mpamatch.data.feeds.torchvision import batches
 from mpamatch.data.prepared import Prepared
 from mpamatch.engine import world
 from mpamatch.engine.build import (
@@ -36,12 +35,16 @@ from mpamatch.ops import dispatch
 
 @dataclass
 class Result:
-    """What a finished run hands back: its folder, the best validation score and when it was reached."""
+    """What a finished run hands back: its folder, the best validation score and when it was reached.
+
+    `skipped`: name → why, of the images that could not be used (data.on_error: skip).
+    """
 
     run: Path
     best_mdice: float
     best_step: int
     seconds_per_step: float
+    skipped: dict[str, str]
 
 
 def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> Result:
@@ -98,7 +101,7 @@ class Trainer:
         self.method: Method = build_training(config, prepared, fresh=fresh)
         rank, ranks = self.fabric.global_rank, self.fabric.world_size
         _check_passes(config, ranks)
-        self.feed = build_feed(config, prepared, self.method, rank=rank, ranks=ranks)
+        self.feed = build_feed(config, prepared, self.method, rank=rank, ranks=ranks, device=self.fabric.device)
         self.frozen = frozen_identity(config, self.method)
         self.validation = Images(prepared, config.data.cache_mb)
         self.main = self.fabric.is_global_zero
@@ -136,7 +139,15 @@ class Trainer:
         else:
             self._steps(run, progress, None)
         seconds = (time.perf_counter() - began) / max(engine.steps - start, 1)
-        return Result(run, progress.best, progress.best_step, seconds)
+        return Result(run, progress.best, progress.best_step, seconds, self._skipped())
+
+    def _skipped(self) -> dict[str, str]:
+        """The images that the feed of any rank skipped."""
+        if self.fabric.world_size == 1:
+            return self.feed.skipped
+        of_ranks: list[dict[str, str]] = [{}] * self.fabric.world_size
+        torch.distributed.all_gather_object(of_ranks, self.feed.skipped)
+        return {name: why for of_rank in of_ranks for name, why in of_rank.items()}
 
     def _announce(self, run: Path, progress: Progress) -> None:
         say: Callable[[str], None] = lambda text: self.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
@@ -159,13 +170,7 @@ class Trainer:
     def _steps(self, run: Path, progress: Progress, log: RunLog | None) -> None:
         engine, device = self.config.engine, self.fabric.device
         means = Means()
-        feed = batches(
-            self.feed,
-            progress.step,
-            engine.steps,
-            workers=self.config.data.workers,
-            pin=device.type == "cuda",
-        )
+        feed = self.feed.batches(progress.step, engine.steps)
         self.method.train()
         for step, batch in enumerate(feed, start=progress.step):
             rate = engine.learning_rate * (1 - step / engine.steps) ** engine.power

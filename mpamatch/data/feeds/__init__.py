@@ -1,1 +1,30 @@
-"""Feeds apply draws to files and hand over batches: torchvision (here), DALI."""
+"""Feeds apply draws to files and hand over batches: torchvision, DALI."""
+
+from importlib.util import find_spec
+
+import torch
+
+from mpamatch.data.feeds.base import Feed
+from mpamatch.errors import InputError
+
+__all__ = ["Feed", "feed_class"]
+
+
+def feed_class(name: str, device: torch.device) -> type[Feed]:
+    """The feed that data.feed names; auto is DALI for a GPU where it is installed, else torchvision.
+
+    Raises InputError for dali where it is not installed.
+    """
+    there = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    if name == "dali" and not there:
+        raise InputError(
+            "data.feed: dali is not installed; pip install 'mpamatch[dali-cuda13]' (or dali-cuda12), "
+            "with or without a GPU, or take torchvision."
+        )
+    if name == "dali" or (name == "auto" and there and device.type == "cuda"):
+        from mpamatch.data.feeds.dali import DaliFeed
+
+        return DaliFeed
+    from mpamatch.data.feeds.torchvision import TorchvisionFeed
+
+    return TorchvisionFeed

@@ -1,0 +1,277 @@
+"""The DALI feed: the same draws as every feed, applied by native threads on the CPU or by a GPU."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import types
+from torch import Tensor
+
+from mpamatch.batch import Batch, Labelled, Unlabelled
+from mpamatch.data.cache import Images
+from mpamatch.data.draws import LABELLED, UNLABELLED, SampleDraw
+from mpamatch.data.feeds.ahead import ahead
+from mpamatch.data.feeds.base import Feed
+from mpamatch.data.feeds.graph import build_pipeline, colour_arguments, inputs_of, turn_arguments
+from mpamatch.errors import InputError
+from mpamatch.images import plain_size
+
+AHEAD = 2  # steps under way in DALI, and again as many batches ready
+NUMPY = {types.UINT8: np.uint8, types.BOOL: np.bool_, types.INT32: np.int32, types.FLOAT: np.float32}
+RAGGED = ("path", "mask_path", "raw", "raw_mask")
+NO_PATH = {"path": np.zeros(1, np.uint8), "mask_path": np.zeros(1, np.uint8)}
+NOT_RAW = {"is_raw": False, "raw": np.zeros((1, 1, 3), np.uint8), "raw_mask": np.zeros((1, 1, 1), np.uint8)}
+UNSEEN, BY_DALI, BY_READER = 0, 1, 2
+
+Given = dict[str, Any]  # input of the graph → value for one slot
+
+
+class DaliFeed(Feed):
+    """Batches on `device`, made by data.workers threads (one at least) and a GPU where the device is one.
+
+    DALI decodes 8-bit RGB PNG and JPEG, on the CPU to the values that the ordinary readers give. Whatever else those
+    accept comes from them, and so do the PNGs that are kept in memory.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.reader, self.kept = Images(self.prepared, 0), Images(self.prepared, self.config.cache_mb)
+        changed = self.config.weak_colour > 0
+        strong = {f"strong{number}": True for number in range(1, self.strong_views + 1)}
+        self.views = {LABELLED: {"weak": changed}}
+        if self.strong_views:
+            self.views[UNLABELLED] = {"weak": changed, **strong}
+        self.places = {name: place for names in (self.labelled, self.unlabelled) for place, name in enumerate(names)}
+        self.sizes = {stream: np.zeros((len(self.names(stream)), 2), dtype=np.int32) for stream in self.views}
+        self.decoder = {stream: np.zeros(len(self.names(stream)), dtype=np.uint8) for stream in self.views}
+        self.single: _Lines | None = None
+
+    def __getitem__(self, step: int) -> Batch:
+        self.single = self.single or _Lines(self)
+        return next(self._run(self.single, step, step + 1))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        return ahead(self._run(_Lines(self), start, stop), AHEAD)
+
+    def _run(self, lines: "_Lines", start: int, stop: int) -> Iterator[Batch]:
+        under_way: deque[_Sent | InputError] = deque()
+        done = start
+        while done < stop:
+            for step in range(done + len(under_way), min(done + AHEAD, stop)):
+                under_way.append(self._send(lines, step))
+            sent = under_way.popleft()
+            if isinstance(sent, InputError):
+                raise sent
+            try:
+                batch = self._batch(sent, lines.take())
+            except RuntimeError as error:  # of DALI: it says which operator, not which file
+                self._find_unreadable(sent, error)
+                lines.restart()
+                under_way.clear()
+                continue
+            done += 1
+            yield batch
+
+    def _send(self, lines: "_Lines", step: int) -> "_Sent | InputError":
+        """Starts a step. An error is handed back, to be raised when its step is due."""
+        try:
+            sent = self._plan(step)
+        except InputError as error:
+            return error
+        lines.send(sent.given)
+        return sent
+
+    def _plan(self, step: int) -> "_Sent":
+        sent = _Sent({}, {}, {})
+        for stream in self.views:
+            drawn = [self.draw(stream, step, slot) for slot in self.slots(stream)]
+            found = [
+                self.readable(stream, step, slot, lambda name, one=one: self._given(stream, name, one))
+                for slot, one in zip(self.slots(stream), drawn, strict=True)
+            ]
+            sent.drawn[stream] = drawn
+            sent.names[stream] = [name for name, _ in found]
+            sent.given[stream] = [given for _, given in found]
+        return sent
+
+    def _find_unreadable(self, sent: "_Sent", error: RuntimeError) -> None:
+        """What made DALI fail: a file that nobody can read, or else one that the ordinary reader is to decode.
+
+        Raises InputError naming a file (on_error stop), or `error` where files are not to blame.
+        """
+        before = len(self.skipped)
+        unasked = []
+        for stream, names in sent.names.items():
+            for name in names:
+                try:
+                    self.reader.labelled(name) if stream == LABELLED else self.reader.image(name)
+                except InputError as unfit:
+                    self.refuse(name, unfit)
+                if self.decoder[stream][self.places[name]] == BY_DALI:
+                    unasked.append((stream, self.places[name]))
+        if len(self.skipped) == before:
+            if not unasked:
+                raise error
+            for stream, place in unasked:
+                self.decoder[stream][place] = BY_READER
+
+    def _batch(self, sent: "_Sent", made: dict[int, list[Tensor]]) -> Batch:
+        image, label = made[LABELLED]
+        labelled = Labelled(image, label.squeeze(-1))
+        if not self.strong_views:
+            return Batch(labelled, None)
+        weak, *strong = made[UNLABELLED]
+        drawn, second = sent.drawn[UNLABELLED], self.strong_views == 2
+        box1, box2 = (torch.tensor([one.boxes[view] for one in drawn], dtype=torch.int32) for view in range(2))
+        noise = torch.from_numpy(np.stack([one.channel_noise for one in drawn])) if self.settings.channels else None
+        return Batch(
+            labelled,
+            Unlabelled(
+                weak,
+                strong[0],
+                strong[1] if second else None,
+                valid_maps(sent.given[UNLABELLED], self.config.crop),
+                box1,
+                box2 if second else None,
+                noise,
+            ),
+        )
+
+    def _given(self, stream: int, name: str, drawn: SampleDraw) -> Given:
+        """The graph's inputs for one slot. Raises InputError where the image or its label is unfit."""
+        place, geometry = self.places[name], drawn.geometry
+        if self.decoder[stream][place] == UNSEEN:
+            self._look(stream, name)
+        height, width = self.sizes[stream][place].tolist()
+        top, left, side = geometry.region(height, width, self.config.crop, self.config.scale)
+        inside = min(side, height - top), min(side, width - left)
+        given = {
+            "start": (top, left),
+            "inside": inside,
+            "side": (side, side),
+            "padded": min(inside) < side,
+            "rows_from": 2 * inside[0] - side,
+            "columns_from": 2 * inside[1] - side,
+            **turn_arguments(geometry),
+        }
+        colours = {"weak": drawn.weak, "strong1": drawn.strong[0], "strong2": drawn.strong[1]}
+        for view, changed in self.views[stream].items():
+            if changed:
+                arguments = colour_arguments(self.config.augment, colours[view])
+                given |= {f"{view}.{key}": value for key, value in arguments.items()}
+        twice = side > 2 * min(inside)  # the reflection would itself have to be reflected
+        if twice or self.decoder[stream][place] == BY_READER or self._images(name).keeps(name, 3 * height * width):
+            return given | self._decoded(stream, name, given, twice)
+        paths = {"path": self.prepared.image_path(name)}
+        if stream == LABELLED:
+            paths["mask_path"] = self.prepared.mask_path(name)
+        return given | NOT_RAW | {key: _bytes(path) for key, path in paths.items()}
+
+    def _decoded(self, stream: int, name: str, given: Given, twice: bool) -> Given:
+        """The region by the ordinary reader; with its reflection where that is more than the graph can do."""
+        if stream == LABELLED:
+            image, label = self._images(name).labelled(name)
+        else:
+            image, label = self._images(name).image(name), None
+        (top, left), (height, width), (side, _) = given["start"], given["inside"], given["side"]
+        here = np.s_[top : top + height, left : left + width]
+        raw, found = image[here], NO_PATH | {"is_raw": True}
+        if twice:
+            raw = np.pad(raw, ((0, side - height), (0, side - width), (0, 0)), mode="symmetric")
+            found |= {"rows_from": side, "columns_from": side}
+        return found | {"raw": raw} | ({} if label is None else {"raw_mask": label[here][..., None]})
+
+    def _look(self, stream: int, name: str) -> None:
+        """Takes down size and decoder of an image at its first use; a label is checked in full then."""
+        size = plain_size(self.prepared.image_path(name), "RGB")
+        plain = size is not None
+        if stream == LABELLED:
+            self._images(name).labelled(name)
+            plain = plain and plain_size(self.prepared.mask_path(name), "L") is not None
+        place = self.places[name]
+        self.sizes[stream][place] = size or self._images(name).image(name).shape[:2]
+        self.decoder[stream][place] = BY_DALI if plain else BY_READER
+
+    def _images(self, name: str) -> Images:
+        """A JPEG is not kept: what it decodes to depends on the decoder, and a GPU's is another one."""
+        return self.kept if name.endswith(".png") else self.reader
+
+
+@dataclass
+class _Sent:
+    """What went into the pipelines for one step, by stream and slot."""
+
+    names: dict[int, list[str]]
+    drawn: dict[int, list[SampleDraw]]
+    given: dict[int, list[Given]]
+
+
+class _Lines:
+    """A pipeline for each list of images; steps come out in the order in which they went in."""
+
+    def __init__(self, feed: DaliFeed):
+        self.feed = feed
+        self.restart()
+
+    def restart(self) -> None:
+        """New pipelines with nothing in them: DALI's are of no use after an error."""
+        feed, config = self.feed, self.feed.config
+        gpu = feed.device.type == "cuda"
+        self.pipelines = {
+            stream: build_pipeline(
+                batch=len(feed.slots(stream)),
+                threads=max(1, config.workers),
+                device_id=torch.device("cuda", feed.device.index or 0).index if gpu else None,
+                crop=config.crop,
+                augment=config.augment,
+                labelled=stream == LABELLED,
+                views=views,
+                mean=feed.mean,
+                std=feed.std,
+            )
+            for stream, views in feed.views.items()
+        }
+
+    def send(self, given: dict[int, list[Given]]) -> None:
+        for stream, pipeline in self.pipelines.items():
+            inputs = inputs_of(stream == LABELLED, self.feed.views[stream], self.feed.config.augment)
+            for name, (kind, dimensions) in inputs.items():
+                values = [one[name] for one in given[stream]]
+                if name in RAGGED:
+                    pipeline.feed_input(name, [np.ascontiguousarray(value) for value in values])
+                else:
+                    pipeline.feed_input(name, np.array(values, dtype=NUMPY[kind], order="C"))
+            pipeline.schedule_run()
+
+    def take(self) -> dict[int, list[Tensor]]:
+        """The oldest step's tensors, views first. They own their memory: the executor writes each output anew.
+
+        Raises RuntimeError where DALI failed.
+        """
+        return {
+            stream: [torch.from_dlpack(one.as_tensor()) for one in pipeline.outputs()]
+            for stream, pipeline in self.pipelines.items()
+        }
+
+
+def valid_maps(given: list[Given], crop: int) -> Tensor:  # (B, crop, crop) bool
+    """Where the crops show the image and no reflection: the nearest pixel of the region is inside, as for a label."""
+    valid = np.ones((len(given), crop, crop), dtype=np.bool_)
+    for out, one in zip(valid, given, strict=True):
+        if one["padded"]:
+            nearest = (2 * np.arange(crop) + 1) * one["side"][0] // (2 * crop)
+            rows, columns = (nearest < inside for inside in one["inside"])
+            if one["transposed"]:
+                rows, columns = columns, rows
+            rows = rows[::-1] if one["upended"] else rows
+            out[:] = rows[:, None] & (columns[::-1] if one["mirrored"] else columns)
+    return torch.from_numpy(valid)
+
+
+def _bytes(path: Path) -> NDArray[np.uint8]:
+    return np.frombuffer(str(path).encode(), dtype=np.uint8)
