@@ -13,6 +13,8 @@ from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor
 
+from mpamatch.batch import Batch
+from mpamatch.data.feeds import Feed
 from mpamatch.data.prepared import Prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
 from mpamatch.data.splits import write_split
@@ -74,13 +76,20 @@ def silent() -> Console:
 
 def train_until(step: int, config: Config, run: Path) -> None:
     """Trains in `run` as far as `step` and stops there, as a crash would: nothing is saved on the way out."""
-    whole = loop.batches
+    whole = loop.build_feed
 
-    def cut(feed: Any, start: int, stop: int, **options: Any) -> Iterator[Any]:
-        yield from whole(feed, start, min(step, stop), **options)
-        raise Stopped
+    def cut(*arguments: Any, **options: Any) -> Feed:
+        feed = whole(*arguments, **options)
+        batches = feed.batches
 
-    with mock.patch.object(loop, "batches", cut), pytest.raises(Stopped):
+        def until(start: int, stop: int) -> Iterator[Batch]:
+            yield from batches(start, min(step, stop))
+            raise Stopped
+
+        feed.batches = until  # type: ignore[method-assign]
+        return feed
+
+    with mock.patch.object(loop, "build_feed", cut), pytest.raises(Stopped):
         loop.train(config, run, console=silent())
 
 

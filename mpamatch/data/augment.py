@@ -43,14 +43,20 @@ def cut(
     if side != crop:
         size = (crop, crop)
         x = functional.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
-        y = functional.interpolate(y[None, None], size=size, mode="nearest-exact")[0, 0]
-        inside = functional.interpolate(inside[None, None], size=size, mode="nearest-exact")[0, 0]
+        nearest = torch.from_numpy(nearest_pixels(side, crop))
+        y, inside = (t[nearest][:, nearest] for t in (y, inside))
 
     def turn(t: Tensor) -> Tensor:
         t = t.flip(-1) if geometry.flip else t
         return torch.rot90(t, geometry.quarter_turns, (-2, -1)).contiguous()
 
     return turn(x), turn(y), turn(inside).bool()
+
+
+def nearest_pixels(side: int, crop: int) -> np.ndarray:  # (crop,)
+    """Which of `side` pixels each of `crop` takes its label from, ⌊(i + ½) · side / crop⌋; in integers, so that a
+    centre between two pixels takes the same one in every feed."""
+    return (2 * np.arange(crop) + 1) * side // (2 * crop)
 
 
 def recolour(image: Tensor, colour: Colour) -> Tensor:  # (3, H, W) u8 -> (3, H, W) f32 in [0, 1]

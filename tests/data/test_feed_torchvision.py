@@ -1,98 +1,39 @@
 """The feed: pure in its step, the same over ranks and workers, image and label on the same pixels, errors by name."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 from mpamatch.batch import Batch, to_device
 from mpamatch.data.augment import recolour
 from mpamatch.data.cache import Images
-from mpamatch.data.config import DataConfig
 from mpamatch.data.draws import LABELLED, UNLABELLED, draw, image_index
-from mpamatch.data.feeds.torchvision import TorchvisionFeed, batches
-from mpamatch.data.prepared import Class, Prepared
+from mpamatch.data.prepared import Prepared
 from mpamatch.errors import InputError
 from mpamatch.images import read_image
-
-HEIGHT, WIDTH, CROP = 40, 56, 32
-NAMES = tuple(f"{letter}.png" for letter in "abcdefghijk")
-SHARED = DataConfig(crop=CROP, batch=4, unlabelled_batch=8, zoom=[1.0, 1.0], cache_mb=16)
-
-
-def write(root: Path, name: str, image: np.ndarray, label: np.ndarray | None) -> None:
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(exist_ok=True)
-    Image.fromarray(image).save(root / "images" / name)
-    if label is not None:
-        Image.fromarray(label).save(root / "masks" / name)
-
-
-def prepared_at(root: Path, classes: int = 5) -> Prepared:
-    return Prepared(
-        root=root,
-        name="set",
-        classes=tuple(Class(f"class {index}", (index, 0, 0)) for index in range(classes)),
-        microns_per_pixel=None,
-        source="",
-        licence="",
-        parts={"train": NAMES, "validation": (), "test": ()},
-        groups={name: name for name in NAMES},
-        note="",
-    )
-
-
-def label_of(rows: np.ndarray, columns: np.ndarray, number: np.ndarray | int) -> np.ndarray:
-    """The class that stands at a place of image `number`: five classes and some ignored pixels."""
-    value = (rows * 7 + columns * 3 + number) % 11
-    return np.where(value < 5, value, np.where(value < 9, value - 4, 255)).astype(np.uint8)
+from tests.data.places import (
+    CROP,
+    NAMES,
+    SHARED,
+    assert_one_sentence,
+    assert_same,
+    feed_of,
+    label_of,
+    make_places,
+    prepared_at,
+    spoil,
+    tensors,
+    told,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Prepared:
-    """Red tells the row, green the column, blue ten times the number of the image; the label follows from them."""
-    root = tmp_path_factory.mktemp("places")
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    for number, name in enumerate(NAMES):
-        image = np.stack([rows, columns, np.full_like(rows, 10 * number)], axis=-1).astype(np.uint8)
-        write(root, name, image, label_of(rows, columns, number))
-    return prepared_at(root)
-
-
-def feed_of(prepared: Prepared, config: DataConfig = SHARED, **changes: Any) -> TorchvisionFeed:
-    usual: dict[str, Any] = {
-        "labelled": NAMES[:5],
-        "unlabelled": NAMES[5:],
-        "seed": 0,
-        "strong_views": 2,
-        "channels": 6,
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-    }
-    return TorchvisionFeed(prepared, config=config, **(usual | changes))
-
-
-def tensors(batch: Batch) -> list[Tensor]:
-    assert batch.unlabelled is not None
-    return [t for t in (*batch.labelled, *batch.unlabelled) if t is not None]
-
-
-def assert_same(a: Batch, b: Batch) -> None:
-    assert len(tensors(a)) == len(tensors(b))
-    for one, other in zip(tensors(a), tensors(b), strict=True):
-        assert torch.equal(one, other)
-
-
-def told(image: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and number of the image that the colours of `places` tell."""
-    values = (image * 255).round().numpy().astype(int)
-    return values[0], values[1], values[2] // 10
+    return make_places(tmp_path_factory.mktemp("places"))
 
 
 def test_shapes_dtypes_and_contiguity(places):
@@ -190,8 +131,8 @@ def test_ranks_hold_the_slices_of_the_global_batch(places, ranks, augment):
 def test_a_step_is_the_same_whenever_it_is_asked_for(places):
     config = replace(SHARED, zoom=[0.7, 1.4], weak_colour=0.5)
     feed = feed_of(places, config)
-    through = list(batches(feed, 0, 5, workers=0, pin=False))
-    resumed = list(batches(feed_of(places, config), 3, 5, workers=0, pin=False))
+    through = list(feed.batches(0, 5))
+    resumed = list(feed_of(places, config).batches(3, 5))
     assert len(through) == 5
     assert len(resumed) == 2
     for a, b in zip(through[3:], resumed, strict=True):
@@ -201,8 +142,8 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(places):
 
 
 def test_workers_make_the_same_batches_in_order(places):
-    feed = feed_of(places, replace(SHARED, zoom=[0.7, 1.4]))
-    for step, batch in enumerate(batches(feed, 2, 6, workers=1, pin=False), start=2):
+    feed = feed_of(places, replace(SHARED, zoom=[0.7, 1.4], workers=1))
+    for step, batch in enumerate(feed.batches(2, 6), start=2):
         assert isinstance(batch, Batch)
         assert_same(batch, feed[step])
 
@@ -313,25 +254,6 @@ def test_a_configuration_that_does_not_fit_is_named_before_a_file_is_read(places
     assert_one_sentence(caught.value, words)
 
 
-def assert_one_sentence(error: InputError, words: Sequence[str]) -> None:
-    for word in words:
-        assert word in str(error)
-    assert "\n" not in str(error)
-    assert str(error).endswith((".", "?"))
-
-
-def spoil(root: Path, what: str) -> None:
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    label = np.zeros((64, 64), dtype=np.uint8)
-    if what == "index":
-        label[5, 5] = 5
-    write(root, "bad.png", image, label[:50] if what == "size" else None if what == "no mask" else label)
-    if what == "truncated":
-        path = root / "images" / "bad.png"
-        path.write_bytes(path.read_bytes()[:3000])
-
-
 BROKEN = [
     ("truncated", ["images/bad.png", "cannot be decoded"]),
     ("index", ["masks/bad.png", "class index 5", "5 classes"]),
@@ -351,9 +273,9 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, what, words):
 
 def test_a_file_that_cannot_be_used_is_named_in_one_sentence_by_a_worker_too(tmp_path):
     spoil(tmp_path, "truncated")
-    feed = feed_of(prepared_at(tmp_path), labelled=("bad.png",), strong_views=0)
+    feed = feed_of(prepared_at(tmp_path), replace(SHARED, workers=1), labelled=("bad.png",), strong_views=0)
     with pytest.raises(InputError) as caught:
-        list(batches(feed, 0, 1, workers=1, pin=False))
+        list(feed.batches(0, 1))
     assert_one_sentence(caught.value, BROKEN[0][1])
 
 

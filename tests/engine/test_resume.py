@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mpamatch.data.feeds import dali_installed
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.log import RunLog
 from mpamatch.engine.loop import resume, train
@@ -30,6 +31,13 @@ from tests.tiny import (
 )
 
 LONG = {"engine.steps": 24, "engine.save_every": 3, "engine.validate_every": 8}
+# Name of a run that is killed → its method and fields.
+KILLED = {
+    "mpamatch": ("mpamatch", LONG),
+    "mean_teacher": ("mean_teacher", LONG),
+    "dali": ("unimatch", {**LONG, "data.feed": "dali", "data.weak_colour": 0.5}),
+}
+DALI = pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")
 SHORT = {"engine.steps": 5, "engine.save_every": 2, "engine.validate_every": 4}
 
 
@@ -45,25 +53,27 @@ def lines_of(run):
 
 @pytest.fixture(scope="module")
 def killed(root, tmp_path_factory):
-    """Two trainings in processes of their own, both killed without warning at a random step."""
+    """Trainings in processes of their own, each killed without warning at a random step."""
     folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = {}
-    for method in ("mpamatch", "mean_teacher"):
-        words = ["train", "--recipe", "demo", "--run", str(folder / method), *tiny_flags(root, method, LONG)]
+    for name, (method, fields) in KILLED.items():
+        if name == "dali" and not dali_installed():
+            continue
+        words = ["train", "--recipe", "demo", "--run", str(folder / name), *tiny_flags(root, method, fields)]
         command = [sys.executable, "-m", "mpamatch", *words]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        running[method] = process, random.randint(4, 16)
+        running[name] = process, random.randint(4, 16)
     waiting = dict(running)
     try:
         while waiting:
-            for method, (process, step) in list(waiting.items()):
-                if lines_of(folder / method) >= step:
+            for name, (process, step) in list(waiting.items()):
+                if lines_of(folder / name) >= step:
                     time.sleep(random.uniform(0, 0.03))  # also in the middle of a step
                     process.kill()
-                    del waiting[method]
+                    del waiting[name]
                 elif process.poll() is not None:
-                    pytest.fail(f"{method} ended before it was killed:\n{process.stdout.read().decode()}")
+                    pytest.fail(f"{name} ended before it was killed:\n{process.stdout.read().decode()}")
             time.sleep(0.002)
     finally:
         for process, _ in running.values():
@@ -73,17 +83,18 @@ def killed(root, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["mpamatch", "mean_teacher"])
-def test_a_run_killed_by_sigkill_resumes_to_the_same_numbers(method, killed, root, tmp_path):
-    done = read_checkpoint(killed / method / "checkpoints" / "last.safetensors")[1]["progress"]["step"]
+@pytest.mark.parametrize("name", ["mpamatch", "mean_teacher", pytest.param("dali", marks=DALI)])
+def test_a_run_killed_by_sigkill_resumes_to_the_same_numbers(name, killed, root, tmp_path):
+    method, fields = KILLED[name]
+    done = read_checkpoint(killed / name / "checkpoints" / "last.safetensors")[1]["progress"]["step"]
     assert 0 < done < LONG["engine.steps"]
-    train(tiny_config(root, method, LONG), tmp_path / "whole", console=silent())
-    resume(killed / method, console=silent())
-    assert_same_run(tmp_path / "whole", killed / method)
-    if method == "mpamatch":
-        tensors, _ = read_checkpoint(killed / method / "checkpoints" / "last.safetensors")
+    train(tiny_config(root, method, fields), tmp_path / "whole", console=silent())
+    resume(killed / name, console=silent())
+    assert_same_run(tmp_path / "whole", killed / name)
+    if name == "mpamatch":
+        tensors, _ = read_checkpoint(killed / name / "checkpoints" / "last.safetensors")
         assert any("prototypes" in name for name in tensors)
-    assert [line["step"] for line in read_metrics(killed / method) if "loss" in line] == [*range(1, 25)]
+    assert [line["step"] for line in read_metrics(killed / name) if "loss" in line] == [*range(1, 25)]
 
 
 @pytest.mark.parametrize("method", METHODS)

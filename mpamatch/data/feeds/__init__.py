@@ -7,7 +7,11 @@ import torch
 from mpamatch.data.feeds.base import Feed
 from mpamatch.errors import InputError
 
-__all__ = ["Feed", "feed_class"]
+__all__ = ["Feed", "dali_installed", "feed_class"]
+
+
+def dali_installed() -> bool:
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def feed_class(name: str, device: torch.device) -> type[Feed]:
@@ -15,7 +19,7 @@ def feed_class(name: str, device: torch.device) -> type[Feed]:
 
     Raises InputError for dali where it is not installed.
     """
-    there = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    there = dali_installed()
     if name == "dali" and not there:
         raise InputError(
             "data.feed: dali is not installed; pip install 'mpamatch[dali-cuda13]' (or dali-cuda12), "

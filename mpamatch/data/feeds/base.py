@@ -93,7 +93,7 @@ class Feed(ABC):
                 self.refuse(name, error)
         kind = "labelled" if stream == LABELLED else "unlabelled"
         raise InputError(
-            f"{self.prepared.root}: none of its {len(names)} {kind} images can be used (mpamatch check names them all); "
+            f"{self.prepared.root}: none of its {len(names)} {kind} images can be used (mpamatch check says why); "
             f"{self.skipped[names[first]]}"
         )
 

@@ -3,16 +3,17 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import types
 from torch import Tensor
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
+from mpamatch.data.augment import nearest_pixels
 from mpamatch.data.cache import Images
 from mpamatch.data.draws import LABELLED, UNLABELLED, SampleDraw
 from mpamatch.data.feeds.ahead import ahead
@@ -91,7 +92,7 @@ class DaliFeed(Feed):
         for stream in self.views:
             drawn = [self.draw(stream, step, slot) for slot in self.slots(stream)]
             found = [
-                self.readable(stream, step, slot, lambda name, one=one: self._given(stream, name, one))
+                self.readable(stream, step, slot, partial(self._given, stream, one))
                 for slot, one in zip(self.slots(stream), drawn, strict=True)
             ]
             sent.drawn[stream] = drawn
@@ -142,7 +143,7 @@ class DaliFeed(Feed):
             ),
         )
 
-    def _given(self, stream: int, name: str, drawn: SampleDraw) -> Given:
+    def _given(self, stream: int, drawn: SampleDraw, name: str) -> Given:
         """The graph's inputs for one slot. Raises InputError where the image or its label is unfit."""
         place, geometry = self.places[name], drawn.geometry
         if self.decoder[stream][place] == UNSEEN:
@@ -164,13 +165,14 @@ class DaliFeed(Feed):
             if changed:
                 arguments = colour_arguments(self.config.augment, colours[view])
                 given |= {f"{view}.{key}": value for key, value in arguments.items()}
-        twice = side > 2 * min(inside)  # the reflection would itself have to be reflected
-        if twice or self.decoder[stream][place] == BY_READER or self._images(name).keeps(name, 3 * height * width):
-            return given | self._decoded(stream, name, given, twice)
-        paths = {"path": self.prepared.image_path(name)}
+        paths: dict[str, Path | None] = {"path": self.prepared.image_path(name)}
         if stream == LABELLED:
             paths["mask_path"] = self.prepared.mask_path(name)
-        return given | NOT_RAW | {key: _bytes(path) for key, path in paths.items()}
+        twice = side > 2 * min(inside)  # the reflection would itself have to be reflected
+        by_reader = twice or self.decoder[stream][place] == BY_READER or None in paths.values()
+        if by_reader or self._images(name).keeps(name, 3 * height * width):
+            return given | self._decoded(stream, name, given, twice)
+        return given | NOT_RAW | {key: np.frombuffer(str(path).encode(), np.uint8) for key, path in paths.items()}
 
     def _decoded(self, stream: int, name: str, given: Given, twice: bool) -> Given:
         """The region by the ordinary reader; with its reflection where that is more than the graph can do."""
@@ -192,7 +194,8 @@ class DaliFeed(Feed):
         plain = size is not None
         if stream == LABELLED:
             self._images(name).labelled(name)
-            plain = plain and plain_size(self.prepared.mask_path(name), "L") is not None
+            mask = self.prepared.mask_path(name)
+            plain = plain and mask is not None and plain_size(mask, "L") is not None
         place = self.places[name]
         self.sizes[stream][place] = size or self._images(name).image(name).shape[:2]
         self.decoder[stream][place] = BY_DALI if plain else BY_READER
@@ -226,7 +229,7 @@ class _Lines:
             stream: build_pipeline(
                 batch=len(feed.slots(stream)),
                 threads=max(1, config.workers),
-                device_id=torch.device("cuda", feed.device.index or 0).index if gpu else None,
+                device_id=(feed.device.index or 0) if gpu else None,
                 crop=config.crop,
                 augment=config.augment,
                 labelled=stream == LABELLED,
@@ -240,7 +243,7 @@ class _Lines:
     def send(self, given: dict[int, list[Given]]) -> None:
         for stream, pipeline in self.pipelines.items():
             inputs = inputs_of(stream == LABELLED, self.feed.views[stream], self.feed.config.augment)
-            for name, (kind, dimensions) in inputs.items():
+            for name, (kind, _) in inputs.items():
                 values = [one[name] for one in given[stream]]
                 if name in RAGGED:
                     pipeline.feed_input(name, [np.ascontiguousarray(value) for value in values])
@@ -260,18 +263,13 @@ class _Lines:
 
 
 def valid_maps(given: list[Given], crop: int) -> Tensor:  # (B, crop, crop) bool
-    """Where the crops show the image and no reflection: the nearest pixel of the region is inside, as for a label."""
+    """Where the crops show the image and no reflection; asked of the same pixels that a label would come from."""
     valid = np.ones((len(given), crop, crop), dtype=np.bool_)
     for out, one in zip(valid, given, strict=True):
         if one["padded"]:
-            nearest = (2 * np.arange(crop) + 1) * one["side"][0] // (2 * crop)
-            rows, columns = (nearest < inside for inside in one["inside"])
+            rows, columns = (nearest_pixels(one["side"][0], crop) < inside for inside in one["inside"])
             if one["transposed"]:
                 rows, columns = columns, rows
             rows = rows[::-1] if one["upended"] else rows
             out[:] = rows[:, None] & (columns[::-1] if one["mirrored"] else columns)
     return torch.from_numpy(valid)
-
-
-def _bytes(path: Path) -> NDArray[np.uint8]:
-    return np.frombuffer(str(path).encode(), dtype=np.uint8)

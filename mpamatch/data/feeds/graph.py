@@ -113,7 +113,7 @@ def build_pipeline(
                 made.append(_normalised(crops, 255, mean, std))
         if not labelled:
             return tuple(made)
-        labels = fn.resize(_ignored(_label(given, gpu), given), size=(crop, crop), interp_type=types.INTERP_NN)
+        labels = _nearest(_ignored(_label(given, gpu), given), given["side"], crop)
         return (*made, _turned(labels, given, quarters))
 
     pipeline = graph()
@@ -167,6 +167,14 @@ def _ignored(label: Any, given: dict[str, Any]) -> Any:
     return label
 
 
+def _nearest(label: Any, side: Any, crop: int) -> Any:
+    """As augment.nearest_pixels. Centres are multiples of 1 / (2 · crop): half of that brings one between two pixels
+    safely to the second of them, and changes nothing for the others."""
+    shift = 0.25 / crop
+    roi = {"roi_start": (shift, shift), "roi_end": side + np.float32(shift)}
+    return fn.resize(label, size=(crop, crop), interp_type=types.INTERP_NN, **roi)
+
+
 def _turned(image: Any, given: dict[str, Any], quarters: bool) -> Any:
     if quarters:
         if given["transposed"]:
@@ -195,13 +203,20 @@ def _recolour(base: Any, given: dict[str, Any], augment: str, gpu: bool) -> Any:
         light = dali_math.exp(fn.coord_transform(base, M=given["mix"], T=given["offset"]))
         light = dali_math.min(light, here["white"])
         light = _within(light * here["contrast"] + _weighed(light, here["of_mean"]))
-    light = fn.reshape(light, layout="HWC")
+    light = _blurred(fn.reshape(light, layout="HWC"), given)
+    return _compressed(light, given) if augment == "histology" else light
+
+
+def _blurred(light: Any, given: dict[str, Any]) -> Any:
     if given["blurred"]:
         light = fn.gaussian_blur(light, sigma=given["sigma"], window_size=given["window"])
-    if augment == "histology":
-        if given["compressed"]:
-            eight_bit = fn.cast(light * 255, dtype=types.UINT8)
-            light = fn.jpeg_compression_distortion(eight_bit, quality=given["quality"]) * np.float32(1 / 255)
+    return light
+
+
+def _compressed(light: Any, given: dict[str, Any]) -> Any:
+    if given["compressed"]:
+        eight_bit = fn.cast(light * 255, dtype=types.UINT8)
+        light = fn.jpeg_compression_distortion(eight_bit, quality=given["quality"]) * np.float32(1 / 255)
     return light
 
 
