@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.data.places import SHARED, feed_of, make_places
-
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (pip install 'mpamatch[dali-cuda13]')")
+pytest.importorskip("rich", reason="the data part of the package needs rich")
 from mpamatch.data.feeds.dali import DaliFeed  # noqa: E402
+from tests.data.places import SHARED, feed_of, make_places  # noqa: E402
 
 
 @pytest.mark.parametrize("augment", ["histology", "natural"])
