@@ -62,14 +62,16 @@ class Ceilings:
         return max(moved / self.copy, flops / self.matmul[dtype]) / seconds
 
 
-def interleaved(timed: Mapping[str, Timed], *, seconds: float, rounds: tuple[int, int] = (5, 25)) -> dict[str, Timing]:
+def interleaved(
+    timed: Mapping[str, Timed], *, seconds: float, rounds: tuple[int, int] = (5, 25), warm_up: int = WARM_UP
+) -> dict[str, Timing]:
     """Times the calls in turns, each turn in another order, for about `seconds` in all and at least rounds[0] turns.
 
-    WARM_UP turns before are not timed: first use, and until kept memory has found its place.
+    `warm_up` turns before are not timed: first use, and until kept memory has found its place.
     """
     names = list(timed)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for name in names * WARM_UP:
+    for name in names * warm_up:
         with timed[name].context():
             timed[name].call()
     began, turn = time.perf_counter(), 0

@@ -103,7 +103,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without the wall-clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    clocks = ("seconds", "data_seconds")
+    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -65,7 +65,8 @@ class RunLog:
         self.board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of training: means since the last line, `seconds` the wall-clock of a step among them."""
+        """One line of training: means since the last line, `seconds` the wall-clock of a step among them and
+        `data_seconds` that of waiting for its batch (on a GPU, where the host runs ahead, more than the GPU waits)."""
         self._line({"step": step, **values})
         for name, value in values.items():
             self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class Trainer:
         means = Means()
         feed = self.feed.batches(progress.step, engine.steps)
         self.method.train()
-        for step, batch in enumerate(feed, start=progress.step):
+        for step, batch in enumerate(means.waiting(feed), start=progress.step):
             rate = engine.learning_rate * (1 - step / engine.steps) ** engine.power
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
@@ -249,7 +249,19 @@ class Means:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.count, self.passes = 0, 1
+        self.waited = 0.0
         self.restart_clock()
+
+    def waiting(self, feed: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of `feed`; the time until each is there counts as `data_seconds`."""
+        source = iter(feed)
+        while True:
+            asked = time.perf_counter()
+            batch = next(source, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def add(self, parts: dict[str, Tensor], passes: int) -> None:
         """The parts of one of the `passes` of a step."""
@@ -261,10 +273,12 @@ class Means:
         self.passes = passes
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, and the seconds per step since then."""
+        """The means since the last call, and the seconds per step since then: all, and those spent waiting for data."""
         values = {name: float(total) / self.count for name, total in self.sums.items()}
-        values["seconds"] = (time.perf_counter() - self.began) / self.count * self.passes
-        self.sums, self.count = {}, 0
+        steps = self.count / self.passes
+        values["seconds"] = (time.perf_counter() - self.began) / steps
+        values["data_seconds"] = self.waited / steps
+        self.sums, self.count, self.waited = {}, 0, 0.0
         self.restart_clock()
         return values
 

@@ -1,6 +1,8 @@
 """Prediction on files and folders: masks, overlays and a table of areas."""
 
 import csv
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, write_png
+from mpamatch.inference.ahead import ahead
 from mpamatch.inference.segmenter import Segmenter
+
+READERS = 2  # decoding takes a tenth of what writing a mask and an overlay takes
+MOST_WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ def predict_files(
     .jpeg, .bmp, .tif, .tiff). `<name>` is the file's stem; where two inputs share one, the later is called
     `<folder>-<stem>`.
 
-    Images are read one after the other. The first that cannot be read stops everything with its name;
-    nothing is written for it, while masks and overlays of the images before it stay and areas.csv lists
-    them.
+    Threads read the images ahead of the model and write what it found, so up to eight masks and overlays are made
+    at a time. The first image that cannot be read stops everything with its name; nothing is written for it or those
+    after it, while masks and overlays of the images before it stay and areas.csv lists them.
 
     Of several ranks each predicts every ranks-th image, and one that cannot be read stops its own rank alone; rank 0
     writes areas.csv, and the error and all rows reach every rank. `gather` gives the values of all ranks by rank.
@@ -83,24 +90,51 @@ def predict_files(
     return everywhere
 
 
-def predict_each(segmenter: Segmenter, files: Sequence[tuple[Path, str]], out: Path) -> Iterator[Areas]:
-    """Predicts each file, writes its mask and overlay under the name beside it, and tells its areas, in order.
-
-    Raises InputError at the first file that cannot be read.
-    """
-    for file, name in files:
-        image = read_image(file)
-        label = segmenter.predict(image)
-        write_png(out / "masks" / f"{name}.png", label)
-        write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.colours))
-        pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
-        yield Areas(file, name, image.shape[1], image.shape[0], tuple(pixels.tolist()))
-
-
 def in_order(by_rank: Sequence[Sequence[Areas]]) -> list[Areas]:
     """The rows of all ranks, of which each had every len(by_rank)-th image, in the order of the images."""
     placed = [(rank + len(by_rank) * at, row) for rank, rows in enumerate(by_rank) for at, row in enumerate(rows)]
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def predict_each(segmenter: Segmenter, files: Sequence[tuple[Path, str]], out: Path) -> Iterator[Areas]:
+    """Predicts each file, writes its mask and overlay under the name beside it, and tells its areas, in order.
+
+    Raises InputError at the first file that cannot be read, once all before it are done.
+    """
+    unreadable: list[InputError] = []
+    images: deque[np.ndarray] = deque()  # read, and not yet written
+
+    def read() -> Iterator[np.ndarray]:
+        try:
+            for image in ahead(read_image, [file for file, _ in files], threads=READERS):
+                images.append(image)
+                yield image
+        except InputError as error:  # what was read before it is still to be predicted
+            unreadable.append(error)
+
+    def write(found: tuple[tuple[Path, str], np.ndarray, Tensor]) -> Areas:
+        (file, name), image, label = found
+        return _write(file, name, image, label.cpu().numpy(), segmenter, out)
+
+    labels = segmenter.labels(read())
+    results = ((file, images.popleft(), label) for file, label in zip(files, labels, strict=False))
+    yield from ahead(write, results, threads=min(MOST_WRITERS, os.cpu_count() or 1))
+    if unreadable:
+        raise unreadable[0]
+
+
+def _write(
+    file: Path,
+    name: str,
+    image: np.ndarray,  # (H, W, 3) uint8
+    label: np.ndarray,  # (H, W) uint8
+    segmenter: Segmenter,
+    out: Path,
+) -> Areas:
+    write_png(out / "masks" / f"{name}.png", label)
+    write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.colours))
+    pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
+    return Areas(file, name, image.shape[1], image.shape[0], tuple(pixels.tolist()))
 
 
 def list_images(inputs: Sequence[Path]) -> list[Path]:

@@ -1,8 +1,8 @@
 """Sliding windows over images of any size, blended so that no border of a window shows."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 import torch
@@ -13,13 +13,43 @@ from mpamatch.errors import InputError
 
 
 class Window(NamedTuple):
-    """One window of one image: where it starts, and its share in the result along each side."""
+    """One window of an image: where it starts, and its share in the result along each side."""
 
-    image: int
     top: int
     left: int
     row_share: Tensor  # (window,)
     column_share: Tensor  # (window,)
+
+
+class Canvas:
+    """The result of one image in the making.
+
+    Raises InputError for an image that is not (3, H, W).
+    """
+
+    def __init__(self, image: Tensor, window: int, stride: int):
+        if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+            raise InputError(f"image of shape {tuple(image.shape)}: must be (3, H, W) with at least one pixel.")
+        self.image, self.padded, self.side = image, pad_to_window(image, window), window
+        self.windows = grid(self.padded, window, stride)
+        self.missing = len(self.windows)
+        self.total: Tensor | None = None  # (C, H, W) once the number of classes is known
+
+    def cut(self, at: Window) -> Tensor:  # (3, window, window)
+        return self.padded[:, at.top : at.top + self.side, at.left : at.left + self.side]
+
+    def add(self, at: Window, probability: Tensor) -> None:  # (C, window, window)
+        if self.total is None:
+            size = (len(probability), *self.padded.shape[1:])
+            self.total = torch.zeros(size, dtype=torch.float32, device=self.padded.device)
+        share = at.row_share[:, None] * at.column_share
+        place = self.total[:, at.top : at.top + self.side, at.left : at.left + self.side]
+        place += probability.to(self.padded.device) * share
+        self.missing -= 1
+
+    def result(self) -> Tensor:  # (C, H, W) float32
+        assert self.total is not None
+        return crop_from_window(self.total, self.image)
 
 
 def origins(length: int, window: int, stride: int) -> list[int]:
@@ -75,26 +105,53 @@ def segment(
     """
     if isinstance(image, Tensor):
         return segment(model, [image], window=window, overlap=overlap, batch=batch)[0]
+    return list(segment_each(model, image, window=window, overlap=overlap, batch=batch))
+
+
+def segment_each(
+    model: Callable[[Tensor], Tensor],  # (B, 3, window, window) -> logits (B, C, window, window)
+    images: Iterable[Tensor],  # each (3, H, W) floating point, of any size
+    *,
+    window: int,
+    overlap: float,
+    batch: int,
+) -> Iterator[Tensor]:
+    """As `segment`, one result after the other, in order, each as soon as its last window is done.
+
+    Windows run on from one image to the next, so every batch but the last is full, and no more images are held than
+    have windows in two batches.
+    """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")
     if window < 1 or batch < 1:
         raise InputError(f"window {window} and batch {batch}: both must be at least 1.")
-    for one in image:
-        if one.ndim != 3 or one.shape[0] != 3 or one.numel() == 0:
-            raise InputError(f"image of shape {tuple(one.shape)}: must be (3, H, W) with at least one pixel.")
+    stride = max(1, int(window * (1 - overlap)))
+    return _in_batches(model, (Canvas(image, window, stride) for image in images), batch)
 
-    padded = [pad_to_window(one, window) for one in image]
-    windows = grid(padded, window, stride=max(1, int(window * (1 - overlap))))
-    sums: list[Tensor] = []
-    while chosen := list(islice(windows, batch)):
-        cut = [padded[at.image][:, at.top : at.top + window, at.left : at.left + window] for at in chosen]
-        for at, probability in zip(chosen, probabilities(model, torch.stack(cut)), strict=True):
-            if at.image == len(sums):
-                size = (len(probability), *padded[at.image].shape[1:])
-                sums.append(torch.zeros(size, dtype=torch.float32, device=probability.device))
-            share = at.row_share[:, None] * at.column_share
-            sums[at.image][:, at.top : at.top + window, at.left : at.left + window] += probability * share
-    return [crop_from_window(total, one) for total, one in zip(sums, image, strict=True)]
+
+def _in_batches(model: Callable[[Tensor], Tensor], canvases: Iterable[Canvas], batch: int) -> Iterator[Tensor]:
+    begun: deque[Canvas] = deque()
+    waiting: list[tuple[Canvas, Window]] = []
+    for canvas in canvases:
+        begun.append(canvas)
+        for at in canvas.windows:
+            waiting.append((canvas, at))
+            if len(waiting) == batch:
+                _run(model, waiting)
+                waiting.clear()
+                while begun and not begun[0].missing:
+                    yield begun.popleft().result()
+    if waiting:
+        _run(model, waiting)
+    yield from (canvas.result() for canvas in begun)
+
+
+def _run(model: Callable[[Tensor], Tensor], waiting: Sequence[tuple[Canvas, Window]]) -> None:
+    """One batch. Its images may lie on two devices: the windows go to that of the first one."""
+    device = waiting[0][0].padded.device
+    windows = torch.stack([canvas.cut(at).to(device) for canvas, at in waiting])
+    for (canvas, at), probability in zip(waiting, probabilities(model, windows), strict=True):
+        canvas.add(at, probability)
 
 
 def probabilities(
@@ -112,14 +169,11 @@ def probabilities(
         return logits.float().softmax(dim=1).to(windows.device)
 
 
-def grid(images: Sequence[Tensor], window: int, stride: int) -> Iterator[Window]:
-    """The windows of all images, image by image; the shares of the windows over any pixel sum to 1."""
-    for index, image in enumerate(images):
-        rows = shares(image.shape[1], window, stride, image.device)
-        columns = shares(image.shape[2], window, stride, image.device)
-        for top, row_share in rows:
-            for left, column_share in columns:
-                yield Window(index, top, left, row_share, column_share)
+def grid(image: Tensor, window: int, stride: int) -> list[Window]:
+    """The windows of an image; their shares over any pixel sum to 1."""
+    rows = shares(image.shape[1], window, stride, image.device)
+    columns = shares(image.shape[2], window, stride, image.device)
+    return [Window(top, left, row_share, column_share) for top, row_share in rows for left, column_share in columns]
 
 
 def shares(length: int, window: int, stride: int, device: torch.device) -> list[tuple[int, Tensor]]:
