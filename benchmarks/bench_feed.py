@@ -185,7 +185,8 @@ def batches(config: Config, feed: str, stop: int) -> Iterator[Batch]:
         names, encoder = training_lists(prepared, config.data.split), method.model.encoder
         yield from PilFeed(prepared, *names, config.data, mean=encoder.mean, std=encoder.std).batches(stop)
     else:
-        yield from build_feed(config, prepared, method, rank=0, ranks=1).batches(0, stop)
+        feed_of = build_feed(config, prepared, method, rank=0, ranks=1, device=torch.device("cpu"))
+        yield from feed_of.batches(0, stop)
 
 
 def cpu_seconds() -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
-from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.segmenter import Segmenter, precision_on
 from mpamatch.methods import Method
 from mpamatch.models.adapters import MARK, merge_adapters
 from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
@@ -132,8 +132,9 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
     load_learned(model, tensors, path)
     if config.tuning == "lora":
         merge_adapters(model.encoder)
+    place = choose_device(device)
     return Segmenter(
-        model.to(choose_device(device)).eval(),
+        model.to(place).eval(),
         class_names=about["class_names"],
         colours=[tuple(colour) for colour in about["colours"]],
         mean=about["mean"],
@@ -141,7 +142,7 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
         window=about["window"],
         scale=about["scale"],
         overlap=about["overlap"],
-        precision=about["precision"],
+        precision=precision_on(place, about["precision"]),
         microns_per_pixel=about["microns_per_pixel"],
     )
 
