@@ -147,7 +147,7 @@ def variants(cores: Sequence[int], default_cache_mb: int) -> list[Variant]:
     for count in cores:
         found += [Variant(feed, "natural", count) for feed in FEEDS]
         found += [Variant(feed, "histology", count) for feed in FEEDS if feed != "pil"]
-        found += [Variant("torchvision", augment, count, default_cache_mb) for augment in ("natural", "histology")]
+    found += [Variant("torchvision", augment, cores[0], default_cache_mb) for augment in ("natural", "histology")]
     return found
 
 
