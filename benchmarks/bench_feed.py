@@ -139,7 +139,8 @@ class TrainingRow:
 
 def missing(feed: str) -> str:
     """Why a feed cannot run here; empty where it can."""
-    return "nvidia-dali is not installed" if feed == "dali" and find_spec("nvidia.dali") is None else ""
+    there = feed != "dali" or (find_spec("nvidia") and find_spec("nvidia.dali"))
+    return "" if there else "nvidia-dali is not installed"
 
 
 def variants(cores: Sequence[int], default_cache_mb: int) -> list[Variant]:
@@ -293,6 +294,10 @@ def compare_with_pil(found: Sequence[FeedRow]) -> None:
 
 def of_training(arguments: argparse.Namespace) -> list[TrainingRow]:
     """Trains with each of TRAINED in turns and prints the shares."""
+    if arguments.training < 2:
+        raise InputError(
+            f"bench_feed --training {arguments.training}: expected at least 2 steps, the first not counted."
+        )
     load, samples = measure.load(), defaultdict(list)
     possible = [key for key in TRAINED if not missing(key[0])]
     for _ in range(arguments.rounds):

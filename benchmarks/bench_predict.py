@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from torch.nn import functional
 from mpamatch.benchmarks import measure, rows
 from mpamatch.benchmarks.measure import Timed, Timing
 from mpamatch.errors import InputError, unknown
+from mpamatch.files import replacing
 from mpamatch.images import Colour, overlay, read_image
 from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled
 from mpamatch.inference.tiles import origins
@@ -222,8 +224,8 @@ def differences(
     return largest, share, ""
 
 
-def compare(name: str, model: Model, wanted: argparse.Namespace) -> list[PredictRow]:
-    """All rows of one model, work by work."""
+def compare(name: str, model: Model, wanted: argparse.Namespace) -> Iterator[list[PredictRow]]:
+    """The rows of one model, work by work."""
     made = choose(ways(model, wanted.device), wanted.variants)
     across = model.window + (model.windows - 1) * int(2 / 3 * model.window)
     large = tissue(round(across / model.scale), 0)
@@ -234,13 +236,13 @@ def compare(name: str, model: Model, wanted: argparse.Namespace) -> list[Predict
     expected = made[PLAIN].probabilities(large)
     checked = {variant: check(way, large, expected, replace(blank, variant=variant)) for variant, way in made.items()}
     running = {variant: made[variant] for variant, row in checked.items() if not row.note}
-    found = []
     for work in works(model, running, large, wanted):
         times = measure.interleaved(work.calls, seconds=wanted.seconds, rounds=(3, 25), warm_up=1)
+        of_work = []
         for variant in [*checked, *(name for name in work.calls if name not in checked)]:
             row = replace(checked.get(variant, replace(blank, variant=variant)), predict=work.name, count=work.items)
-            found.append(timed_row(row, times[variant], times[PLAIN]) if variant in times else row)
-    return found
+            of_work.append(timed_row(row, times[variant], times[PLAIN]) if variant in times else row)
+        yield of_work
 
 
 def choose(made: dict[str, Way], variants: str | None) -> dict[str, Way]:
@@ -344,6 +346,20 @@ def timed_row(row: PredictRow, timing: Timing, plain: Timing) -> PredictRow:
     return replace(row, **rates, median=timing.median, p20=timing.p20, p80=timing.p80, rounds=timing.rounds)
 
 
+def write(path: Path, found: Sequence[PredictRow]) -> None:
+    """Adds the rows to the JSON lines of `path`, in place of older ones of the same key; other lines stay."""
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    fresh = {_key(asdict(row)) for row in found}
+    kept = [line for line in before if not line.startswith(rows.PREDICT) or _key(json.loads(line)) not in fresh]
+    with replacing(path) as temporary:
+        lines = [*kept, *(json.dumps(asdict(row)) for row in found)]
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("predict", "model", "variant", "machine"))
+
+
 # The command.
 
 HEADER = (
@@ -378,18 +394,18 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=16, help="how many images are predicted together (16)")
     parser.add_argument("--seconds", type=float, default=30.0, help="for the turns of one work, three at least (30)")
     parser.add_argument("--variants", help=f"by name, with commas; {PLAIN} is always there (all)")
-    parser.add_argument("--out", type=Path, help="JSON lines to append to")
+    parser.add_argument("--out", type=Path, help="JSON lines to write into")
     wanted = parser.parse_args(words)
-    found = []
-    for name in wanted.model.split(","):
+    names, found = wanted.model.split(","), []
+    for name in names:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
-        found += compare(name, MODELS[name], wanted)
+    for of_work in chain.from_iterable(compare(name, MODELS[name], wanted) for name in names):
+        if wanted.out:
+            write(wanted.out, of_work)  # at once: a run that is stopped keeps what it has
+        found += of_work
+        print(f"{of_work[0].model} {of_work[0].predict}: measured", flush=True)
     rows.show("prediction", HEADER, [cells(row) for row in found], text_columns=3)
-    if wanted.out:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        with wanted.out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in found)
     return 1 if any(row.note.startswith("values differ") for row in found) else 0
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,7 @@ class Part:
     seconds: float
     environment: dict[str, str] = field(default_factory=dict)
     may_be_cut: bool = False  # the results up to its limit are kept, and reaching it is no failure
+    lacks: str = ""  # what is not installed: then it is skipped
 
 
 @dataclass
@@ -111,9 +113,18 @@ def parts(machine: dict, out: Path) -> Iterator[Part]:
     yield Part("tune", [*bench, "--tune", "--seconds", "60"], 90)
     yield Part("bench bfloat16", [*bench, "--dtype", "bfloat16", "--compare", QUICK], 90, may_be_cut=True)
     yield Part("bench float32", [*bench, "--dtype", "float32", "--compare", QUICK], 60, may_be_cut=True)
+    yield prediction(python, out)
     for operation in OPERATIONS:
         compiled = [*bench, "--dtype", "bfloat16", "--op", operation, "--compare", f"{QUICK},compile"]
         yield Part(f"bench {operation} with torch.compile", compiled, 60, may_be_cut=True)
+
+
+def prediction(python: list[str], out: Path) -> Part:
+    """Small model and ViT-L, where what builds them is."""
+    lacks = ", ".join(name for name in ("timm", "torchvision", "safetensors", "PIL") if find_spec(name) is None)
+    command = [*python, "-m", "mpamatch.benchmarks.bench_predict", "--device", "cuda", "--seconds", "5"]
+    variants = ["--variants", "mpamatch,mpamatch-bf16", "--out", str(out)]
+    return Part("prediction", [*command, *variants], 60, may_be_cut=True, lacks=lacks)
 
 
 def sanitizer(python: list[str]) -> Iterator[Part]:
@@ -122,7 +133,7 @@ def sanitizer(python: list[str]) -> Iterator[Part]:
     for check in ("memcheck", "racecheck"):
         exercise = [*python, "-m", "mpamatch.benchmarks.exercise_cuda"]
         if tool is None:
-            yield Part(check, [], 0)
+            yield Part(check, [], 0, lacks="compute-sanitizer")
             continue
         command = [tool, "--tool", check, "--error-exitcode", "3", *only_our_kernels(tool), *exercise]
         yield Part(check, command, 45, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
@@ -137,8 +148,8 @@ def only_our_kernels(tool: str) -> list[str]:
 
 def run(part: Part, end: float) -> Outcome:
     """Runs a part within its limit and before `end`."""
-    if not part.command:
-        return Outcome(part.name, "skipped", note="compute-sanitizer is not installed")
+    if part.lacks:
+        return Outcome(part.name, "skipped", note=f"{part.lacks} is not installed")
     limit = min(part.seconds, end - time.monotonic())
     if limit < 1:
         return Outcome(part.name, "skipped", note="no time left")

@@ -10,7 +10,8 @@ from mpamatch.errors import InputError
 from mpamatch.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
-CHECK = '{"check":'
+PREDICT = '{"predict":'  # the rows of bench_predict
+OTHERS = ('{"check":', PREDICT)  # lines of another form, which stay as they are
 
 
 @dataclass
@@ -69,7 +70,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     fresh = {row.key: row for row in rows}
     kept = [row for row in (read(path) if before else []) if not _outdated(row, fresh)]
     lines = [json.dumps(asdict(row)) for row in [*kept, *fresh.values()]]
-    lines += [line for line in before if line.startswith(CHECK)]
+    lines += [line for line in before if line.startswith(OTHERS)]
     with replacing(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
@@ -81,11 +82,14 @@ def _outdated(old: Row, fresh: dict[tuple[object, ...], Row]) -> bool:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; the line in which gpu_check sums up is no row. Raises InputError where it is none of ours."""
+    """The rows of a file, without bench_predict's and the line in which gpu_check sums up.
+
+    Raises InputError where a line is none of ours.
+    """
     known = {field.name for field in fields(Row)}
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.startswith(CHECK):
+        if line.startswith(OTHERS):
             continue
         try:
             content = json.loads(line)

@@ -16,10 +16,19 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads:
     of its result; no item after it is begun then.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    failed: list[Exception] = []  # items: what was begun before is still handed over
+
+    def begun() -> Iterator[Future[Result]]:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
+                yield pool.submit(function, item)
+        except Exception as error:
+            failed.append(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for future in begun():
+                waiting.append(future)
                 if len(waiting) == threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -27,3 +36,5 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads:
         finally:
             for future in waiting:
                 future.cancel()
+    if failed:
+        raise failed[0]

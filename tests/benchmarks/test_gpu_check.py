@@ -92,7 +92,7 @@ def python(script: str, **fields: object) -> Part:
         (python("import sys; print('why'); sys.exit(3)"), "failed", "why"),
         (python("import os; print(os.environ['ANSWER'])", environment={"ANSWER": "42"}), "passed", "42"),
         (python("import time; time.sleep(60)", seconds=1.2, may_be_cut=True), "cut", "stopped after 1 s"),
-        (Part("memcheck", [], 0), "skipped", "compute-sanitizer is not installed"),
+        (Part("memcheck", [], 0, lacks="compute-sanitizer"), "skipped", "compute-sanitizer is not installed"),
     ],
 )
 def test_a_part_ends_as_it_should(part, result, note):
@@ -124,6 +124,16 @@ def test_every_limit_lies_within_nine_minutes_and_the_build_knows_the_device():
     assert found[0].environment == {"TORCH_CUDA_ARCH_LIST": "9.0", "MPAMATCH_CUDA": "1"}
     needed = sum(part.seconds for part in found if not part.may_be_cut)
     assert needed < 9 * 60 - 60  # the rest is for measurements
+
+
+def test_prediction_is_skipped_by_name_where_timm_is_not_there(monkeypatch):
+    def prediction() -> Part:
+        found = gpu_check.parts({"capability": [9, 0]}, Path("results.jsonl"))
+        return next(part for part in found if part.name == "prediction")
+
+    assert prediction().lacks == ""
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name == "timm" else object())
+    assert gpu_check.run(prediction(), time.monotonic() + 100).note == "timm is not installed"
 
 
 @pytest.mark.parametrize(

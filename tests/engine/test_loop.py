@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from mpamatch.engine.build import build_training, open_data
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.evaluation import evaluate
-from mpamatch.engine.loop import Trainer, new_run, train
+from mpamatch.engine.loop import Means, Trainer, new_run, train
 from mpamatch.errors import InputError
 from mpamatch.methods import METHODS
 from mpamatch.methods.fixmatch import FixMatch
@@ -78,7 +79,24 @@ def test_every_step_is_logged_with_its_loss_learning_rate_and_health(finished):
         assert 0 <= line["prototypes/in_use"] <= 1
         assert -1.001 <= line["prototypes/cosine_between"] <= 1.001
     texts = (run / "metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(text)["seconds"] > 0 for text in texts if "loss" in text)
+    clocks = [json.loads(text) for text in texts if "loss" in text]
+    assert all(clock["seconds"] > clock["data_seconds"] > 0 for clock in clocks)
+
+
+def test_the_time_spent_waiting_for_a_batch_is_that_and_no_more():
+    def feed():
+        for batch in "ab":
+            time.sleep(0.05)
+            yield batch
+
+    means = Means()
+    for _ in means.waiting(feed()):
+        time.sleep(0.2)
+        means.add({"loss": torch.zeros(())})
+    values = means.take()
+    assert 0.05 <= values["data_seconds"] < 0.2 < values["seconds"]
+    means.add({"loss": torch.zeros(())})
+    assert means.take()["data_seconds"] == 0
 
 
 def test_lines_in_between_are_means(root, tmp_path):

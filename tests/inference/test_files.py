@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mpamatch.commands import predict
 from mpamatch.errors import InputError
+from mpamatch.inference import files as module
 from mpamatch.inference.files import list_images, named_apart, predict_files
 from mpamatch.inference.segmenter import Segmenter
 
@@ -131,6 +132,49 @@ def test_unreadable_file_stops_by_name_and_keeps_what_is_done(tmp_path: Path) ->
         predict_files(make(), [folder], out)
     assert names(out / "masks") == names(out / "overlays") == ["a.png"]
     assert [row["name"] for row in table(out)] == ["a"]
+
+
+def test_many_files_come_out_as_they_went_in(tmp_path: Path) -> None:
+    """More than are read ahead, fit a batch or are written at a time; sizes differ."""
+    for number in range(30):
+        save(tmp_path / "in" / f"{number:02}.png", height=20 + number, width=40 + 3 * (number % 5), bright=number)
+    out = tmp_path / "out"
+    rows = predict_files(make(), [tmp_path / "in"], out)
+    assert [row.name for row in rows] == [f"{number:02}" for number in range(30)]
+    assert [row["name"] for row in table(out)] == [row.name for row in rows]
+    for number, row in enumerate(rows):
+        assert row.pixels[1] == number * (20 + number)
+        mask = np.array(Image.open(out / "masks" / f"{row.name}.png"))
+        assert mask.shape == (20 + number, 40 + 3 * (number % 5))
+        assert mask.sum() == row.pixels[1]
+
+
+def test_an_unreadable_file_among_many_costs_only_itself_and_those_after_it(tmp_path: Path) -> None:
+    for number in range(25):
+        save(tmp_path / "in" / f"{number:02}.png", bright=number)
+    (tmp_path / "in" / "13.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"13\.png"):
+        predict_files(make(), [tmp_path / "in"], out)
+    done = [f"{number:02}" for number in range(13)]
+    assert names(out / "masks") == names(out / "overlays") == [f"{name}.png" for name in done]
+    assert [row["name"] for row in table(out)] == done
+
+
+def test_a_disk_that_is_full_is_told_and_what_was_written_is_listed(tmp_path: Path, monkeypatch) -> None:
+    for number in range(12):
+        save(tmp_path / "in" / f"{number:02}.png", bright=number)
+    whole = module.write_png
+
+    def write_png(path: Path, array: np.ndarray) -> None:
+        if path.name == "05.png":
+            raise InputError(f"{path}: could not be written (No space left on device).")
+        whole(path, array)
+
+    monkeypatch.setattr(module, "write_png", write_png)
+    with pytest.raises(InputError, match="No space left"):
+        predict_files(make(), [tmp_path / "in"], tmp_path / "out")
+    assert [row["name"] for row in table(tmp_path / "out")] == [f"{number:02}" for number in range(5)]
 
 
 def test_first_file_unreadable_writes_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.inference import segmenter as module
-from mpamatch.inference.segmenter import Segmenter, evaluating, prepare_image
+from mpamatch.inference.segmenter import Segmenter, evaluating, precision_on, prepare_image
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0)}
 
@@ -91,6 +91,37 @@ def test_several_images_equal_one_by_one() -> None:
         torch.testing.assert_close(result, make().probabilities(image), rtol=0, atol=1e-6)
 
 
+def test_labels_of_many_are_those_of_each_alone() -> None:
+    generator = np.random.default_rng(3)
+    sizes = [(32, 32), (40, 61), (18, 99), (64, 64), (20, 20)]
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    segmenter = make(batch=3, scale=0.7)
+    for image, label in zip(images, segmenter.labels(iter(images)), strict=True):
+        assert label.dtype == torch.uint8
+        assert np.array_equal(label.numpy(), segmenter.predict(image))
+
+
+def test_labels_take_images_as_they_need_them() -> None:
+    taken = []
+
+    def images():
+        for number in range(20):
+            taken.append(number)
+            yield left_dark(32, 32)
+
+    next(make(batch=4).labels(images()))
+    assert taken == [0, 1, 2, 3]
+
+
+def test_images_of_two_homes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU keeps small images and the host large ones; here both homes are the CPU, asked for image by image."""
+    asked = []
+    monkeypatch.setattr(Segmenter, "_home", lambda self, pixels: asked.append(pixels) or torch.device("cpu"))
+    images = [left_dark(32, 32), left_dark(64, 48)]
+    assert [tuple(label.shape) for label in make().labels(images)] == [(32, 32), (64, 48)]
+    assert asked == [32 * 32, 64 * 48]
+
+
 def test_large_images_are_kept_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = make()
     monkeypatch.setattr(Segmenter, "device", torch.device("meta"))
@@ -140,6 +171,18 @@ def test_bf16_runs_the_model_in_bf16() -> None:
     assert model.kinds == [torch.bfloat16, torch.float32]
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, high, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("capability", "device", "precision"),
+    [("AVX2", "cpu", "32"), ("DEFAULT", "cpu", "32"), ("AVX512", "cpu", "bf16"), ("AVX2", "cuda", "bf16")],
+)
+def test_a_cpu_that_imitates_bf16_takes_float32(
+    capability: str, device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert precision_on(torch.device(device), "bf16") == precision
+    assert precision_on(torch.device(device), "32") == "32"
 
 
 def test_prepare_image_normalises() -> None:

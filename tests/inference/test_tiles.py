@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpamatch.errors import InputError
-from mpamatch.inference.tiles import origins, segment
+from mpamatch.inference.tiles import origins, segment, segment_each
 
 SIDES = st.integers(1, 40)
 
@@ -115,6 +115,29 @@ def test_images_of_window_size_cost_one_row_each() -> None:
     assert [shape[0] for shape in model.shapes] == [4, 3]
     for image, result in zip(images, results, strict=True):
         assert torch.equal(result, pointwise(image[None])[0].softmax(dim=0))
+
+
+def test_windows_run_on_from_image_to_image_and_results_come_as_soon_as_they_are_done() -> None:
+    model, taken = Recorder(), []
+
+    def images():
+        for number, size in enumerate([(16, 16), (16, 40), (40, 40), (16, 16), (9, 9)]):  # 1, 3, 9, 1, 1 windows
+            taken.append(number)
+            yield torch.randn(3, *size, generator=torch.Generator().manual_seed(number))
+
+    results, known = segment_each(model, images(), window=16, overlap=0, batch=4), []
+    sides = []
+    for result in results:
+        sides.append(tuple(result.shape[1:]))
+        known.append((taken[-1], len(model.shapes)))
+    assert sides == [(16, 16), (16, 40), (40, 40), (16, 16), (9, 9)]
+    assert [shape[0] for shape in model.shapes] == [4, 4, 4, 3]
+    assert known == [(1, 1), (1, 1), (4, 4), (4, 4), (4, 4)]  # the last image taken, and batches run, by then
+
+
+def test_settings_are_refused_before_an_image_is_taken() -> None:
+    with pytest.raises(InputError, match="overlap"):
+        segment_each(pointwise, iter(()), window=16, overlap=1.0, batch=4)
 
 
 def test_small_images_are_reflected_or_repeated_around_the_middle() -> None:
