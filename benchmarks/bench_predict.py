@@ -35,7 +35,7 @@ from mpamatch.benchmarks.measure import Timed, Timing
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import replacing
 from mpamatch.images import Colour, overlay, read_image
-from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled
+from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled, to_predict
 from mpamatch.inference.tiles import origins
 from mpamatch.models.encoder import IMAGENET
 from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
@@ -163,14 +163,15 @@ Way = Plain | Ours
 
 def ways(model: Model, device: str) -> dict[str, Way]:
     """By name, all with the same weights."""
-    network = random_network(model).to(device)
-    compiled: Any = torch.compile(network)
+    plain = random_network(model).to(device)
+    ours = to_predict(random_network(model), torch.device(device))
+    compiled: list[Any] = [torch.compile(network) for network in (plain, ours)]
     return {
-        PLAIN: Plain(network, segmenter_of(model, network)),
-        f"{PLAIN}-compiled": Plain(compiled, segmenter_of(model, network)),
-        OURS: Ours(segmenter_of(model, network)),
-        f"{OURS}-compiled": Ours(segmenter_of(model, compiled)),
-        f"{OURS}-bf16": Ours(segmenter_of(model, network, "bf16")),
+        PLAIN: Plain(plain, segmenter_of(model, plain)),
+        f"{PLAIN}-compiled": Plain(compiled[0], segmenter_of(model, plain)),
+        OURS: Ours(segmenter_of(model, ours)),
+        f"{OURS}-compiled": Ours(segmenter_of(model, compiled[1])),
+        f"{OURS}-bf16": Ours(segmenter_of(model, ours, "bf16")),
     }
 
 
@@ -277,7 +278,8 @@ class Work(NamedTuple):
 
 def works(model: Model, running: Mapping[str, Way], large: np.ndarray, wanted: argparse.Namespace) -> Iterator[Work]:
     tiles = {variant: Timed(partial(_to_the_end, way, large)) for variant, way in running.items()}
-    yield Work("tiles", model.windows**2, tiles | {ALONE: Timed(_alone(model, running[PLAIN].segmenter))})
+    alone = Timed(_alone(model, running.get(OURS, running[PLAIN]).segmenter))
+    yield Work("tiles", model.windows**2, tiles | {ALONE: alone})
     images = [tissue(round(model.window / model.scale), number) for number in range(1, wanted.images + 1)]
     labels = {variant: Timed(partial(_all_labels, way, images)) for variant, way in running.items()}
     yield Work("images", len(images), labels)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
-from mpamatch.inference.segmenter import Segmenter, precision_on
+from mpamatch.inference.segmenter import Segmenter, precision_on, to_predict
 from mpamatch.methods import Method
 from mpamatch.models.adapters import MARK, merge_adapters
 from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
@@ -134,7 +134,7 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
         merge_adapters(model.encoder)
     place = choose_device(device)
     return Segmenter(
-        model.to(place).eval(),
+        to_predict(model, place),
         class_names=about["class_names"],
         colours=[tuple(colour) for colour in about["colours"]],
         mean=about["mean"],

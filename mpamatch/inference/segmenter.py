@@ -199,6 +199,12 @@ def prepare_image(
     return pixels.contiguous().float().sub_(centre).div_(spread)
 
 
+def to_predict(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` itself, on `device`, in evaluation mode and channels-last: on one core of an AMD EPYC the small model
+    takes 6.5 ms a window of 112² in batches of 8 instead of 7.4 (in training it loses)."""
+    return model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
 def precision_on(device: torch.device, precision: str) -> str:
     """`precision`, but 32 for bf16 on a CPU without AVX-512, which would imitate it: on one core of an AMD EPYC the
     small model takes 141 ms a window of 112² instead of 9, ViT-L 53 s an image of 256² instead of 2.3."""
