@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (pip install 'mpamatch[dali-cuda13]')")
 pytest.importorskip("rich", reason="the data part of the package needs rich")
-from mpamatch.data.feeds.dali import DaliFeed  # noqa: E402
-from tests.data.places import SHARED, feed_of, make_places  # noqa: E402
+from mpamatch.data.feeds.dali import DaliFeed
+from tests.data.places import SHARED, feed_of, make_places
 
 
 @pytest.mark.parametrize("augment", ["histology", "natural"])
