@@ -208,7 +208,9 @@ def to_predict(model: nn.Module, device: torch.device) -> nn.Module:
 def precision_on(device: torch.device, precision: str) -> str:
     """`precision`, but 32 for bf16 on a CPU without AVX-512, which would imitate it: on one core of an AMD EPYC the
     small model takes 141 ms a window of 112² instead of 9, ViT-L 53 s an image of 256² instead of 2.3."""
-    imitates = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    imitates = (
+        precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    )
     return "32" if imitates else precision
 
 
