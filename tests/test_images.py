@@ -13,6 +13,7 @@ from mpamatch.images import (
     can_copy,
     colour_label,
     overlay,
+    plain_size,
     read_image,
     read_mask,
     write_png,
@@ -194,3 +195,28 @@ def test_default_colours_are_told_apart_on_tissue():
     pairs = np.linalg.norm(colours[:, None] - colours[None], axis=-1)[np.triu_indices(len(colours), 1)]
     assert pairs.min() > 60
     assert np.linalg.norm(colours[:, None] - tissue[None], axis=-1).min() > 40
+
+
+def test_plain_size_reads_the_header_of_plain_images_alone(tmp_path):
+    grey = Image.fromarray(np.zeros((20, 30), np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds = {
+        "rgb.png": (grey.convert("RGB"), {}, "RGB"),
+        "rgb.jpg": (grey.convert("RGB"), {}, "RGB"),
+        "mask.png": (grey, {}, "L"),
+        "palette.png": (grey.convert("P"), {}, None),
+        "alpha.png": (grey.convert("RGBA"), {}, None),
+        "clear.png": (grey.convert("RGB"), {"transparency": (1, 2, 3)}, None),
+        "turned.jpg": (grey.convert("RGB"), {"exif": turned}, None),
+        "deep.png": (Image.fromarray(np.zeros((20, 30), np.uint16)), {}, None),
+        "rgb.tif": (grey.convert("RGB"), {}, None),
+        "small.png": (grey.convert("RGB").resize((15, 30)), {}, None),
+    }
+    for name, (image, options, mode) in kinds.items():
+        image.save(tmp_path / name, **options)
+        for asked in ("RGB", "L"):
+            assert plain_size(tmp_path / name, asked) == ((20, 30) if asked == mode else None), name
+    (tmp_path / "text.png").write_text("no image")
+    assert plain_size(tmp_path / "text.png", "RGB") is None
+    assert plain_size(tmp_path / "missing.png", "RGB") is None
