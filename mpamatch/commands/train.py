@@ -54,7 +54,9 @@ def report(result: Result, console: Console) -> None:
     if result.skipped:
         names = sorted(result.skipped)
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        console.print(f"skipped {len(names)} images that could not be used: {shown}", highlight=False, soft_wrap=True)
+        console.print(
+            f"images skipped because they could not be used: {len(names)} ({shown})", highlight=False, soft_wrap=True
+        )
         console.print(f"the first: {result.skipped[names[0]]}", highlight=False, soft_wrap=True)
     for figure in figures:
         console.print(f"wrote {figure}", highlight=False, soft_wrap=True)

@@ -45,5 +45,5 @@ def test_a_run_stops_at_a_broken_image_or_skips_it_and_says_so(fields, broken, t
     assert sorted(result.skipped) == names
     said = io.StringIO()
     report(result, Console(file=said, width=500))
-    assert f"skipped {len(names)} images that could not be used: {names[0]}, {names[1]}" in said.getvalue()
+    assert f"images skipped because they could not be used: {len(names)} ({names[0]}, {names[1]}" in said.getvalue()
     assert f"{names[0]}: cannot be decoded" in said.getvalue()
