@@ -143,11 +143,7 @@ class Trainer:
 
     def _skipped(self) -> dict[str, str]:
         """The images that the feed of any rank skipped."""
-        if self.fabric.world_size == 1:
-            return self.feed.skipped
-        of_ranks: list[dict[str, str]] = [{}] * self.fabric.world_size
-        torch.distributed.all_gather_object(of_ranks, self.feed.skipped)
-        return {name: why for of_rank in of_ranks for name, why in of_rank.items()}
+        return {name: why for of_rank in world.gather(self.feed.skipped) for name, why in of_rank.items()}
 
     def _announce(self, run: Path, progress: Progress) -> None:
         say: Callable[[str], None] = lambda text: self.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
