@@ -17,14 +17,19 @@ ABSENT = (
     "open_clip", "nvidia.dali", "lightning_fabric", "hypothesis", "rich", "jsonargparse", "matplotlib", "safetensors",
     "torchvision", "skimage", "scipy", "yaml", "tensorboard", "pytest_benchmark", "torchmetrics", "PIL",
 )  # fmt: skip
-BLOCKER = f"""
+TIMM_NEEDS = ("torchvision", "safetensors", "yaml", "PIL")
+
+
+def blocker(absent: tuple[str, ...]) -> str:
+    """A sitecustomize.py that hides packages."""
+    return f"""
 import sys
 from importlib.machinery import PathFinder
 
 class WithoutThem(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.startswith({tuple(ABSENT)!r}) else super().find_spec(name, path, target)
+        return None if name.startswith({absent!r}) else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutThem
 """
@@ -33,7 +38,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutThem
 @pytest.fixture
 def bare(tmp_path) -> dict[str, str]:
     """The environment of a process in which those packages cannot be imported, and mpamatch is not installed."""
-    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    (tmp_path / "sitecustomize.py").write_text(blocker(ABSENT))
     gpu_check.link_package()
     return {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{gpu_check.PACKAGE}", "OMP_NUM_THREADS": "1"}
 
@@ -58,6 +63,17 @@ def test_benchmarks_run_without_the_absent_packages_from_the_links(bare, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "no picture: No module named 'matplotlib'" in done.stdout
     assert len(out.read_text().splitlines()) >= 4
+
+
+def test_prediction_is_measured_where_timm_is_and_what_it_stands_on(bare, tmp_path):
+    absent = tuple(name for name in ABSENT if name not in TIMM_NEEDS)
+    (tmp_path / "sitecustomize.py").write_text(blocker(absent))
+    out = tmp_path / "results.jsonl"
+    words = ["--model", "small", "--device", "cpu", "--seconds", "0", "--images", "1", "--variants", "mpamatch"]
+    command = [sys.executable, "-P", "-m", "mpamatch.benchmarks.bench_predict", *words, "--out", str(out)]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["rate"] > 0 for line in out.read_text().splitlines()] == [True] * 5
 
 
 def test_the_gpu_tests_are_collected_and_skipped_visibly(bare):
