@@ -37,7 +37,6 @@ from mpamatch.benchmarks import measure, rows
 from mpamatch.benchmarks.pil_feed import PilFeed
 from mpamatch.data.config import DataConfig
 from mpamatch.data.prepared import training_lists
-from mpamatch.engine import loop
 from mpamatch.engine.build import build_feed, build_training, open_data
 from mpamatch.engine.config import Config, load_config
 from mpamatch.errors import InputError
@@ -206,12 +205,11 @@ def _cpu_seconds_of(process: int | None) -> float:
 
 def of_feeds(arguments: argparse.Namespace) -> list[FeedRow]:
     """Measures and prints every variant."""
-    cores = [int(word) for word in arguments.cores.split(",")]
     load, available = measure.load(), len(os.sched_getaffinity(0))
-    if not all(1 <= count <= available for count in cores):
-        raise InputError(
-            f"bench_feed --cores {arguments.cores}: expected numbers from 1 to {available}, as many as here."
-        )
+    words = arguments.cores.split(",")
+    if not all(word.isdecimal() and 1 <= int(word) <= available for word in words):
+        raise InputError(f"bench_feed --cores {arguments.cores}: expected numbers from 1 to {available}, with commas.")
+    cores = [int(word) for word in words]
     wanted = variants(cores, DataConfig().cache_mb)
     samples = measured(arguments, [variant for variant in wanted if not missing(variant.feed)])
     found = [
@@ -320,6 +318,8 @@ def of_training(arguments: argparse.Namespace) -> list[TrainingRow]:
 
 def train(config: Config) -> tuple[float, float]:
     """Seconds per step and those of them spent waiting; the first line of metrics holds what starts up: left out."""
+    from mpamatch.engine import loop  # seconds of imports, which no measurement of a feed alone needs
+
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         loop.train(config, run, console=Console(quiet=True))

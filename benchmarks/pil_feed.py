@@ -47,7 +47,8 @@ class PilFeed:
         of_labelled = _loader(self.labelled, self.config.batch, stop, self.config.workers)
         of_unlabelled = _loader(self.unlabelled, self.config.unlabelled_batch, stop, self.config.workers)
         for labelled, unlabelled in zip(of_labelled, of_unlabelled, strict=True):
-            yield Batch(Labelled(*labelled), Unlabelled(*unlabelled))
+            weak, strong1, strong2, valid, box1, box2 = unlabelled
+            yield Batch(Labelled(*labelled), Unlabelled(weak, strong1, strong2, valid, box1, box2, None))
 
 
 class Images(Dataset):
@@ -97,13 +98,13 @@ class LabelledImages(Images):
 
 class UnlabelledImages(Images):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """weak, strong1, strong2 (3, crop, crop) f32, valid (crop, crop) bool, box1, box2 (4,) i32, no noise."""
+        """weak, strong1, strong2 (3, crop, crop) f32, valid (crop, crop) bool, box1, box2 (4,) i32."""
         image = Image.open(self.prepared.image_path(self.names[index])).convert("RGB")
         weak, label = self.placed(image, Image.new("L", image.size), PADDED)
         strong = (self.to_tensor(strongly_coloured(weak)) for _ in range(2))
         valid = torch.from_numpy(np.array(label)) != PADDED
         boxes = (torch.tensor(cutmix_box(self.config.crop), dtype=torch.int32) for _ in range(2))
-        return (self.to_tensor(weak), *strong, valid, *boxes, torch.empty(0))
+        return (self.to_tensor(weak), *strong, valid, *boxes)
 
 
 def strongly_coloured(image: Image.Image) -> Image.Image:
