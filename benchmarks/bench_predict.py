@@ -377,11 +377,12 @@ HEADER = (
 def cells(row: PredictRow) -> list[str]:
     start = [row.predict, row.model, row.variant]
     if row.rate is None or row.median is None or row.p20 is None or row.p80 is None:
-        return [*start, f"– {row.note}", "", "", "", "", ""]
+        return [*start, "–", "", "", "", "", "", row.note]
     each = [rows.milliseconds(seconds / row.count) for seconds in (row.median, row.p20, row.p80)]
     differs = "–" if row.difference is None else f"{row.difference:.1e}"
     labels = "–" if row.labels_differ is None else f"{100 * row.labels_differ:.3f} %"
-    return [*start, f"{row.rate:.2f}", each[0], f"{each[1]}–{each[2]}", f"{row.over_plain:.2f}", differs, labels]
+    spread = f"{each[1]}–{each[2]}"
+    return [*start, f"{row.rate:.2f}", each[0], spread, f"{row.over_plain:.2f}", differs, labels, row.note]
 
 
 def main(words: list[str] | None = None) -> int:
