@@ -164,6 +164,8 @@ def test_bf16_is_not_timed_where_it_is_imitated(ways, monkeypatch):
     image = tissue(64, 0)
     row = bench_predict.check(ways[f"{OURS}-bf16"], image, ways[PLAIN].probabilities(image), blank)
     assert "only imitates bfloat16" in row.note
+    timed = replace(row, rate=1.0, median=9.0, p20=8.0, p80=10.0, over_plain=1.0)
+    assert len(bench_predict.cells(row)) == len(bench_predict.cells(timed)) == len(bench_predict.HEADER)
 
 
 @pytest.mark.parametrize(
