@@ -26,6 +26,7 @@ FIELDS: dict[str, Any] = {
     "data.crop": 32,
     "data.batch": 2,
     "data.unlabelled_batch": 2,
+    "data.workers": 0,
     "model.encoder": "small_conv",
     "model.norm": "batch",
     "model.decoder_width": 16,

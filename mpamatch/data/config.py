@@ -39,7 +39,7 @@ class DataConfig:
     unlabelled_batch: int = 4
     feed: str = "auto"
     on_error: str = "stop"
-    workers: int = 0
+    workers: int = 1
     cache_mb: int = 1024
 
     def __post_init__(self) -> None:
