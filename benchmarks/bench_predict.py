@@ -361,17 +361,7 @@ def _key(row: Mapping[str, Any]) -> tuple[object, ...]:
 
 # The command.
 
-HEADER = (
-    "work",
-    "model",
-    "variant",
-    "per s",
-    "ms each",
-    "p20–p80",
-    "over plain",
-    "probability differs",
-    "labels differ",
-)
+HEADER = ("work", "model", "variant", "per s", "ms each", "p20–p80", "over plain", "differs by", "other labels", "note")
 
 
 def cells(row: PredictRow) -> list[str]:
