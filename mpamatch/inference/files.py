@@ -19,7 +19,7 @@ from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, write_png
 from mpamatch.inference.ahead import ahead
 from mpamatch.inference.segmenter import Segmenter
 
-READERS = 2  # decoding takes a tenth of what writing a mask and an overlay takes
+READERS = 2  # decoding takes a quarter of the time that painting and writing takes
 MOST_WRITERS = 8
 
 
@@ -61,7 +61,8 @@ def predict_files(
 
     Threads read the images ahead of the model and write what it found, so up to eight masks and overlays are made
     at a time. The first image that cannot be read stops everything with its name; nothing is written for it or those
-    after it, while masks and overlays of the images before it stay and areas.csv lists them.
+    after it, while masks and overlays of the images before it stay and areas.csv lists them. Where one cannot be
+    written, up to seven after it may be, which areas.csv does not list.
 
     Of several ranks each predicts every ranks-th image, and one that cannot be read stops its own rank alone; rank 0
     writes areas.csv, and the error and all rows reach every rank. `gather` gives the values of all ranks by rank.
