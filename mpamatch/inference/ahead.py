@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
     """function(item) of each item, in the order of the items, computed in `threads` threads ahead of who asks.
 
-    At most `threads` results are under way or waiting. An error, of `function` or of `items`, is raised in the place
-    of its result; no item after it is begun then.
+    One item more than there are threads is begun, so that none is idle while a result is used. An error, of `function`
+    or of `items`, is raised in the place of its result; no item after it is begun then.
     """
     waiting: deque[Future[Result]] = deque()
     failed: list[Exception] = []  # items: what was begun before is still handed over
@@ -29,7 +29,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads:
         try:
             for future in begun():
                 waiting.append(future)
-                if len(waiting) == threads:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

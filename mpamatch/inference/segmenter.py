@@ -20,6 +20,8 @@ from mpamatch.inference.tiles import segment_each
 # floats than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
 LARGEST_ON_DEVICE = 2**28
 
+MOST_AT_A_TIME = 8  # batches on a CPU: each holds its activations, of ViT-L and 8 windows of 256² 370 MB
+
 
 class Segmenter:
     """A model with its classes, normalisation, window and scale.
@@ -121,8 +123,12 @@ class Segmenter:
                 sizes.append((image.shape[0], image.shape[1]))
                 yield ready.to(home or self._home(ready.shape[1] * ready.shape[2]))
 
-        results = segment_each(self._logits, prepared(), window=self.window, overlap=self.overlap, batch=self.batch)
-        return (self._at_own_size(result, *sizes.popleft()) for result in results)
+        results = segment_each(
+            self._logits, prepared(), window=self.window, overlap=self.overlap, batch=self.batch, threads=self._threads
+        )
+        with evaluating(self.model):
+            for result in results:
+                yield self._at_own_size(result, *sizes.popleft())
 
     def predict(
         self,
@@ -137,8 +143,7 @@ class Segmenter:
 
     def _logits(self, windows: Tensor) -> Tensor:
         device = self.device
-        low = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        with evaluating(self.model), low:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.model(windows.to(device, torch.float64 if self.precision == "64" else windows.dtype)).logits
         if logits.shape[1] != len(self.class_names):
             raise InputError(
@@ -146,6 +151,15 @@ class Segmenter:
                 f"{', '.join(self.class_names)}."
             )
         return logits
+
+    @property
+    def _threads(self) -> int:
+        """How many batches run at a time: on a CPU one a thread, as threads that share a batch wait for each other.
+
+        On two cores of an AMD EPYC with other work on them, ViT-L takes 1.7 s an image of 256² instead of 3.1, the
+        small model 6 ms a window of 112² instead of 13.
+        """
+        return min(torch.get_num_threads(), MOST_AT_A_TIME) if self.device.type == "cpu" else 1
 
     def _home(self, pixels: int) -> torch.device:
         """Where images of so many pixels in all are kept, and their probabilities."""

@@ -3,13 +3,15 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, overload
+from itertools import chain, islice
+from typing import NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mpamatch.errors import InputError
+from mpamatch.inference.ahead import ahead
 
 
 class Window(NamedTuple):
@@ -115,43 +117,76 @@ def segment_each(
     window: int,
     overlap: float,
     batch: int,
+    threads: int = 1,
 ) -> Iterator[Tensor]:
     """As `segment`, one result after the other, in order, each as soon as its last window is done.
 
     Windows run on from one image to the next, so every batch but the last is full, and no more images are held than
-    have windows in two batches.
+    have windows in the batches under way. With `threads` so many batches run at a time, the model in a thread for each,
+    which has its share of torch's threads; the last batch is divided among them.
     """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")
     if window < 1 or batch < 1:
         raise InputError(f"window {window} and batch {batch}: both must be at least 1.")
     stride = max(1, int(window * (1 - overlap)))
-    return _in_batches(model, (Canvas(image, window, stride) for image in images), batch)
+    return _in_batches(model, (Canvas(image, window, stride) for image in images), batch, threads)
 
 
-def _in_batches(model: Callable[[Tensor], Tensor], canvases: Iterable[Canvas], batch: int) -> Iterator[Tensor]:
+Batch = list[tuple[Canvas, Window]]
+
+
+def _in_batches(
+    model: Callable[[Tensor], Tensor], canvases: Iterable[Canvas], batch: int, threads: int
+) -> Iterator[Tensor]:
     begun: deque[Canvas] = deque()
-    waiting: list[tuple[Canvas, Window]] = []
+
+    def run(windows: Batch) -> tuple[Batch, Tensor]:
+        device = windows[0][0].padded.device  # images may lie on two: the windows go to that of the first
+        cut = torch.stack([canvas.cut(at).to(device) for canvas, at in windows])
+        return windows, probabilities(model, cut)
+
+    batches = _batches(canvases, begun, batch, threads)
+    for windows, found in map(run, batches) if threads == 1 else _at_a_time(run, batches, threads):
+        for (canvas, at), probability in zip(windows, found, strict=True):
+            canvas.add(at, probability)
+        while begun and not begun[0].missing:
+            yield begun.popleft().result()
+
+
+def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threads: int) -> Iterator[Batch]:
+    """The windows of all images, of which each is put into `begun`; what is left for the last batch, by threads."""
+    waiting: Batch = []
     for canvas in canvases:
         begun.append(canvas)
         for at in canvas.windows:
-            waiting.append((canvas, at))
             if len(waiting) == batch:
-                _run(model, waiting)
-                waiting.clear()
-                while begun and not begun[0].missing:
-                    yield begun.popleft().result()
-    if waiting:
-        _run(model, waiting)
-    yield from (canvas.result() for canvas in begun)
+                yield waiting
+                waiting = []
+            waiting.append((canvas, at))
+    part = -(-len(waiting) // threads)
+    yield from (waiting[start : start + part] for start in range(0, len(waiting), part or 1))
 
 
-def _run(model: Callable[[Tensor], Tensor], waiting: Sequence[tuple[Canvas, Window]]) -> None:
-    """One batch. Its images may lie on two devices: the windows go to that of the first one."""
-    device = waiting[0][0].padded.device
-    windows = torch.stack([canvas.cut(at).to(device) for canvas, at in waiting])
-    for (canvas, at), probability in zip(waiting, probabilities(model, windows), strict=True):
-        canvas.add(at, probability)
+Ran = TypeVar("Ran")
+
+
+def _at_a_time(run: Callable[[Batch], Ran], batches: Iterator[Batch], threads: int) -> Iterator[Ran]:
+    """Runs so many batches at a time, or a single one with all of torch's threads."""
+    own = torch.get_num_threads()
+
+    def with_a_share(windows: Batch) -> Ran:
+        torch.set_num_threads(max(1, own // threads))
+        return run(windows)
+
+    first = list(islice(batches, 2))
+    if len(first) < 2:
+        yield from map(run, first)
+        return
+    try:
+        yield from ahead(with_a_share, chain(first, batches), threads=threads)
+    finally:
+        torch.set_num_threads(own)  # MKL's are those of the process
 
 
 def probabilities(

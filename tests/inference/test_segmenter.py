@@ -110,7 +110,20 @@ def test_labels_take_images_as_they_need_them() -> None:
             yield left_dark(32, 32)
 
     next(make(batch=4).labels(images()))
-    assert taken == [0, 1, 2, 3]
+    assert taken == [0, 1, 2, 3, 4]
+
+
+def test_a_model_in_training_stays_in_evaluation_mode_until_its_last_batch() -> None:
+    """Two batches run at a time: the first one's end must not switch the second one's dropout on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = Brightness().train()
+        assert len(list(make(model, batch=1).labels([left_dark(32, 32)] * 12))) == 12
+    finally:
+        torch.set_num_threads(before)
+    assert model.modes == [False] * 12
+    assert model.training
 
 
 def test_images_of_two_homes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """Windows cover, keep their size, and leave no trace in the result."""
 
+import threading
+import time
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -132,7 +135,65 @@ def test_windows_run_on_from_image_to_image_and_results_come_as_soon_as_they_are
         known.append((taken[-1], len(model.shapes)))
     assert sides == [(16, 16), (16, 40), (40, 40), (16, 16), (9, 9)]
     assert [shape[0] for shape in model.shapes] == [4, 4, 4, 3]
-    assert known == [(1, 1), (1, 1), (4, 4), (4, 4), (4, 4)]  # the last image taken, and batches run, by then
+    # The last image taken and the batches run by then: one window more than a batch is known before it runs.
+    assert known == [(2, 1), (2, 1), (4, 4), (4, 4), (4, 4)]
+
+
+class WhereItRuns:
+    """Remembers the thread of each batch and how many threads torch may use there."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str, int]] = []
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        self.calls.append((len(windows), threading.current_thread().name, torch.get_num_threads()))
+        time.sleep(0.01)
+        return pointwise(windows)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_batches_run_at_a_time_each_with_its_share_of_threads() -> None:
+    model = WhereItRuns()
+    images = [torch.randn(3, 16 + number, 40, generator=torch.Generator().manual_seed(number)) for number in range(7)]
+    settings = {"window": 16, "overlap": 0.25, "batch": 4}
+    alone = segment(pointwise, images, **settings)
+    together = list(segment_each(model, images, **settings, threads=2))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert len({name for _, name, _ in model.calls}) == 2
+    assert {threads for *_, threads in model.calls} == {2}
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize(
+    ("images", "sizes", "threads"), [(1, [1], 4), (2, [1, 1], 1), (8, [2, 2, 2, 2], 1), (11, [8, 1, 1, 1], 1)]
+)
+def test_a_last_batch_is_divided_and_a_single_window_has_all_threads(
+    images: int, sizes: list[int], threads: int
+) -> None:
+    model = WhereItRuns()
+    given = (torch.randn(3, 16, 16) for _ in range(images))
+    assert len(list(segment_each(model, given, window=16, overlap=0, batch=8, threads=4))) == images
+    assert sorted(size for size, *_ in model.calls) == sorted(sizes)
+    assert {of_torch for *_, of_torch in model.calls} == {threads}
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_model_that_fails_in_a_thread_is_told_and_leaves_torch_as_it_was() -> None:
+    def broken(windows: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(segment_each(broken, [torch.randn(3, 40, 40)], window=16, overlap=0, batch=2, threads=2))
+    assert torch.get_num_threads() == 4
 
 
 def test_settings_are_refused_before_an_image_is_taken() -> None:
