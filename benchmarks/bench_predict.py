@@ -7,9 +7,9 @@ images: images of one window each, to labels, in memory.
 files:  image files to masks and overlays, as `mpamatch predict` does (with --data, images at least a window large).
 
 `plain` is the loop that people write: one window after another, softmax, a sum of weighted windows over a sum of
-weights. `model` is the network alone on full batches, the most that prediction can reach. Weights are random. Before
-anything is timed each variant's probabilities are compared with plain's; one that differs or does not run becomes a row
-that says why. The variants take turns.
+weights. `model` is the network alone on full batches, one after another with all of torch's threads. Weights are
+random. Before anything is timed each variant's probabilities are compared with plain's; one that differs or does not
+run becomes a row that says why. The variants take turns.
 """
 
 import argparse
