@@ -1,5 +1,6 @@
 """The torchvision feed: files → draws applied on the CPU → Batch."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,9 @@ class TorchvisionFeed(Feed):
         return Batch(Labelled(image, label), Unlabelled(*columns))  # type: ignore[arg-type]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        # A worker is a copy of this process with one thread. If it freed a native object that this process no longer
+        # needs, one whose threads it lacks (a pipeline of DALI), it would wait for them for ever: free them here.
+        gc.collect()
         loader = DataLoader(
             _Careful(self),
             batch_size=None,
