@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mpamatch.data.cache import Images
 from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.engine import world
@@ -33,21 +30,21 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) 
     names = prepared.labelled(part)
     if not names:
         raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
-    metrics = SegmentationMetrics(prepared.class_names, objects=objects)
     chunks = list(_chunks(names))
-    sums = torch.zeros(len(chunks), len(metrics.state()), dtype=torch.float64)
-    for index in world.mine(range(len(chunks))):
-        sums[index] = _chunk_sums(segmenter, images, chunks[index], objects)
-    metrics.load_state(world.total(sums).sum(0))
+    mine = {index: _of_chunk(segmenter, images, chunks[index], objects) for index in world.mine(range(len(chunks)))}
+    by_chunk = {index: found for of_rank in world.gather(mine) for index, found in of_rank.items()}
+    metrics = SegmentationMetrics(prepared.class_names, objects=objects)
+    for index in range(len(chunks)):
+        metrics.merge(by_chunk[index])
     return {"part": part, "images": len(names), **metrics.compute()}
 
 
-def _chunk_sums(segmenter: Segmenter, images: Images, names: Sequence[str], objects: bool) -> Tensor:
+def _of_chunk(segmenter: Segmenter, images: Images, names: Sequence[str], objects: bool) -> SegmentationMetrics:
     metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
     for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
         metrics.update(probability.max(0).indices, label)
-    return metrics.state()
+    return metrics
 
 
 def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:

@@ -97,21 +97,6 @@ class SegmentationMetrics:
         self.mean_sums += other.mean_sums
         self.object_sums += other.object_sums
 
-    def state(self) -> Tensor:  # (C² + 17,) float64
-        """The three tensors as one, each of its numbers a sum over images (counts are exact up to 2^53)."""
-        return torch.cat([self.confusion.flatten().double(), self.mean_sums.flatten(), self.object_sums])
-
-    def load_state(
-        self,
-        state: Tensor,  # (C² + 17,) float64
-    ) -> None:
-        """Takes over what `state` gave, or a sum of several."""
-        sizes = [self.confusion.numel(), self.mean_sums.numel(), self.object_sums.numel()]
-        confusion, mean_sums, object_sums = state.split(sizes)
-        self.confusion = confusion.view_as(self.confusion).long()
-        self.mean_sums = mean_sums.view_as(self.mean_sums).clone()
-        self.object_sums = object_sums.clone()
-
     def compute(self) -> dict[str, Any]:
         """All scores, ready for JSON: fractions 0..1, and Hausdorff distances in pixels.
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import nn
 
 from mpamatch.engine.checkpoints import choose_device
 from mpamatch.errors import InputError
@@ -144,15 +144,6 @@ def from_first(make: Callable[[], Value]) -> Value:
     if found[1] is not None:
         raise found[1]
     return found[0]
-
-
-def total(local: Tensor) -> Tensor:
-    """The sum of `local` (any shape, on the CPU) over all ranks, on the CPU."""
-    if all_ranks() is None:
-        return local
-    summed = local.cuda() if dist.get_backend() == "nccl" else local.clone()  # NCCL takes no CPU tensors
-    dist.all_reduce(summed)
-    return summed.cpu()
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:

@@ -159,7 +159,7 @@ def said_by(words: list[str]) -> str:
 
 def _three(rank: int, root: Path, asked: dict[str, list[str]], undivided: list[str]) -> dict[str, Any]:
     as_torchrun_does(rank, 3)
-    with mock.patch.object(evaluation, "_chunk_sums", wraps=evaluation._chunk_sums) as scored:
+    with mock.patch.object(evaluation, "_of_chunk", wraps=evaluation._of_chunk) as scored:
         said = {name: said_by(words) for name, words in asked.items()}
     images = [len(call.args[2]) for call in scored.call_args_list]
     return {
@@ -237,7 +237,6 @@ def _together(rank: int) -> dict[str, Any]:
         "who": (world.rank(), world.size(), world.started()),
         "gather": world.gather({"rank": rank}),
         "first": world.from_first(lambda: f"made by {rank}"),
-        "total": world.total(torch.tensor([[1.0 + rank, 10.0]], dtype=torch.float64)).tolist(),
         "mine": list(world.mine("abcd")),
         "none": list(world.mine([])),
     }
@@ -252,13 +251,12 @@ def _refuse() -> None:
     raise InputError("rank 0 found it bad.")
 
 
-def test_ranks_gather_add_and_agree(three):
+def test_ranks_gather_share_and_agree(three):
     for rank, met in enumerate(three["three"]["by_rank"]):
         found = met["together"]
         assert found["who"] == (rank, 3, 3)
         assert found["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["first"] == "made by 0"
-        assert found["total"] == [[6.0, 30.0]]
         assert found["error"] == "rank 0 found it bad."
         assert found["mine"] == [["a", "d"], ["b"], ["c"]][rank]
         assert found["none"] == []
