@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpamatch"
-BOTTOM = {"errors", "files", "images", "batch", "malloc"}
+BOTTOM = {"errors", "files", "images", "batch", "malloc", "ahead"}
 FLOORS = ["ops", "models", "methods", "engine"]  # each may import what stands before it
 # What each part may import beside itself and the bottom.
 MAY = {

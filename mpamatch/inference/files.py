@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from mpamatch.ahead import ahead
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, write_png
-from mpamatch.inference.ahead import ahead
 from mpamatch.inference.segmenter import Segmenter
 
 READERS = 2  # decoding takes a quarter of the time that painting and writing takes

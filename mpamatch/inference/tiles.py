@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mpamatch.ahead import ahead
 from mpamatch.errors import InputError
-from mpamatch.inference.ahead import ahead
 
 
 class Window(NamedTuple):

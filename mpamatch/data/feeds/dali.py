@@ -12,17 +12,17 @@ import torch
 from nvidia.dali import types
 from torch import Tensor
 
+from mpamatch.ahead import ahead
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.data.augment import nearest_pixels
 from mpamatch.data.cache import Images
 from mpamatch.data.draws import LABELLED, UNLABELLED, SampleDraw
-from mpamatch.data.feeds.ahead import ahead
 from mpamatch.data.feeds.base import Feed
 from mpamatch.data.feeds.graph import build_pipeline, colour_arguments, inputs_of, turn_arguments
 from mpamatch.errors import InputError
 from mpamatch.images import plain_size
 
-AHEAD = 2  # steps under way in DALI, and again as many batches ready
+AHEAD = 2  # steps under way in DALI, beside the batches that a thread has ready
 NUMPY = {types.UINT8: np.uint8, types.BOOL: np.bool_, types.INT32: np.int32, types.FLOAT: np.float32}
 RAGGED = ("path", "mask_path", "raw", "raw_mask")
 NO_PATH = {"path": np.zeros(1, np.uint8), "mask_path": np.zeros(1, np.uint8)}
@@ -57,7 +57,8 @@ class DaliFeed(Feed):
         return next(self._run(self.single, step, step + 1))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        return ahead(self._run(_Lines(self), start, stop), AHEAD)
+        made = self._run(_Lines(self), start, stop)
+        return ahead(lambda _: next(made), range(start, stop), threads=1)
 
     def _run(self, lines: "_Lines", start: int, stop: int) -> Iterator[Batch]:
         under_way: deque[_Sent | InputError] = deque()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mpamatch.inference.ahead import ahead
+from mpamatch.ahead import ahead
 
 
 def test_results_come_in_order_whatever_takes_longest():
