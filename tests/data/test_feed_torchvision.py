@@ -1,5 +1,7 @@
 """The feed: pure in its step, the same over ranks and workers, image and label on the same pixels, errors by name."""
 
+import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,3 +286,26 @@ def test_an_unlabelled_image_needs_no_mask_and_ignores_a_wrong_one(tmp_path):
     write(tmp_path, "good.png", np.full((64, 64, 3), 200, np.uint8), np.ones((64, 64), np.uint8))
     feed = feed_of(prepared_at(tmp_path), labelled=("good.png",), unlabelled=("bad.png",))
     assert (feed[0].labelled.label == 1).all()
+
+
+class Freed:
+    """Garbage that only the collector finds, and that tells where it was freed."""
+
+    def __init__(self, path: Path):
+        self.path, self.itself = path, self
+
+    def __del__(self) -> None:
+        self.path.write_text(str(os.getpid()))
+
+
+def test_workers_start_without_garbage_of_their_parent(places, tmp_path):
+    """A worker that freed a pipeline of DALI would wait for ever for threads that it does not have."""
+    gc.collect()
+    gc.disable()
+    try:
+        Freed(tmp_path / "freed")
+        assert not (tmp_path / "freed").exists()
+        next(feed_of(places, replace(SHARED, workers=1)).batches(0, 2))
+        assert (tmp_path / "freed").read_text() == str(os.getpid())
+    finally:
+        gc.enable()
