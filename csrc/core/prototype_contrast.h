@@ -121,7 +121,8 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
     for_each_task(a.parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         PixelBlock<T> block(a.embedding);
-        Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true), x(in_p.size()), logits(stride), nothing(width, true);
+        Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true);
+        Buffer<T> x(in_p.size()), logits(stride), nothing(width, true);
         const T* row_of_products[BLOCK];
         Buffer<const T*> row_of_turned(round_up(count, ROW_PADDING));
         for (int64_t r = 0; r < BLOCK; ++r) row_of_products[r] = products.get() + r * stride;
