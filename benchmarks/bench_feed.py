@@ -34,6 +34,7 @@ from rich.console import Console
 
 from mpamatch.batch import Batch
 from mpamatch.benchmarks import measure, rows
+from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.benchmarks.pil_feed import PilFeed
 from mpamatch.data.config import DataConfig
 from mpamatch.data.prepared import training_lists
@@ -394,15 +395,9 @@ def main(words: list[str] | None = None) -> int:
         return 0
     found: Sequence[FeedRow | TrainingRow] = of_training(arguments) if arguments.training else of_feeds(arguments)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in found)
+        append_rows(arguments.out, found)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

@@ -14,7 +14,6 @@ run becomes a row that says why. The variants take turns.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.benchmarks import measure, rows
+from mpamatch.benchmarks.command import run_main
 from mpamatch.benchmarks.measure import Timed, Timing
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import replacing
@@ -400,8 +400,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

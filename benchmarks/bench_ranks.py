@@ -9,7 +9,6 @@ from their number and width, as the measured rows confirm.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpamatch.batch import to_device
 from mpamatch.benchmarks import measure, rows
+from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.commands.demo import make_tissue
 from mpamatch.data.splits import write_split
 from mpamatch.engine import world
@@ -259,10 +259,9 @@ def main(words: list[str] | None = None) -> int:
     if world.rank() == 0:
         rows.show("bytes per rank and step", HEADER, [cells(row) for row in found], text_columns=2)
         if arguments.out:
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(row)) + "\n" for row in found)
+            append_rows(arguments.out, found)
     return world.leave(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from mpamatch.batch import Batch, to_device
 from mpamatch.benchmarks import measure, rows, straightforward
 from mpamatch.benchmarks.backends import EAGER, using
+from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.benchmarks.measure import summary
 from mpamatch.benchmarks.shares import inside_seconds, marked
 from mpamatch.engine.build import open_data
@@ -316,8 +317,7 @@ def main(words: list[str] | None = None) -> int:
         found = compare(config, names, given, arguments.steps)
     rows.show("training step", HEADER, [cells(row) for row in found], text_columns=2)
     if arguments.out:
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in found)
+        append_rows(arguments.out, found)
     return 1 if max(row.difference for row in found) > LOSS_TOLERANCE else 0
 
 
@@ -334,8 +334,4 @@ def _own_output() -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

@@ -24,6 +24,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from mpamatch.benchmarks.command import run_main
 from mpamatch.data.prepared import load_prepared
 from mpamatch.data.splits import write_split
 
@@ -209,4 +210,4 @@ def paired(mine: dict[int, float], other: dict[int, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
