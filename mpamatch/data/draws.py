@@ -4,7 +4,7 @@ Feeds only apply draws. So resuming is "set the step", sharding over ranks is sl
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -75,13 +75,13 @@ class Colour:
 
 @dataclass(frozen=True)
 class SampleDraw:
-    """Everything random about one sample."""
+    """Everything random about one sample; a labelled one has no strong views, boxes or noise."""
 
     geometry: Geometry
     weak: Colour
-    strong: tuple[Colour, Colour]
-    boxes: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
-    channel_noise: np.ndarray  # (channels,) f32 uniform in [0, 1)
+    strong: tuple[Colour, ...] = ()  # two
+    boxes: tuple[tuple[int, int, int, int], ...] = ()  # two: of CutMix
+    channel_noise: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (channels,) f32 in [0, 1)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def draw(settings: DrawSettings, seed: int, stream: int, step: int, slot: int) -
     )
     colour = _histology if settings.augment == "histology" else _natural
     weak = colour(g, settings.weak_colour)
+    if stream == LABELLED:
+        return SampleDraw(geometry, weak)
     strong = (colour(g, 1.0), colour(g, 1.0))
     boxes = (_cutmix_box(g, settings.crop), _cutmix_box(g, settings.crop))
     return SampleDraw(geometry, weak, strong, boxes, g.random(settings.channels, dtype=np.float32))

@@ -61,21 +61,31 @@ def assert_uniform(values: list[float], low: float, high: float) -> None:
 @pytest.mark.parametrize("augment", ["histology", "natural"])
 def test_a_draw_depends_on_its_arguments_alone(augment):
     settings = settings_of(augment)
-    first = draw(settings, 7, LABELLED, 5, 2)
-    np.random.seed(0)
-    draw(settings, 1, UNLABELLED, 0, 0)
-    assert same(first, draw(settings, 7, LABELLED, 5, 2))
+    for stream in (LABELLED, UNLABELLED):
+        first = draw(settings, 7, stream, 5, 2)
+        np.random.seed(0)
+        draw(settings, 1, UNLABELLED, 0, 0)
+        assert same(first, draw(settings, 7, stream, 5, 2))
 
 
 def test_seed_stream_step_and_slot_each_change_every_part():
     settings = settings_of("histology")
-    base = draw(settings, 7, LABELLED, 5, 2)
-    others = [(8, LABELLED, 5, 2), (7, UNLABELLED, 5, 2), (7, LABELLED, 6, 2), (7, LABELLED, 5, 3), (7, LABELLED, 2, 5)]
-    for arguments in others:
+    base = draw(settings, 7, UNLABELLED, 5, 2)
+    others = [(8, UNLABELLED, 5, 2), (7, LABELLED, 5, 2), (7, UNLABELLED, 6, 2), (7, UNLABELLED, 5, 3)]
+    for arguments in [*others, (7, UNLABELLED, 2, 5)]:
         other = draw(settings, *arguments)
         assert base.geometry != other.geometry, arguments
+        assert base.weak != other.weak, arguments
         assert base.strong != other.strong, arguments
         assert np.intersect1d(base.channel_noise, other.channel_noise).size == 0, arguments
+
+
+@pytest.mark.parametrize("augment", ["histology", "natural"])
+def test_a_labelled_sample_draws_what_it_shows_and_no_more(augment):
+    drawn = draw(settings_of(augment), 7, LABELLED, 5, 2)
+    assert (drawn.strong, drawn.boxes, drawn.channel_noise.shape) == ((), (), (0,))
+    assert drawn.geometry != Geometry(1.0, 0.0, 0.0, False, 0)
+    assert drawn.weak != NEUTRAL
 
 
 def test_neighbours_are_not_one_stream_shifted():

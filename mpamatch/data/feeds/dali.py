@@ -22,7 +22,8 @@ from mpamatch.data.feeds.graph import build_pipeline, colour_arguments, inputs_o
 from mpamatch.errors import InputError
 from mpamatch.images import plain_size
 
-AHEAD = 2  # steps under way in DALI, beside the batches that a thread has ready
+AHEAD = 2  # runs under way in DALI, beside the batches that a thread has ready
+TOGETHER = 16  # images of a list in a run, where a step has fewer: a run costs DALI about as much as two images
 NUMPY = {types.UINT8: np.uint8, types.BOOL: np.bool_, types.INT32: np.int32, types.FLOAT: np.float32}
 RAGGED = ("path", "mask_path", "raw", "raw_mask")
 NO_PATH = {"path": np.zeros(1, np.uint8), "mask_path": np.zeros(1, np.uint8)}
@@ -50,6 +51,7 @@ class DaliFeed(Feed):
         self.places = {name: place for names in (self.labelled, self.unlabelled) for place, name in enumerate(names)}
         self.sizes = {stream: np.zeros((len(self.names(stream)), 2), dtype=np.int32) for stream in self.views}
         self.decoder = {stream: np.zeros(len(self.names(stream)), dtype=np.uint8) for stream in self.views}
+        self.steps_per_run = max(1, TOGETHER // max(len(self.slots(stream)) for stream in self.views))
         self.single: _Lines | None = None
 
     def __getitem__(self, step: int) -> Batch:
@@ -61,32 +63,43 @@ class DaliFeed(Feed):
         return ahead(lambda _: next(made), range(start, stop), threads=1)
 
     def _run(self, lines: "_Lines", start: int, stop: int) -> Iterator[Batch]:
-        under_way: deque[_Sent | InputError] = deque()
-        done = start
+        under_way: deque[list[_Sent] | InputError] = deque()
+        planned = done = alone = start  # steps before `alone` have a run each
         while done < stop:
-            for step in range(done + len(under_way), min(done + AHEAD, stop)):
-                under_way.append(self._send(lines, step))
+            while planned < stop and len(under_way) < AHEAD:
+                room = 1 if planned < alone else self.steps_per_run
+                under_way += self._send(lines, range(planned, min(planned + room, stop)))
+                planned = min(planned + room, stop)
             sent = under_way.popleft()
             if isinstance(sent, InputError):
                 raise sent
             try:
-                batch = self._batch(sent, lines.take())
-            except RuntimeError as error:  # of DALI: it says which operator, not which file
-                self._find_unreadable(sent, error)
+                made = lines.take()
+            except RuntimeError as error:  # of DALI: it says which operator, not which file, nor which step
+                if len(sent) == 1:
+                    self._find_unreadable(sent[0], error)
                 lines.restart()
                 under_way.clear()
+                planned, alone = done, done + len(sent)
                 continue
-            done += 1
-            yield batch
+            for place, one in enumerate(sent):
+                done += 1
+                yield self._batch(one, _part(made, place, len(sent)))
 
-    def _send(self, lines: "_Lines", step: int) -> "_Sent | InputError":
-        """Starts a step. An error is handed back, to be raised when its step is due."""
-        try:
-            sent = self._plan(step)
-        except InputError as error:
-            return error
-        lines.send(sent.given)
-        return sent
+    def _send(self, lines: "_Lines", steps: range) -> "list[list[_Sent] | InputError]":
+        """Starts a run of these steps, or of those before an error: that is handed on, to be raised when it is due."""
+        sent: list[_Sent] = []
+        failed: list[list[_Sent] | InputError] = []
+        for step in steps:
+            try:
+                sent.append(self._plan(step))
+            except InputError as error:
+                failed.append(error)
+                break
+        if not sent:
+            return failed
+        lines.send({stream: [given for one in sent for given in one.given[stream]] for stream in self.views})
+        return [sent, *failed]
 
     def _plan(self, step: int) -> "_Sent":
         sent = _Sent({}, {}, {})
@@ -161,10 +174,9 @@ class DaliFeed(Feed):
             "columns_from": 2 * inside[1] - side,
             **turn_arguments(geometry),
         }
-        colours = {"weak": drawn.weak, "strong1": drawn.strong[0], "strong2": drawn.strong[1]}
-        for view, changed in self.views[stream].items():
+        for (view, changed), colour in zip(self.views[stream].items(), (drawn.weak, *drawn.strong), strict=False):
             if changed:
-                arguments = colour_arguments(self.config.augment, colours[view])
+                arguments = colour_arguments(self.config.augment, colour)
                 given |= {f"{view}.{key}": value for key, value in arguments.items()}
         paths: dict[str, Path | None] = {"path": self.prepared.image_path(name)}
         if stream == LABELLED:
@@ -216,7 +228,7 @@ class _Sent:
 
 
 class _Lines:
-    """A pipeline for each list of images; steps come out in the order in which they went in."""
+    """A pipeline for each list of images; runs come out in the order in which they went in."""
 
     def __init__(self, feed: DaliFeed):
         self.feed = feed
@@ -228,7 +240,7 @@ class _Lines:
         gpu = feed.device.type == "cuda"
         self.pipelines = {
             stream: build_pipeline(
-                batch=len(feed.slots(stream)),
+                batch=len(feed.slots(stream)) * feed.steps_per_run,
                 threads=max(1, config.workers),
                 device_id=(feed.device.index or 0) if gpu else None,
                 crop=config.crop,
@@ -253,7 +265,7 @@ class _Lines:
             pipeline.schedule_run()
 
     def take(self) -> dict[int, list[Tensor]]:
-        """The oldest step's tensors, views first. They own their memory: the executor writes each output anew.
+        """The oldest run's tensors, views first. They own their memory: the executor writes each output anew.
 
         Raises RuntimeError where DALI failed.
         """
@@ -261,6 +273,11 @@ class _Lines:
             stream: [torch.from_dlpack(one.as_tensor()) for one in pipeline.outputs()]
             for stream, pipeline in self.pipelines.items()
         }
+
+
+def _part(made: dict[int, list[Tensor]], place: int, parts: int) -> dict[int, list[Tensor]]:
+    """One step's tensors of a run of so many."""
+    return {stream: [tensor.chunk(parts)[place] for tensor in tensors] for stream, tensors in made.items()}
 
 
 def valid_maps(given: list[Given], crop: int) -> Tensor:  # (B, crop, crop) bool

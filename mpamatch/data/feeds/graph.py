@@ -19,6 +19,8 @@ from mpamatch.data.draws import Colour, Geometry
 from mpamatch.images import IGNORE
 
 GREY = np.array([0.2989, 0.587, 0.114])  # torchvision's weights
+SAME, ALONG = np.eye(3), np.full((3, 3), 1 / 3)  # of colours; ALONG is the projection to the grey axis
+ACROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # and around it, a quarter turn
 STAIN_ROWS, UNMIX_ROWS = STAINS.numpy().astype(np.float64), UNMIX.numpy().astype(np.float64)
 BARE = 10.0  # exp(−BARE · concentration) is how bare of a stain a pixel is, as in augment
 
@@ -285,7 +287,7 @@ def _composed(colour: Colour) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     average, where leaving hue out moves them by 0.053. And values are clamped once, at the end, instead of after every
     part, which makes 0.002. In exchange the whole jitter is one product per pixel.
     """
-    mix, of_mean, grey = np.eye(3), np.zeros(3), np.ones((3, 1)) * GREY
+    mix, of_mean = SAME, np.zeros(3)
     for part in (*colour.order, *((4,) if colour.grey else ())):
         if part == 0:
             mix, of_mean = mix * colour.brightness, of_mean * colour.brightness
@@ -293,16 +295,15 @@ def _composed(colour: Colour) -> tuple[NDArray[np.float64], NDArray[np.float64]]
             mean = GREY @ mix + GREY.sum() * of_mean
             mix, of_mean = mix * colour.contrast, of_mean * colour.contrast + (1 - colour.contrast) * mean
         elif part == 2:
-            mix = colour.saturation * mix + (1 - colour.saturation) * grey @ mix
+            mix = colour.saturation * mix + (1 - colour.saturation) * (GREY @ mix)
         elif part == 3:
             mix = _rotation(colour.hue) @ mix
         else:
-            mix = grey @ mix
+            mix = np.stack([GREY @ mix] * 3)
     return mix, of_mean
 
 
 def _rotation(turns: float) -> NDArray[np.float64]:
     """(3, 3): around the grey axis, by Rodrigues' formula; a third of a turn makes red green."""
-    angle, along = 2 * math.pi * turns, np.full((3, 3), 1 / 3)
-    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    return math.cos(angle) * (np.eye(3) - along) + math.sin(angle) * across + along
+    angle = 2 * math.pi * turns
+    return math.cos(angle) * (SAME - ALONG) + math.sin(angle) * ACROSS + ALONG
