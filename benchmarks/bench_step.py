@@ -206,6 +206,12 @@ class Worker:
             raise InputError(f"bench_step: the process of {self.name} ended with code {self.process.wait()}.")
         return json.loads(line)
 
+    def end(self) -> dict[str, Any]:
+        """The last answer. The process is gone then: what it still had to do would slow the next one's profile."""
+        answer = self.ask("end")
+        self.process.wait()
+        return answer
+
     def step(self, number: int, *, timed: bool) -> None:
         answer = self.ask(str(number))
         self.losses.append(answer["loss"])
@@ -222,7 +228,7 @@ def compare(config: Config, names: Sequence[str], words: Sequence[str], steps: i
             worker.step(number, timed=number > start)
     found = []
     for worker in workers:
-        timing, end = summary(worker.seconds, "wall"), worker.ask("end")
+        timing, end = summary(worker.seconds, "wall"), worker.end()
         outside, outside_seconds = end["outside"] or (None, None)
         found.append(
             StepRow(
@@ -273,7 +279,7 @@ def random_weights(config: Config) -> Iterator[list[str]]:
         yield ["--model.encoder_weights", str(path)]
 
 
-HEADER = ("recipe", "variant", "steps", "ms/step", "p20–p80", "outside", "outside ms", "peak MB", "loss differs by")
+HEADER = ("variant", "steps", "ms/step", "p20–p80", "outside", "outside ms", "peak MB", "loss differs by")
 
 
 def cells(row: StepRow) -> list[str]:
@@ -282,8 +288,7 @@ def cells(row: StepRow) -> list[str]:
     share, outside = "–", "–"
     if row.outside is not None and row.outside_seconds is not None:
         share, outside = f"{100 * row.outside:.1f} %", rows.milliseconds(row.outside_seconds)
-    name = " ".join(word for word in (row.recipe, row.settings) if word)
-    return [name, row.variant, str(row.steps), rows.milliseconds(row.median), spread, share, outside, peak] + [
+    return [row.variant, str(row.steps), rows.milliseconds(row.median), spread, share, outside, peak] + [
         f"{row.difference:.1e}"
     ]
 
@@ -315,7 +320,8 @@ def main(words: list[str] | None = None) -> int:
         given = ["--recipe", arguments.recipe, "--data", str(arguments.data)]
         given += [*(["--split", arguments.split] if arguments.split else []), *fields, *weights]
         found = compare(config, names, given, arguments.steps)
-    rows.show("training step", HEADER, [cells(row) for row in found], text_columns=2)
+    title = " ".join(word for word in ("training step:", found[0].recipe, found[0].settings) if word)
+    rows.show(title, HEADER, [cells(row) for row in found], text_columns=1)
     if arguments.out:
         append_rows(arguments.out, found)
     return 1 if max(row.difference for row in found) > LOSS_TOLERANCE else 0

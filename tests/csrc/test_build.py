@@ -23,6 +23,12 @@ needs_compiler = pytest.mark.skipif(not build_backend.compiler(os.environ), reas
 needs_extension = pytest.mark.skipif(native.missing("cpu") is not None, reason=str(native.missing("cpu")))
 
 
+@pytest.mark.skipif(build_backend.pure_python(os.environ) is not None, reason="no native code is built here")
+def test_the_libraries_are_there_where_they_could_be_built():
+    """Tests of native code are skipped without them: this one tells an installation that lost them from none."""
+    assert native.missing("cpu") is None
+
+
 def executable(file: Path, body: str = "exit 0") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"#!/bin/sh\n{body}\n")
