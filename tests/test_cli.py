@@ -13,6 +13,7 @@ from PIL import Image
 from mpamatch import cli
 from mpamatch.cli import COMMANDS, KINDS, main, main_train
 from mpamatch.commands import info
+from mpamatch.data import feeds
 from mpamatch.data.prepared import load_prepared
 from mpamatch.data.sources.ebhi_seg import LESIONS
 from mpamatch.engine.config import load_saved, recipes
@@ -224,6 +225,15 @@ def test_info_for_machines(capsys):
     runs = "eager" if native.missing("cpu") else "cpp"
     assert list(facts["operations"]) == list(dispatch.BACKENDS)
     assert all(text.startswith(f"cpu: {runs}") for text in facts["operations"].values())
+
+
+@pytest.mark.parametrize(("there", "says"), [(True, "available"), (False, "pip install 'mpamatch[dali-cuda13]'")])
+def test_info_says_which_feeds_are_here(there, says, capsys, monkeypatch):
+    monkeypatch.setattr(feeds, "dali_installed", lambda: there)
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["feeds"]
+    assert found["torchvision"] == "available"
+    assert found["dali"].startswith(says)
 
 
 def test_info_names_the_reason_where_there_is_no_extension(capsys, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
 from mpamatch.models.encoder import PRESETS, SMALL
@@ -42,6 +43,7 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "extension": _extension(),
         "operations": {name: _operation(name, check) for name in dispatch.BACKENDS},
         "tiles": dispatch.tiles(),
+        "feeds": {name: missing or "available" for name, missing in feeds().items()},
         "methods": list(METHODS),
         "encoders": [*SMALL, *PRESETS, "any ViT of timm by name"],
         "text encoders": {name: missing or "available" for name, missing in text_encoders().items()},

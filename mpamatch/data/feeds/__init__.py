@@ -7,7 +7,9 @@ import torch
 from mpamatch.data.feeds.base import Feed
 from mpamatch.errors import InputError
 
-__all__ = ["Feed", "dali_installed", "feed_class"]
+__all__ = ["Feed", "dali_installed", "feed_class", "feeds"]
+
+INSTALL_DALI = "pip install 'mpamatch[dali-cuda13]' (or dali-cuda12)"
 
 
 def dali_installed() -> bool:
@@ -26,8 +28,7 @@ def feed_class(name: str, device: torch.device) -> type[Feed]:
     there = dali_installed()
     if name == "dali" and not there:
         raise InputError(
-            "data.feed: dali is not installed; pip install 'mpamatch[dali-cuda13]' (or dali-cuda12), "
-            "with or without a GPU, or take torchvision."
+            f"data.feed: dali is not installed; {INSTALL_DALI}, with or without a GPU, or take torchvision."
         )
     if name == "dali" or (name == "auto" and there and device.type == "cuda"):
         from mpamatch.data.feeds.dali import DaliFeed
@@ -36,3 +37,8 @@ def feed_class(name: str, device: torch.device) -> type[Feed]:
     from mpamatch.data.feeds.torchvision import TorchvisionFeed
 
     return TorchvisionFeed
+
+
+def feeds() -> dict[str, str]:
+    """name → "" where it can be used here, else what is missing."""
+    return {"torchvision": "", "dali": "" if dali_installed() else INSTALL_DALI}
