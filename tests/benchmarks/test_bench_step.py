@@ -127,8 +127,7 @@ class Answers:
         self.losses.append(number * (1.001 if self.name == "fused" else 1.0))
         self.seconds += [0.5] if timed else []
 
-    def ask(self, order):
-        assert order == "end"
+    def end(self):
         return {"peak": None, "outside": None}
 
 
