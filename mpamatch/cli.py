@@ -15,6 +15,7 @@ KINDS = {
     "folder": "images/ and masks/ by file name; images without a mask are unlabelled",
     "synthetic": "made-up H&E tissue; takes no SOURCE",
 }
+TAKE_FIELDS = ("train", "study")  # commands after which any field of the configuration is an option
 STORY = """\
 three commands tell the story:
   mpamatch prepare glas ~/Warwick_QU data/glas      any raw set, split by patient, problems named
@@ -84,7 +85,7 @@ def _run(words: list[str]) -> int:
     if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-") and words[1] not in KINDS:
         raise unknown("kind of data set", words[1], KINDS)
     parsed, rest = parser.parse_known_args(words)
-    if rest and parsed.command != "train":
+    if rest and parsed.command not in TAKE_FIELDS:
         known = [word for action in COMMANDS[parsed.command](Parser())._actions for word in action.option_strings]
         raise (
             unknown("option", rest[0], known)
@@ -135,6 +136,7 @@ HELP = {
     "train": "train a model (without arguments: the demo)",
     "evaluate": "score a run on one part of its data",
     "predict": "masks, overlays and areas for images",
+    "study": "sweep one choice over paired seeds: a table and a figure",
     "bench": "measure the kernels against what one would use instead, or tune them",
     "info": "versions, devices, text encoders, recipes",
 }
@@ -204,6 +206,26 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def _study(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.usage = "mpamatch study NAME [--recipe NAME | --config FILE] --data.root DATA [options] [--FIELD VALUE …]"
+    parser.epilog = "Any field of the configuration is an option, as for train. The same command goes on where it was."
+    parser.add_argument("study", metavar="NAME", help="prototypes, threshold, tokens, prompts, labels or seeds")
+    parser.add_argument("--recipe", help="settings for a data set; `mpamatch info` lists them")
+    parser.add_argument("--config", help="settings in a YAML file, on top of the recipe where both are given")
+    parser.add_argument("--out", help="folder of the study (runs/study-NAME-RECIPE)")
+    parser.add_argument("--values", help="what to try instead of the study's own values, with commas")
+    parser.add_argument("--methods", help="with commas (what the study compares)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many; each draws patients, weights and crops (3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="where they begin (0)")
+    parser.add_argument("--labelled", help="how many patients are labelled: 10%% or 4 (10%%)")
+    parser.add_argument("--steps", type=int, help="short for --engine.steps")
+    parser.add_argument(
+        "--test", action="store_true", help="score the test part too, once per run; else validation alone"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 0: one by one in this process (1)")
+    return parser
+
+
 def _bench(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--op", help="one operation, such as prototype_contrast (all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where (the GPU if there is one)")
@@ -229,6 +251,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "study": _study,
     "bench": _bench,
     "info": _info,
 }

@@ -20,7 +20,8 @@ MAY = {
     "inference": set(),
     "report": set(),
     "recipes": set(),
-    "commands": {*FLOORS, "data", "inference", "report", "benchmarks"},
+    "studies": {*FLOORS, "data"},
+    "commands": {*FLOORS, "data", "inference", "report", "benchmarks", "studies"},
 }
 MAY["engine"] |= {"data", "inference"}
 OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "tests", "csrc")

@@ -1,6 +1,7 @@
 """Which training images count as labelled: a budget of groups (patients), drawn once and written down."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +32,25 @@ def write_split(prepared: Prepared, labelled: str, seed: int) -> Path:
     return save_split(prepared, draw_split(prepared, labelled, seed))
 
 
-def draw_split(prepared: Prepared, labelled: str, seed: int) -> Split:
+def draw_splits(prepared: Prepared, budgets: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], Split]:
+    """The split of every budget and seed, by both; each mask is read once. Raises InputError as `draw_split` does."""
+    shown = _classes_shown(prepared, images_by_group(prepared))
+    return {(budget, seed): draw_split(prepared, budget, seed, shown) for seed in seeds for budget in budgets}
+
+
+def draw_split(prepared: Prepared, labelled: str, seed: int, shown: dict[str, set[int]] | None = None) -> Split:
     """The labelled images for a budget: "10%" or "4" of the training part's groups that have a mask.
 
     The groups are put in one order per seed and a budget takes the first of them, so a smaller budget lies
     within a larger one. A percentage is rounded to whole groups, one at least.
+    `shown`, the class indices of each group's masks, is read from them where it is not given.
     Raises InputError where the budget is no number, not above 0, or more than there is.
     """
     if seed < 0:
         raise InputError(f"--seed {seed}: must not be negative.")
-    images_of: dict[str, list[str]] = {}
-    for image in prepared.labelled("train"):
-        images_of.setdefault(prepared.groups[image], []).append(image)
-    if not images_of:
-        raise InputError(f"{prepared.root}: no training image has a mask, so there is nothing to draw from.")
+    images_of = images_by_group(prepared)
     wanted, budget = _budget(labelled, len(images_of))
-    shown = _classes_shown(prepared, images_of)
+    shown = _classes_shown(prepared, images_of) if shown is None else shown
     groups = _order(shown, seed)[:wanted]
     seen = set[int]().union(*(shown[group] for group in groups))
     return Split(
@@ -59,6 +63,16 @@ def draw_split(prepared: Prepared, labelled: str, seed: int) -> Split:
         of_images=len(prepared.parts["train"]),
         missing_classes=tuple(name for i, name in enumerate(prepared.class_names) if i not in seen),
     )
+
+
+def images_by_group(prepared: Prepared) -> dict[str, list[str]]:
+    """The training images that have a mask, by group. Raises InputError where there is none."""
+    images_of: dict[str, list[str]] = {}
+    for image in prepared.labelled("train"):
+        images_of.setdefault(prepared.groups[image], []).append(image)
+    if not images_of:
+        raise InputError(f"{prepared.root}: no training image has a mask, so there is nothing to draw from.")
+    return images_of
 
 
 def save_split(prepared: Prepared, split: Split) -> Path:

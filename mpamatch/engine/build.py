@@ -43,7 +43,7 @@ def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
     name = getattr(method, "text_encoder", "none")
     if name == "none":
         return None
-    descriptions = load_descriptions(method.prompts, method.prompt_set, prepared.class_names)
+    descriptions = load_descriptions(method.prompts, method.prompt_set, prepared.class_names, method.prompt_seed)
     encoder = build_text_encoder(name, method.text_weights)
     return TextPrototypes(
         encoder, descriptions, context_tokens=method.context_tokens, class_specific=method.class_context

@@ -27,8 +27,10 @@ class MPAMatchConfig(UniMatchConfig):
         image_prototypes: contrast with image prototypes.
         text_encoder: none, minilm, or open_clip:MODEL; contrast with text prototypes.
         text_weights: checkpoint file or pretrained tag of an open_clip model.
-        prompts: pathology or generic descriptions of the classes, or a file of your own.
+        prompts: pathology or generic descriptions of the classes, or a file of your own; as controls, shuffled
+            (each class gets another's pathology descriptions) or random (everyday words in their place).
         prompt_set: whose pathology descriptions; the recipe fills it in.
+        prompt_seed: which draw of shuffled or random prompts.
         context_tokens: learnable CoOp tokens before each description (0: none).
         class_context: context tokens of each class's own.
         prototypes: image prototypes per class, K.
@@ -57,6 +59,7 @@ class MPAMatchConfig(UniMatchConfig):
     text_weights: str | None = None
     prompts: str = "pathology"
     prompt_set: str | None = None
+    prompt_seed: int = 0
     context_tokens: int = 1
     class_context: bool = False
     prototypes: int = 10

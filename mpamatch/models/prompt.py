@@ -12,9 +12,11 @@ import yaml
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
+from mpamatch.models.prompt_controls import random_words, shuffled
 from mpamatch.models.text import TextEncoder
 from mpamatch.ops.unit import unit
 
+CONTROLS = {"shuffled": shuffled, "random": random_words}
 CONTEXT_STD = 0.02  # CoOp (arXiv 2109.01134)
 GENERIC = (
     "a histology image of {}",
@@ -87,21 +89,29 @@ class TextPrototypes(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str]) -> list[list[str]]:
+def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str], seed: int = 0) -> list[list[str]]:
     """The descriptions of each class, in the order of `class_names`.
 
     prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a
     file: YAML {class: [descriptions]}, or text with lines "class: description". Class names match whatever
-    their case, and with - or _ for a space. Raises InputError for a class without descriptions, and for a
-    file that describes a class the data set does not have.
+    their case, and with - or _ for a space. Two controls are made from the pathology set, drawn from `seed`:
+    "shuffled" (each class gets another's) and "random" (as many everyday words). Raises InputError for a class
+    without descriptions, and for a file that describes a class the data set does not have.
     """
     if prompts == "generic":
         return [[template.format(re.sub(r"[\s_]+", " ", name).strip()) for template in GENERIC] for name in class_names]
     if prompts == "pathology":
         return _choose(_recipe_set(recipe), class_names, f"the pathology descriptions of recipe {recipe!r}")
+    if prompts in CONTROLS:
+        if seed < 0:
+            raise InputError(f"method.prompt_seed: expected at least 0, got {seed}.")
+        return CONTROLS[prompts](load_descriptions("pathology", recipe, class_names), seed)
     path = Path(prompts)
     if not path.is_file():
-        raise InputError(f"prompts {prompts!r}: is no file; give 'pathology', 'generic', or a .yaml or .txt file.")
+        raise InputError(
+            f"prompts {prompts!r}: is no file; give 'pathology', 'generic', 'shuffled', 'random', or a .yaml or "
+            ".txt file."
+        )
     written = _read_yaml(path) if path.suffix in (".yaml", ".yml") else _read_lines(path)
     ours = {_key(name): name for name in class_names}
     for name in written:

@@ -55,7 +55,7 @@ def draw_examples(
                 axis.set_title(title, fontsize=10)
     patches = [plt.Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for colour in colours[1:]]
     figure.legend(patches, class_names[1:], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw(path: Path, panels: Sequence[Any], lines: list[dict[str, Any]]) -> Path:
@@ -65,10 +65,11 @@ def _draw(path: Path, panels: Sequence[Any], lines: list[dict[str, Any]]) -> Pat
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG, whole or not at all, and closes it. Returns `path`."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)

@@ -1,0 +1,48 @@
+"""Descriptions that say the wrong thing, or nothing: what is left of text prototypes without their meaning."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpamatch.errors import InputError
+
+# Everyday words, none of them about tissue, colour, size or shape.
+WORDS = """
+    airport anchor answer apartment argue autumn bakery balcony banker barrel bargain basket beach believe bicycle
+    borrow bridge broadcast builder calendar camera candle carpenter castle ceremony chapter cheerful climate coach
+    comedy compass concert cottage cousin criticise customer dance daughter debate decade delay desert diary dinner
+    distance dolphin eager economy editor election engine envelope evening exam expensive explain factory famous
+    farmer festival finance firework fisherman flight forecast forget fortune funny garage gardener geography ghost
+    gift government grammar guitar habit hammer harbour helicopter holiday honest horse hotel hurry idea inherit
+    insurance invent island jacket january jealous joke journey judge juice keyboard kingdom kitchen knock ladder
+    language laugh lawyer lazy lecture legend lemon letter library lighthouse lorry luggage lunch machine manager
+    market marriage mayor meeting melody message midnight minister monday mountain museum neighbour newspaper noisy
+    novel office opera orchestra owner painter parade parliament passport patience peasant perform philosophy piano
+    picnic pilot planet poem polite politics postman pretend prison promise proverb puzzle quarrel question railway
+    recipe remember repair restaurant reward rhyme riddle robot sailor sandwich saturday scholar school science
+    secret shoulder silent singer soldier soup speech stadium station story student summer sweater tailor teacher
+    telephone tennis theatre thunder ticket tomorrow tourist traffic travel treasure trousers truth umbrella uncle
+    university vacation valley vegetable village violin visitor voyage waiter wallet weather wedding weekend whistle
+    window winter wisdom writer yesterday
+"""
+
+
+def shuffled(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
+    """Every class gets the descriptions of another one; which of the ways to do so is drawn from `seed`.
+
+    Raises InputError for a single class, which has no other.
+    """
+    classes = len(descriptions)
+    if classes < 2:
+        raise InputError("prompts 'shuffled': needs two classes to exchange their descriptions.")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(classes)
+    while (order == np.arange(classes)).any():  # about one draw in e leaves no class at its place
+        order = rng.permutation(classes)
+    return [list(descriptions[i]) for i in order]
+
+
+def random_words(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
+    """Everyday words drawn from `seed` in place of the descriptions: as many of them, each of as many words."""
+    rng, words = np.random.default_rng(seed), WORDS.split()
+    return [[" ".join(rng.choice(words, len(text.split()))) for text in texts] for texts in descriptions]

@@ -1,0 +1,1 @@
+"""Sweeps of training runs: what is varied, how the runs are done, what is made of their scores."""

@@ -1,0 +1,231 @@
+"""The studies: what each varies, over which values, and what every point is compared with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from mpamatch.data.splits import Split
+from mpamatch.errors import InputError, unknown
+from mpamatch.methods import METHODS, config_class
+from mpamatch.models.text import MINILM, text_encoders
+from mpamatch.studies.sweep import Case, Sweep
+
+NO_TEXT = "none"  # the point of `prompts` without text prototypes
+WITH_SEED = ("shuffled", "random")  # prompts of which every seed has a draw of its own
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and the runs that answer it.
+
+    Attributes:
+        varies: a field of the configuration; or "labels" (the budget) or "methods".
+        reference: the value that the other values are compared with; None: the first method at the same budget is.
+        text: whether text prototypes are switched on (MiniLM) where the recipe has none.
+    """
+
+    name: str
+    question: str
+    varies: str
+    axis: str
+    values: tuple[str, ...]
+    reference: str | None
+    methods: tuple[str, ...]
+    text: bool = False
+
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "prototypes",
+            "How many image prototypes does a class need?",
+            varies="method.prototypes",
+            axis="image prototypes per class, K",
+            values=("1", "3", "5", "10", "20"),
+            reference="10",
+            methods=("mpamatch",),
+        ),
+        Study(
+            "threshold",
+            "How sure must a pseudo-label be?",
+            varies="method.threshold",
+            axis="confidence threshold τ",
+            values=("0.8", "0.9", "0.95", "0.99"),
+            reference="0.95",
+            methods=("mpamatch",),
+        ),
+        Study(
+            "tokens",
+            "Do learnable context tokens before the descriptions help, and how many?",
+            varies="method.context_tokens",
+            axis="CoOp context tokens",
+            values=("0", "1", "2", "4"),
+            reference="0",
+            methods=("mpamatch",),
+            text=True,
+        ),
+        Study(
+            "prompts",
+            "How much do the words of the class descriptions matter?",
+            varies="method.prompts",
+            axis="class descriptions",
+            values=("pathology", "generic", "shuffled", "random", NO_TEXT),
+            reference="pathology",
+            methods=("mpamatch",),
+            text=True,
+        ),
+        Study(
+            "labels",
+            "How many labelled patients does a method need?",
+            varies="labels",
+            axis="labelled patients",
+            values=("1%", "5%", "10%", "25%", "50%", "100%"),
+            reference=None,
+            methods=("supervised", "mpamatch"),
+        ),
+        Study(
+            "seeds",
+            "Do methods differ beyond the luck of the draw?",
+            varies="methods",
+            axis="method",
+            values=("recipe",),
+            reference=None,
+            methods=("supervised", "fixmatch", "unimatch", "mpamatch"),
+        ),
+    )
+}
+OWN_FIELDS = ("method.name", "engine.seed")  # of every study
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a study for one method on one budget."""
+
+    method: str
+    labelled: str
+    value: str  # of what the study varies, where that is a field
+    trial: str  # what the settings are called: prototypes-10
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.labelled, self.method, self.trial)
+
+
+def find_study(name: str) -> Study:
+    """Raises InputError naming the nearest study."""
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    return STUDIES[name]
+
+
+def points(study: Study, methods: Sequence[str], values: Sequence[str], labelled: str) -> list[Point]:
+    """Every point once, methods side by side."""
+    budgets = values if study.varies == "labels" else (labelled,)
+    field = study.varies.partition("method.")[2]
+    trials = [(value, f"{field}-{value}") for value in values] if field else [("", "recipe")]
+    return [Point(method, budget, *trial) for budget in budgets for trial in trials for method in methods]
+
+
+def along(study: Study, point: Point) -> str:
+    """Where a point stands on the study's axis."""
+    return {"labels": point.labelled, "methods": point.method}.get(study.varies, point.value)
+
+
+def possible(found: Sequence[Point], splits: Mapping[tuple[str, int], Split]) -> list[Point]:
+    """Without those whose method learns from unlabelled images where a budget leaves none."""
+    full = {budget for (budget, _), split in splits.items() if len(split.images) == split.of_images}
+    return [point for point in found if point.labelled not in full or not METHODS[point.method][0].strong_views]
+
+
+def references(study: Study, found: Sequence[Point]) -> dict[tuple[str, str, str], tuple[str, str, str]]:
+    """The point that each is compared with: the reference value of its method, or the first method of its budget.
+
+    Where the reference value is not among the values, the first value takes its place.
+    """
+
+    def group(point: Point) -> tuple[str, str]:
+        return (point.labelled, point.method if study.reference else point.value)
+
+    first: dict[tuple[str, str], Point] = {}
+    for point in found:
+        if group(point) not in first or point.value == study.reference:
+            first[group(point)] = point
+    return {point.key: first[group(point)].key for point in found}
+
+
+def reference_name(study: Study, found: Sequence[Point]) -> str:
+    """What `references` compares with, in words."""
+    if study.reference is None:
+        return f"{found[0].method} on the same patients"
+    values = [point.value for point in found]
+    return f"{study.varies} {study.reference if study.reference in values else values[0]}"
+
+
+def cases(
+    study: Study,
+    found: Sequence[Point],
+    seeds: Sequence[int],
+    splits: Mapping[tuple[str, int], str],  # (budget, seed) → name
+    sweep: Sweep,
+    flags: Sequence[str],
+) -> Iterator[Case]:
+    """Seeds outermost, so that an interrupted study holds whole pairs.
+
+    Raises InputError where a configuration is wrong, before anything runs.
+    """
+    for seed in seeds:
+        for point in found:
+            own = [*of_method(point.method, flags), *_settings(study, point, seed)]
+            case = Case(point.method, point.labelled, seed, splits[point.labelled, seed], point.trial, tuple(own))
+            config = sweep.configuration(case)
+            if study.text and point.value != NO_TEXT and config.method.text_encoder == "none":
+                own += ["--method.text_encoder", _minilm(study)]
+                case = Case(point.method, point.labelled, seed, case.split, point.trial, tuple(own))
+            yield case
+
+
+def check_flags(study: Study, methods: Sequence[str], flags: Sequence[str]) -> None:
+    """Raises InputError for what the study sets itself, and for fields that none of its methods has."""
+    for flag in flags:
+        name = flag[2:].partition("=")[0]
+        if not flag.startswith("--"):
+            continue
+        if name in (*OWN_FIELDS, study.varies):
+            option = {"method.name": "--methods", "engine.seed": "--seeds"}.get(name, "--values")
+            raise InputError(f"study {study.name}: sets {name} itself; say what it takes with {option}.")
+        if name.startswith("method.") and not any(of_method(method, [flag]) for method in methods):
+            known = {f"method.{field.name}" for method in methods for field in fields(config_class(method))}
+            raise unknown("field", name, known)
+
+
+def of_method(method: str, flags: Sequence[str]) -> list[str]:
+    """The flags without those for fields of other methods."""
+    names = {field.name for field in fields(config_class(method))}
+    kept: list[str] = []
+    keeps = True
+    for flag in flags:
+        if flag.startswith("--"):
+            section, _, name = flag[2:].partition("=")[0].partition(".")
+            keeps = section != "method" or name in names
+        if keeps:
+            kept.append(flag)
+    return kept
+
+
+def _settings(study: Study, point: Point, seed: int) -> list[str]:
+    if not study.varies.startswith("method."):
+        return []
+    if study.name == "prompts" and point.value == NO_TEXT:
+        return ["--method.text_encoder", "none"]
+    own = [f"--{study.varies}", point.value]
+    return [*own, "--method.prompt_seed", str(seed)] if point.value in WITH_SEED else own
+
+
+def _minilm(study: Study) -> str:
+    missing = text_encoders()[MINILM]
+    if missing:
+        raise InputError(
+            f"study {study.name}: needs text prototypes; name an encoder with --method.text_encoder, "
+            f"or bring the offline one ({missing})."
+        )
+    return MINILM

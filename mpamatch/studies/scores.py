@@ -1,0 +1,122 @@
+"""Means over seeds and paired differences, in percent of mDice."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from mpamatch.files import replacing
+from mpamatch.studies.sweep import Result
+
+Key = tuple[str, str, str]  # labelled, method, trial
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the differences per seed, its standard error and its 95 % interval (Student's t)."""
+
+    pairs: int
+    mean: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of a study over its seeds; `sd` (over seeds) is NaN for one seed, `difference` None without two pairs."""
+
+    labelled: str
+    method: str
+    trial: str
+    seeds: int
+    mean: float
+    sd: float
+    difference: Difference | None
+    seconds: float
+
+
+def part_scored(results: Sequence[Result]) -> str:
+    """The part that all runs have been scored on: test, or validation as long as one has not seen the test part."""
+    return "test" if results and all("test" in result for result in results) else "validation"
+
+
+def score(result: Result, part: str) -> float:
+    """mDice in percent."""
+    return 100 * (result["test"]["mdice"] if part == "test" else result["validation_mdice"])
+
+
+def by_key(results: Sequence[Result], part: str) -> dict[Key, dict[int, float]]:
+    """seed → score of every point, in the order of the results."""
+    found: dict[Key, dict[int, float]] = {}
+    for result in results:
+        key = (result["labelled"], result["method"], result["trial"])
+        found.setdefault(key, {})[result["seed"]] = score(result, part)
+    return found
+
+
+def paired(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+    """The difference to `other` over the seeds that both have; None for fewer than two."""
+    both = sorted(set(mine) & set(other))
+    if len(both) < 2:
+        return None
+    difference = np.array([mine[seed] - other[seed] for seed in both])
+    mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(both)))
+    half = float(stats.t.ppf(0.975, len(both) - 1)) * error
+    return Difference(len(both), mean, error, mean - half, mean + half)
+
+
+def rows(results: Sequence[Result], references: Mapping[Key, Key]) -> list[Row]:
+    """One row per point that has a result, in the order of `references`: point → the point it is compared with."""
+    scores = by_key(results, part_scored(results))
+    seconds: dict[Key, list[float]] = {}
+    for result in results:
+        seconds.setdefault((result["labelled"], result["method"], result["trial"]), []).append(result["seconds"])
+    found = []
+    for key, reference in references.items():
+        if key in scores:
+            values = np.array(list(scores[key].values()))
+            sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+            difference = paired(scores[key], scores.get(reference, {})) if reference != key else None
+            mean, median = float(values.mean()), float(np.median(seconds[key]))
+            found.append(Row(*key, len(values), mean, sd, difference, median))
+    return found
+
+
+HEADER = ("labelled", "method", "point", "seeds", "mDice, %", "− reference ± se", "95 % interval", "s/step")
+
+
+def cells(row: Row) -> list[str]:
+    """What a reader sees of a row, under HEADER."""
+    spread = "" if math.isnan(row.sd) else f" ± {row.sd:.2f}"
+    change, interval = "–", "–"
+    if row.difference:
+        change = f"{row.difference.mean:+.2f} ± {row.difference.error:.2f}"
+        interval = f"[{row.difference.low:+.2f}, {row.difference.high:+.2f}]"
+    return [row.labelled, row.method, row.trial, str(row.seeds), f"{row.mean:.2f}{spread}", change, interval] + [
+        f"{row.seconds:.2f}"
+    ]
+
+
+def markdown(found: Sequence[Row]) -> str:
+    lines = [list(HEADER), ["---"] * len(HEADER), *(cells(row) for row in found)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_csv(path: Path, found: Sequence[Row], part: str) -> None:
+    """The rows unrounded; scores and differences are percent of mDice on `part`, an empty field is no number."""
+    names = ("labelled", "method", "point", "seeds", "part", "mean", "sd")
+    of_difference = ("pairs", "difference", "standard_error", "low", "high")
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, *of_difference, "seconds_per_step"])
+        for row in found:
+            sd = "" if math.isnan(row.sd) else row.sd
+            difference = list(asdict(row.difference).values()) if row.difference else [""] * len(of_difference)
+            writer.writerow(
+                [row.labelled, row.method, row.trial, row.seeds, part, row.mean, sd, *difference, row.seconds]
+            )

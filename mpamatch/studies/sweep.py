@@ -1,0 +1,195 @@
+"""Many training runs in one folder: those that are done are kept, those that were stopped go on.
+
+OUT/runs/NAME/     a run folder like any other
+OUT/results.jsonl  one line per finished run
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from mpamatch.engine.config import Config, load_config
+from mpamatch.engine.evaluation import evaluate_run
+from mpamatch.engine.loop import resume, train
+from mpamatch.errors import InputError
+from mpamatch.files import replacing
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a method with settings on the labelled images that a budget and a seed draw."""
+
+    method: str
+    labelled: str
+    seed: int
+    split: str  # the name of the file in splits/
+    trial: str = "recipe"  # what the settings are called
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^\w.=-]+", "_", f"{self.method}-{self.trial}-{self.labelled.replace('%', 'pct')}") + (
+            f"-seed{self.seed}"
+        )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all runs of a folder share. `test`: the test part is evaluated, once per run."""
+
+    out: str
+    data: str
+    recipe: str | None = None
+    config: str | None = None
+    test: bool = False
+
+    def run_folder(self, case: Case) -> Path:
+        return Path(self.out) / "runs" / case.name
+
+    def configuration(self, case: Case) -> Config:
+        """Raises InputError as `mpamatch train` does."""
+        own = {
+            "data.root": self.data,
+            "data.split": case.split,
+            "method.name": case.method,
+            "engine.seed": str(case.seed),
+        }
+        flags = [*case.flags, *(word for name, value in own.items() for word in (f"--{name}", value))]
+        return load_config(self.recipe, Path(self.config) if self.config else None, flags)
+
+
+def run_cases(
+    sweep: Sweep,
+    cases: Sequence[Case],
+    *,
+    jobs: int,  # runs at a time, each a process of its own with its share of the cores; 0: one by one in this process
+    say: Callable[[str], None],
+) -> list[str]:
+    """Runs every case that has no result yet; the names of those that failed, whose error `say` has shown."""
+    results = read_results(Path(sweep.out))
+    done = {result["name"] for result in results if "test" in result or not sweep.test}
+    waiting = [case for case in cases if case.name not in done]
+    failed: list[str] = []
+    began = time.perf_counter()
+    for number, (case, result) in enumerate(_finished(sweep, waiting, jobs), start=1):
+        if isinstance(result, str):
+            failed.append(case.name)
+            say(f"{case.name}: failed: {result}")
+            continue
+        results = [one for one in results if one["name"] != case.name] + [result]
+        write_results(Path(sweep.out), results)
+        left = (time.perf_counter() - began) / number * (len(waiting) - number)
+        say(f"{case.name}: {score_line(result)} ({number} of {len(waiting)}, about {left / 60:.0f} min left)")
+    return failed
+
+
+def run_case(sweep: Sweep, case: Case) -> Result:
+    """Trains, or goes on where the run was stopped, and evaluates the test part where that is asked for.
+
+    Raises InputError for anything wrong with the configuration, and where another process trains this very run.
+    """
+    run, quiet = sweep.run_folder(case), Console(quiet=True)
+    config = sweep.configuration(case)
+    with _alone(run):
+        if (run / "config.yaml").is_file():
+            resume(run, console=quiet)
+        else:
+            shutil.rmtree(run, ignore_errors=True)  # killed while it began: holds nothing yet
+            train(config, run, console=quiet)
+        test = evaluate_run(run, None, "test", config.engine.device) if sweep.test else None
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    scores = [line["validation"]["mdice"] for line in lines if "validation" in line]
+    return {
+        **{name: value for name, value in asdict(case).items() if name != "flags"},
+        "name": case.name,
+        "validation_mdice": max((score for score in scores if score is not None), default=None),
+        "seconds": float(np.median([line["seconds"] for line in steps])),
+        "confident": steps[-1].get("confident"),
+        "prototypes": {key: value for key, value in steps[-1].items() if key.startswith("prototypes/")},
+        **({"test": test} if test else {}),
+    }
+
+
+def read_results(out: Path) -> list[Result]:
+    path = out / "results.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def write_results(out: Path, results: Sequence[Result]) -> None:
+    with replacing(out / "results.jsonl") as temporary:
+        temporary.write_text("".join(f"{json.dumps(result)}\n" for result in results), encoding="utf-8")
+
+
+def score_line(result: Result) -> str:
+    """The scores of one run in percent, for people."""
+    parts = {"validation": result["validation_mdice"], "test": result.get("test", {}).get("mdice")}
+    shown = [f"{part} mDice {100 * value:.2f}" for part, value in parts.items() if value is not None]
+    return ", ".join(shown) or "no score"
+
+
+def _finished(sweep: Sweep, cases: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Result | str]]:
+    """Each case with its result as it ends, or with the sentence that says why it failed."""
+    if not jobs:
+        for case in cases:
+            try:
+                yield case, run_case(sweep, case)
+            except InputError as error:
+                yield case, str(error)
+        return
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        running: dict[Future[Result | str], Case] = {pool.submit(_in_own_process, sweep, c, jobs): c for c in cases}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt starts no further run
+
+
+def _in_own_process(sweep: Sweep, case: Case, jobs: int) -> Result | str:
+    """A process per run: its memory and its compiled graphs go with it."""
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    done = subprocess.run(
+        [sys.executable, "-m", "mpamatch.studies.worker"],
+        input=json.dumps({"sweep": asdict(sweep), "case": asdict(case)}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with {done.returncode}"]
+        return last[0] if done.returncode == 2 else done.stderr.strip() or last[0]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Holds the run; the system lets go of it when the process ends, however it ends."""
+    lock = run.with_name(f".{run.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{run}: another process is training this run; wait for it or end it.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
