@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from mpamatch.benchmarks.compare_methods import Case, main, make_cases, paired, read_results, table
+from mpamatch.benchmarks.compare_methods import main, make_cases, paired, table
+from mpamatch.studies.sweep import Case, read_results
 
 # mDice by method over seeds 0, 1, 2; the differences to supervised are 1, 2, 3.
 TEST = {"supervised": [0.80, 0.82, 0.84], "unimatch": [0.80, 0.83, 0.86], "mpamatch": [0.81, 0.84, 0.87]}
@@ -109,16 +110,16 @@ def test_seconds_are_the_median_of_the_runs():
 def test_cases_come_in_whole_pairs_with_the_settings_of_their_trial():
     arguments = argparse.Namespace(seeds="0-1", labelled="4,10%", methods="supervised,mpamatch")
     trials = {"mpamatch": {"low": {"method.prototypes": 2}, "high": {"method.prototypes": 8}}}
-    cases = list(make_cases(arguments, trials, ["--engine.steps", "9"]))
+    splits = {(labelled, seed): f"{labelled} of {seed}" for labelled in ("4", "10%") for seed in range(4)}
+    cases = list(make_cases(arguments, splits, trials, ["--engine.steps", "9"]))
     assert len(cases) == 2 * 2 * 3
     assert [case.seed for case in cases] == [0] * 6 + [1] * 6
-    assert cases[0] == Case("supervised", "4", 0, "recipe", ["--engine.steps", "9"])
-    assert cases[1].flags == ["--engine.steps", "9", "--method.prototypes", "2"]
+    assert cases[0] == Case("supervised", "4", 0, "4 of 0", "recipe", ("--engine.steps", "9"))
+    assert cases[1].flags == ("--engine.steps", "9", "--method.prototypes", "2")
     assert cases[5].name == "mpamatch-high-10pct-seed0"
     assert len({case.name for case in cases}) == len(cases)
-    assert [case.seed for case in make_cases(argparse.Namespace(**{**vars(arguments), "seeds": "3"}), {}, [])] == [
-        3
-    ] * 4
+    only = argparse.Namespace(**{**vars(arguments), "seeds": "3"})
+    assert [case.seed for case in make_cases(only, splits, {}, [])] == [3] * 4
 
 
 def test_the_table_is_read_from_the_file(results, tmp_path, capsys):
