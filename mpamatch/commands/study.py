@@ -62,7 +62,7 @@ def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Case]
     drawn = {} if base.split else draw_splits(prepared, budgets, seeds)
     kept = plans.possible(points, drawn)
     splits = {(labelled, seed): labelled for seed in seeds} | {key: split.name for key, split in drawn.items()}
-    cases = list(plans.cases(study, kept, seeds, splits, sweep, flags))
+    cases = plans.cases(study, kept, seeds, splits, sweep, flags, prepared.class_names)
     _claim(study, sweep, flags)
     for split in drawn.values():
         save_split(prepared, split)

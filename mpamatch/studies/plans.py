@@ -1,11 +1,13 @@
 """The studies: what each varies, over which values, and what every point is compared with."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from mpamatch.data.splits import Split
 from mpamatch.errors import InputError, unknown
 from mpamatch.methods import METHODS, config_class
+from mpamatch.models.prompt import load_descriptions
 from mpamatch.models.text import MINILM, text_encoders
 from mpamatch.studies.sweep import Case, Sweep
 
@@ -168,20 +170,23 @@ def cases(
     splits: Mapping[tuple[str, int], str],  # (budget, seed) → name
     sweep: Sweep,
     flags: Sequence[str],
-) -> Iterator[Case]:
+    class_names: Sequence[str],
+) -> list[Case]:
     """Seeds outermost, so that an interrupted study holds whole pairs.
 
-    Raises InputError where a configuration is wrong, before anything runs.
+    Raises InputError where the configuration or the descriptions of a point are wrong, before anything runs.
     """
+    planned: list[Case] = []
     for seed in seeds:
         for point in found:
-            own = [*of_method(point.method, flags), *_settings(study, point, seed)]
-            case = Case(point.method, point.labelled, seed, splits[point.labelled, seed], point.trial, tuple(own))
-            config = sweep.configuration(case)
-            if study.text and point.value != NO_TEXT and config.method.text_encoder == "none":
-                own += ["--method.text_encoder", _minilm(study)]
-                case = Case(point.method, point.labelled, seed, case.split, point.trial, tuple(own))
-            yield case
+            own = (*of_method(point.method, flags), *_settings(study, point, seed))
+            split = splits[point.labelled, seed]
+            planned.append(Case(point.method, point.labelled, seed, split, point.trial, own))
+    if study.text:
+        planned = [_with_text(study, case, sweep) for case in planned]
+    for case in planned[: len(found)]:
+        _check(sweep.configuration(case).method, class_names)
+    return planned
 
 
 def check_flags(study: Study, methods: Sequence[str], flags: Sequence[str]) -> None:
@@ -221,11 +226,21 @@ def _settings(study: Study, point: Point, seed: int) -> list[str]:
     return [*own, "--method.prompt_seed", str(seed)] if point.value in WITH_SEED else own
 
 
-def _minilm(study: Study) -> str:
+def _with_text(study: Study, case: Case, sweep: Sweep) -> Case:
+    """The case with MiniLM where neither the recipe nor a flag says which text encoder, or that there is none."""
+    if any(flag.partition("=")[0] == "--method.text_encoder" for flag in case.flags):
+        return case
+    if sweep.configuration(case).method.text_encoder != "none":
+        return case
     missing = text_encoders()[MINILM]
     if missing:
         raise InputError(
             f"study {study.name}: needs text prototypes; name an encoder with --method.text_encoder, "
             f"or bring the offline one ({missing})."
         )
-    return MINILM
+    return replace(case, flags=(*case.flags, "--method.text_encoder", MINILM))
+
+
+def _check(method: Any, class_names: Sequence[str]) -> None:
+    if getattr(method, "text_encoder", "none") != "none":
+        load_descriptions(method.prompts, method.prompt_set, class_names, method.prompt_seed)

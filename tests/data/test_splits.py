@@ -8,7 +8,7 @@ import pytest
 
 from mpamatch.commands import split as split_command
 from mpamatch.data.prepared import Class, Item, Prepared, training_lists, write_prepared
-from mpamatch.data.splits import draw_split, write_split
+from mpamatch.data.splits import draw_split, draw_splits, write_split
 from mpamatch.errors import InputError
 
 COLOUR = (1, 2, 3)
@@ -115,3 +115,13 @@ def test_the_command_says_what_it_drew(prepared, capsys):
     assert f"1 of 39 patients, {len(drawn.images)} of {len(prepared.parts['train'])} images labelled" in said
     assert f"no labelled image shows: {', '.join(drawn.missing_classes)}" in said
     assert (Path(prepared.root) / "splits" / "labelled-1-seed1.json").is_file()
+
+
+def test_many_splits_are_the_same_as_one_by_one(prepared):
+    found = draw_splits(prepared, ["5%", "10%", "100%"], [0, 3])
+    assert list(found) == [(budget, seed) for seed in (0, 3) for budget in ("5%", "10%", "100%")]
+    for (budget, seed), split in found.items():
+        assert split == draw_split(prepared, budget, seed)
+    for seed in (0, 3):
+        sizes = [set(found[budget, seed].images) for budget in ("5%", "10%", "100%")]
+        assert sizes[0] < sizes[1] < sizes[2]

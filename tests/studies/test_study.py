@@ -1,0 +1,226 @@
+"""A small study from the command line: its runs, how it goes on, its table and figure, and what it refuses."""
+
+import csv
+import fcntl
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from mpamatch.cli import main
+from mpamatch.data.prepared import load_prepared
+from mpamatch.data.splits import draw_split
+from mpamatch.engine.loop import train
+from mpamatch.errors import InputError
+from mpamatch.studies import sweep as sweep_module
+from mpamatch.studies import worker
+from mpamatch.studies.sweep import Case, Sweep, read_results, run_case, run_cases
+from tests.tiny import FIELDS, OF_MPAMATCH, assert_same_run, make_set, silent, train_until
+
+FLAGS = [
+    word
+    for name, value in {**FIELDS, **OF_MPAMATCH}.items()
+    if name != "method.prototypes"
+    for word in (f"--{name}", str(value))
+]
+FLAGS_OF_ALL = [word for name, value in FIELDS.items() for word in (f"--{name}", str(value))]
+NAMES = [f"mpamatch-prototypes-{k}-2-seed{seed}" for seed in (0, 1) for k in (1, 3)]
+
+
+def study(data, out, *more, name="prototypes"):
+    words = ["study", name, "--recipe", "demo", "--data.root", data, "--out", out, "--jobs", "0", *FLAGS, *more]
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study of two values over two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    make_set(folder / "data")
+    more = ("--values", "1,3", "--seeds", "2", "--labelled", "2", "--test")
+    assert study(folder / "data", folder / "out", *more) == 0
+    return folder, more
+
+
+def test_every_run_is_a_run_folder_of_its_own(done):
+    folder, _ = done
+    assert sorted(path.name for path in (folder / "out" / "runs").iterdir()) == sorted(NAMES)
+    for name in NAMES:
+        assert (folder / "out" / "runs" / name / "checkpoints" / "best.safetensors").is_file()
+    run = folder / "out" / "runs" / NAMES[1]
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+    assert "prototypes: 3" in (run / "config.yaml").read_text()
+
+
+def test_results_are_those_of_the_runs(done):
+    folder, _ = done
+    results = read_results(folder / "out")
+    assert [result["name"] for result in results] == NAMES
+    for result in results:
+        run = folder / "out" / "runs" / result["name"]
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        best = max(line["validation"]["mdice"] for line in lines if "validation" in line)
+        assert result["validation_mdice"] == best
+        assert result["test"]["mdice"] == json.loads((run / "evaluation-test.json").read_text())["mdice"]
+
+
+def test_seeds_draw_their_own_patients_the_same_for_every_value(done):
+    folder, _ = done
+    prepared = load_prepared(folder / "data")
+    splits = {result["name"]: result["split"] for result in read_results(folder / "out")}
+    assert [splits[name] for name in NAMES] == ["labelled-2-seed0"] * 2 + ["labelled-2-seed1"] * 2
+    for seed in (0, 1):
+        written = json.loads((folder / "data" / "splits" / f"labelled-2-seed{seed}.json").read_text())
+        assert written["labelled"] == list(draw_split(prepared, "2", seed).images)
+
+
+def test_table_and_figure(done):
+    folder, _ = done
+    results = {result["name"]: 100 * result["test"]["mdice"] for result in read_results(folder / "out")}
+    with (folder / "out" / "table.csv").open(newline="") as file:
+        one, three = csv.DictReader(file)
+    assert (one["point"], three["point"]) == ("prototypes-1", "prototypes-3")
+    assert float(one["mean"]) == pytest.approx((results[NAMES[0]] + results[NAMES[2]]) / 2)
+    change = (results[NAMES[1]] - results[NAMES[0]] + results[NAMES[3]] - results[NAMES[2]]) / 2
+    assert float(three["difference"]) == pytest.approx(change)
+    assert one["difference"] == ""
+    text = (folder / "out" / "table.md").read_text()
+    assert "Test mDice, mean ± sd over seeds; differences to method.prototypes 1." in text
+    with Image.open(folder / "out" / "figure.png") as figure:
+        figure.load()
+        assert figure.width > 2 * figure.height
+
+
+def test_finished_runs_are_not_done_again_and_more_seeds_join_them(done, monkeypatch):
+    folder, more = done
+    asked = []
+
+    def never(sweep, case):
+        asked.append(case.name)
+        raise InputError("not now.")
+
+    monkeypatch.setattr(sweep_module, "run_case", never)
+    before = (folder / "out" / "table.csv").read_bytes()
+    assert study(folder / "data", folder / "out", *more) == 0
+    assert asked == []
+    assert (folder / "out" / "table.csv").read_bytes() == before
+    assert study(folder / "data", folder / "out", *more, "--seeds", "3") == 1
+    assert asked == [name.replace("seed0", "seed2") for name in NAMES[:2]]
+
+
+def test_other_settings_need_another_folder(done, capsys):
+    folder, more = done
+    assert study(folder / "data", folder / "out", *more, "--engine.learning_rate", "0.5") == 2
+    assert "study.json: holds runs with flags" in capsys.readouterr().err
+
+
+@pytest.fixture
+def case():
+    return Case("fixmatch", "2", 0, "labelled-2-seed0", flags=(*FLAGS_OF_ALL, "--engine.steps", "4"))
+
+
+def test_a_stopped_run_goes_on_to_the_same_numbers(done, case, tmp_path):
+    folder, _ = done
+    sweep = Sweep(str(tmp_path), str(folder / "data"), "demo")
+    flags = (*case.flags, "--engine.save_every", "1")
+    case = Case(case.method, case.labelled, case.seed, case.split, flags=flags)
+    config = sweep.configuration(case)
+    whole = train(config, tmp_path / "whole", console=silent()).run
+    train_until(2, config, sweep.run_folder(case))
+    result = run_case(sweep, case)
+    assert_same_run(whole, sweep.run_folder(case))
+    assert result["validation_mdice"] > 0
+
+
+def test_a_run_that_was_killed_before_it_began_is_begun(done, case, tmp_path):
+    sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
+    (sweep.run_folder(case) / "checkpoints").mkdir(parents=True)
+    assert run_case(sweep, case)["name"] == case.name
+    assert (sweep.run_folder(case) / "checkpoints" / "best.safetensors").is_file()
+
+
+def test_a_failed_run_does_not_stop_the_others(done, case, tmp_path):
+    bad = Case("mpamatch", "2", 0, case.split, "bad", (*case.flags, "--method.prototypes", "0"))
+    said = []
+    sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
+    assert run_cases(sweep, [bad, case], jobs=0, say=said.append) == [bad.name]
+    assert said[0] == (
+        f"{bad.name}: failed: method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0."
+    )
+    assert [result["name"] for result in read_results(tmp_path)] == [case.name]
+
+
+def test_a_run_in_a_process_of_its_own_gives_the_same_result(done, case, tmp_path):
+    data, said = str(done[0] / "data"), []
+    bad = Case("mpamatch", "2", 0, case.split, "bad", (*case.flags, "--method.prototypes", "0"))
+    own = Sweep(str(tmp_path / "own"), data, "demo")
+    assert run_cases(own, [case, bad], jobs=2, say=said.append) == [bad.name]
+    assert any("failed: method: expected prototypes >= 1" in line for line in said)
+    (found,) = read_results(tmp_path / "own")
+    here = run_case(Sweep(str(tmp_path / "here"), data, "demo"), case)
+    assert found.keys() == here.keys()
+    assert found["name"] == here["name"]
+    assert found["validation_mdice"] == pytest.approx(here["validation_mdice"], abs=1e-3)  # threads differ
+
+
+def test_two_processes_never_train_one_run(done, case, tmp_path):
+    sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
+    lock = tmp_path / "runs" / f".{case.name}.lock"
+    lock.parent.mkdir()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is training this run"):
+            run_case(sweep, case)
+    assert not sweep.run_folder(case).exists()
+    run_case(sweep, case)
+    assert list((tmp_path / "runs").iterdir()) == [sweep.run_folder(case)]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "says"),
+    [
+        ("prototype", [], "unknown study 'prototype': did you mean 'prototypes'?"),
+        ("prototypes", ["--seeds", "0"], "--seeds: expected at least 1, got 0."),
+        ("prototypes", ["--jobs", "-1"], "--jobs: expected at least 0"),
+        ("prototypes", ["--values", "1,,3"], "--values '1,,3': expected words with commas"),
+        ("prototypes", ["--methods", "mpamach"], "unknown method 'mpamach': did you mean 'mpamatch'?"),
+        ("prototypes", ["--labelled", "90"], "--labelled 90: must be from 1 to"),
+        ("prototypes", ["--labelled", "2", "--data.split", "labelled-1-seed0"], "--labelled: draws a split per seed"),
+        ("labels", ["--labelled", "2"], "--labelled: study labels draws its own splits"),
+        ("labels", ["--values", "0%"], "--labelled 0%: must be above 0"),
+        ("seeds", ["--values", "2"], "--values: study seeds compares methods"),
+        ("seeds", ["--method.threshhold", "2"], "did you mean 'method.threshold'?"),
+        ("prototypes", ["--engine.step", "3"], "did you mean 'engine.steps'?"),
+        ("prototypes", ["--data.root", "nowhere"], "nowhere: no such folder."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(name, more, says, done, tmp_path, capsys):
+    before = sorted(done[0].rglob("*"))
+    assert study(done[0] / "data", tmp_path / "out", *more, name=name) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(done[0].rglob("*")) == before
+
+
+def test_a_study_needs_settings(capsys):
+    assert main(["study", "prototypes"]) == 2
+    assert "study: name the settings with --recipe NAME or --config FILE" in capsys.readouterr().err
+
+
+def test_a_set_without_validation_labels_asks_for_the_test_part(tmp_path, capsys):
+    prepared = make_set(tmp_path / "data")
+    for name in prepared.labelled("validation"):
+        prepared.mask_path(name).unlink()
+    assert study(prepared.root, tmp_path / "out") == 2
+    assert "its validation part has no labelled image to score; add --test." in capsys.readouterr().err
+
+
+def test_a_worker_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch, capsys):
+    asked = {
+        "sweep": {"out": str(tmp_path), "data": "nowhere", "recipe": "demo"},
+        "case": {"method": "fixmach", "labelled": "2", "seed": 0, "split": "x", "flags": []},
+    }
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asked)))
+    assert worker.main() == 2
+    assert capsys.readouterr().err == "unknown method.name 'fixmach': did you mean 'fixmatch'?\n"
