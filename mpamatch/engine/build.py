@@ -12,11 +12,10 @@ from mpamatch.engine.config import Config
 from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.methods import Method, build_method
-from mpamatch.models.encoder import LICENCES
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
 from mpamatch.models.text import build_text_encoder
 from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
-from mpamatch.models.weights import sha256
+from mpamatch.models.weights import LICENCES, sha256
 
 
 def open_data(config: Config) -> Prepared:
@@ -44,7 +43,7 @@ def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
     if name == "none":
         return None
     descriptions = load_descriptions(method.prompts, method.prompt_set, prepared.class_names, method.prompt_seed)
-    encoder = build_text_encoder(name, method.text_weights)
+    encoder = build_text_encoder(name, method.text_weights, method.text_tokenizer)
     return TextPrototypes(
         encoder, descriptions, context_tokens=method.context_tokens, class_specific=method.class_context
     )
@@ -90,7 +89,9 @@ def build_segmenter(config: Config, prepared: Prepared, model: TransUNet) -> Seg
 
 def licence_notes(config: Config) -> list[str]:
     """Terms of gated weights in use, to be printed once."""
-    return [LICENCES[config.model.encoder]] if config.model.encoder in LICENCES and config.model.encoder_weights else []
+    used = [config.model.encoder] if config.model.encoder_weights else []
+    used.append(getattr(config.method, "text_encoder", "none"))
+    return [LICENCES[name] for name in used if name in LICENCES]
 
 
 def frozen_identity(config: Config, method: Method) -> dict[str, dict[str, str]]:

@@ -25,8 +25,9 @@ class MPAMatchConfig(UniMatchConfig):
 
     Attributes:
         image_prototypes: contrast with image prototypes.
-        text_encoder: none, minilm, or open_clip:MODEL; contrast with text prototypes.
-        text_weights: checkpoint file or pretrained tag of an open_clip model.
+        text_encoder: none, minilm, conch, or open_clip:MODEL; contrast with text prototypes.
+        text_weights: checkpoint file of conch; checkpoint file or pretrained tag of an open_clip model.
+        text_tokenizer: tokenizer file of conch, where it does not lie beside the checkpoint.
         prompts: pathology or generic descriptions of the classes, or a file of your own; as controls, shuffled
             (each class gets another's pathology descriptions) or random (everyday words in their place).
         prompt_set: whose pathology descriptions; the recipe fills it in.
@@ -57,6 +58,7 @@ class MPAMatchConfig(UniMatchConfig):
     image_prototypes: bool = True
     text_encoder: str = "none"
     text_weights: str | None = None
+    text_tokenizer: str | None = None
     prompts: str = "pathology"
     prompt_set: str | None = None
     prompt_seed: int = 0

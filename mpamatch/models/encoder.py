@@ -34,11 +34,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 HUB = {"uni": "hf-hub:MahmoodLab/UNI", "uni2-h": "hf-hub:MahmoodLab/UNI2-h"}
-LICENCES = {
-    "uni": "UNI weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); "
-    "do not redistribute them or models tuned from them.",
-}
-LICENCES["uni2-h"] = LICENCES["uni"].replace("UNI", "UNI2-h", 1)
 SMALL = {"small_hybrid": 2, "small_conv": 0}  # name → transformer blocks at stride 16
 
 

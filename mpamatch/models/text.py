@@ -15,6 +15,20 @@ from mpamatch.models.weights import load_checked, read_state_dict, sha256
 OPEN_CLIP = "open_clip:"
 MINILM = "minilm"
 MINILM_LENGTH = 256  # tokens; max_seq_length of all-MiniLM-L6-v2's sentence_bert_config.json
+CONCH = "conch"
+# CONCH's published model_configs/conch_ViT-B-16.json. Its 128 places are 127 tokens and the class token; open_clip
+# counts the class token apart.
+CONCH_TEXT = {
+    "context_length": 127,
+    "vocab_size": 32007,
+    "width": 768,
+    "heads": 12,
+    "layers": 12,
+    "output_dim": 512,
+    "embed_cls": True,
+}
+CONCH_TOKENIZER = "conch_byte_level_bpe_uncased.json"
+CONCH_SPECIAL = {"<pad>": 0, "<start_of_text>": 1, "<end_of_text>": 2}
 # What a folder in open_clip's own format calls its weights (open_clip 3, constants.py).
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Entries of whole CLIP checkpoints that belong to neither tower, and buffers that older libraries stored.
@@ -220,10 +234,65 @@ class OpenClipText(TextEncoder):
         return self.tower.proj(self.tower.pooler(hidden, keep.long()))
 
 
-def build_text_encoder(name: str, weights: str | Path | None = None) -> TextEncoder:
+class Conch(TextEncoder):
+    """The text tower of CONCH (Nature Medicine 2024), on open_clip's TextTransformer, from files that the user brings.
+
+    Pooled as published: a learned class token stands at the last place, behind the padding, and attends to one place
+    more than the text has (its padding mask is off by one; the weights were trained so).
+    """
+
+    def __init__(self, weights: str | None, tokenizer: str | None):
+        if reason := _conch_missing():
+            raise InputError(f"text encoder 'conch': {reason}.")
+        if weights is None:
+            raise InputError(
+                "text encoder 'conch' needs text_weights: its checkpoint is given on request (MahmoodLab/conch on "
+                "Hugging Face, CC BY-NC-ND 4.0); download it and give the file."
+            )
+        from open_clip.transformer import TextTransformer
+
+        file = Path(weights)
+        state = text_part(read_state_dict(file))
+        words = Path(tokenizer) if tokenizer is not None else file.with_name(CONCH_TOKENIZER)
+        ids = _conch_ids(words)
+        tower: Any = _without_draws(lambda: TextTransformer(**CONCH_TEXT))
+        load_checked(tower, state, str(file))
+        super().__init__(
+            tower,
+            tower.token_embedding,
+            ids,
+            length=tower.context_length,
+            token_width=tower.width,
+            width=tower.output_dim,
+            identity={"name": CONCH, "source": weights, "sha256": sha256(file), "tokenizer": sha256(words)},
+        )
+        tower.token_embedding = self.embedding
+
+    def tokenize(self, descriptions: Sequence[str], context_tokens: int = 0) -> Tensor:
+        tokens = super().tokenize(descriptions, context_tokens)
+        longest = int((tokens != CONCH_SPECIAL["<pad>"]).sum(dim=1).max())
+        return tokens[:, : longest + 1]  # the class token sees one place of padding and nothing of the others
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        # Not through TextTransformer.forward, which would give the class token the place behind the last column here.
+        tower, columns = self.tower, tokens.shape[1]
+        x = torch.cat([self.embedding(tokens), tower.cls_emb.expand(len(tokens), 1, -1)], dim=1)
+        x = x + torch.cat([tower.positional_embedding[:columns], tower.positional_embedding[-1:]])
+        keep = torch.cat([tokens.new_ones(len(tokens), 1), tokens], dim=1) != CONCH_SPECIAL["<pad>"]
+        hide = torch.zeros_like(keep, dtype=x.dtype).masked_fill(~keep, float("-inf"))
+        mask = tower.attn_mask[: columns + 1, : columns + 1] + hide[:, None]
+        x = tower.transformer(x, attn_mask=mask.repeat_interleave(tower.heads, dim=0))
+        return tower.ln_final(x[:, -1]) @ tower.text_projection
+
+
+def build_text_encoder(
+    name: str, weights: str | Path | None = None, tokenizer: str | Path | None = None
+) -> TextEncoder:
     """The frozen text tower called `name`.
 
     "minilm": the sentence encoder of the extra text-offline; takes no weights.
+    "conch": `weights` is the checkpoint of CONCH (whole or text tower), `tokenizer` its tokenizer file, by default
+    conch_byte_level_bpe_uncased.json beside the checkpoint.
     "open_clip:MODEL": any model of open_clip; `weights` is a local checkpoint (whole CLIP or text tower) or a
     pretrained tag. "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights; a local
     file replaces them. A local file with OpenAI's weights needs the model's -quickgelu name.
@@ -231,19 +300,24 @@ def build_text_encoder(name: str, weights: str | Path | None = None) -> TextEnco
     Raises InputError for an unknown name, a missing package, missing weights, or weights that do not fit (the
     first differences are listed). A tower with random weights is never returned.
     """
+    if tokenizer is not None and name != CONCH:
+        raise InputError(f"text_tokenizer: only conch takes one, {name} brings its own; leave out {str(tokenizer)!r}.")
     if name == MINILM:
         if weights is not None:
             raise InputError(f"text encoder 'minilm' brings its own weights: leave out {str(weights)!r}.")
         return MiniLM()
     if name.startswith(OPEN_CLIP):
         return OpenClipText(name, None if weights is None else str(weights))
-    raise unknown("text encoder", name, (MINILM, f"{OPEN_CLIP}ViT-B-32"))
+    if name == CONCH:
+        return Conch(None if weights is None else str(weights), None if tokenizer is None else str(tokenizer))
+    raise unknown("text encoder", name, (MINILM, CONCH, f"{OPEN_CLIP}ViT-B-32"))
 
 
 def text_encoders() -> dict[str, str]:
     """name → "" where it can be used here, else what is missing."""
     return {
         MINILM: _minilm_missing(),
+        CONCH: _conch_missing(),
         f"{OPEN_CLIP}MODEL": "" if _has("open_clip") else "pip install open_clip_torch",
     }
 
@@ -324,6 +398,41 @@ def _open_clip_weights(model: str, weights: str | None) -> tuple[Path, bool]:
             f"{weights or place}: cannot be downloaded ({_first_line(error)}); give a local checkpoint file."
         ) from error
     return Path(file), bool(tag.get("quick_gelu", False))
+
+
+def _conch_ids(file: Path) -> Callable[[list[str], int], Tensor]:
+    """Texts, L → ids (S, L) of CONCH's tokenizer. Raises InputError where the file is missing or another's."""
+    from tokenizers import Tokenizer
+
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such tokenizer file; CONCH's is {CONCH_TOKENIZER} of mahmoodlab/CONCH on GitHub: "
+            "put it beside the checkpoint or give it as text_tokenizer."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise InputError(f"{file}: is no tokenizer file ({_first_line(error)}).") from error
+    special = {word: tokenizer.token_to_id(word) for word in CONCH_SPECIAL}
+    ends = [CONCH_SPECIAL["<start_of_text>"], CONCH_SPECIAL["<end_of_text>"]]
+    if special != CONCH_SPECIAL or tokenizer.get_vocab_size() > CONCH_TEXT["vocab_size"]:
+        raise InputError(
+            f"{file}: is not CONCH's tokenizer: it has {tokenizer.get_vocab_size()} tokens with {special}, "
+            f"CONCH's has {CONCH_TEXT['vocab_size']} with {CONCH_SPECIAL}."
+        )
+    if tokenizer.encode("").ids != ends:
+        raise InputError(f"{file}: is not CONCH's tokenizer: it does not put {list(CONCH_SPECIAL)[1:]} around a text.")
+
+    def ids(texts: list[str], length: int) -> Tensor:
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_id=CONCH_SPECIAL["<pad>"], pad_token="<pad>")
+        return torch.tensor([tokenizer.encode(text).ids for text in texts])  # encode_batch would start threads
+
+    return ids
+
+
+def _conch_missing() -> str:
+    return "" if _has("open_clip") and _has("tokenizers") else "pip install 'mpamatch[text-offline]'"
 
 
 def _minilm_missing() -> str:

@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from mpamatch.errors import InputError
 
 SHOWN = 4
+# Terms of gated weights, by the name of their encoder.
+LICENCES = {
+    name: f"{title} weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); "
+    "do not redistribute them or models tuned from them."
+    for name, title in (("uni", "UNI"), ("uni2-h", "UNI2-h"), ("conch", "CONCH"))
+}
 
 
 def sha256(path: Path) -> str:

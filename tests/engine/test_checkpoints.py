@@ -44,7 +44,7 @@ def ids(texts, length):
 
 @pytest.fixture
 def tiny_text(monkeypatch):
-    monkeypatch.setattr(build, "build_text_encoder", lambda name, weights: TinyText())
+    monkeypatch.setattr(build, "build_text_encoder", lambda *_: TinyText())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_another_text_tower_is_refused(root, tmp_path, tiny_text, monkeypatch):
     train_until(1, tiny_config(root, "mpamatch", START | {"engine.save_every": 1}), tmp_path / "run")
     encoder = TinyText()
     encoder.identity["sha256"] = "1" * 64
-    monkeypatch.setattr(build, "build_text_encoder", lambda name, weights: encoder)
+    monkeypatch.setattr(build, "build_text_encoder", lambda *_: encoder)
     with pytest.raises(InputError, match=r"last\.safetensors: was trained on other frozen weights"):
         resume(tmp_path / "run", console=silent())
 

@@ -10,7 +10,6 @@ from torch import nn
 from mpamatch.errors import InputError
 from mpamatch.models import encoder as encoder_module
 from mpamatch.models.encoder import (
-    LICENCES,
     ChannelDropout,
     Encoder,
     HybridViTEncoder,
@@ -180,10 +179,6 @@ def test_a_name_that_is_no_vit_is_refused(name, words):
 def test_hub_weights_belong_to_the_two_gated_models():
     with pytest.raises(InputError, match=r"'hub' goes with uni and uni2-h; for 'narrow16' give a file or 'timm'"):
         build_encoder("narrow16", "hub", "batch")
-    assert set(LICENCES) == {"uni", "uni2-h"}
-    for name, title in (("uni", "UNI weights"), ("uni2-h", "UNI2-h weights")):
-        assert LICENCES[name].startswith(title)
-        assert "CC BY-NC-ND 4.0" in LICENCES[name]
 
 
 @pytest.fixture

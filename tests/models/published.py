@@ -1,0 +1,82 @@
+"""Names and shapes of gated checkpoints as their authors publish them, written out without the libraries that load them,
+and what fills them."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def filled(shapes: Shapes, seed: int = 0, scale: float = 0.05) -> dict[str, Tensor]:
+    """Normal draws under these names; norms' weights about 1."""
+    g = torch.Generator().manual_seed(seed)
+    state = {name: scale * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    return {name: value + 1 if is_norm_weight(name) else value for name, value in state.items()}
+
+
+def is_norm_weight(name: str) -> bool:
+    *_, layer, last = ("", *name.split("."))
+    return last == "weight" and layer.startswith(("ln_", "norm"))
+
+
+def conch_text_shapes(layers: int = 12, width: int = 768, out: int = 512, vocabulary: int = 32007) -> Shapes:
+    """CONCH's text tower: 128 places, the last of them the class token's."""
+    shapes: Shapes = {
+        "text.cls_emb": (width,),
+        "text.token_embedding.weight": (vocabulary, width),
+        "text.positional_embedding": (128, width),
+        "text.ln_final.weight": (width,),
+        "text.ln_final.bias": (width,),
+        "text.text_projection": (width, out),
+    }
+    for layer in range(layers):
+        parts = {
+            "ln_1.weight": (width,),
+            "ln_1.bias": (width,),
+            "attn.in_proj_weight": (3 * width, width),
+            "attn.in_proj_bias": (3 * width,),
+            "attn.out_proj.weight": (width, width),
+            "attn.out_proj.bias": (width,),
+            "ln_2.weight": (width,),
+            "ln_2.bias": (width,),
+            "mlp.c_fc.weight": (4 * width, width),
+            "mlp.c_fc.bias": (4 * width,),
+            "mlp.c_proj.weight": (width, 4 * width),
+            "mlp.c_proj.bias": (width,),
+        }
+        shapes |= {f"text.transformer.resblocks.{layer}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+# What a whole CONCH checkpoint holds beside its text tower, by a few of its entries.
+BESIDE_TEXT: Shapes = {
+    "visual.trunk.cls_token": (1, 1, 768),
+    "text_decoder.ln_final.weight": (768,),
+    "logit_scale": (),
+}
+
+
+def write_conch_tokenizer(file: Path, texts: list[str], special: tuple[str, ...] | None = None) -> Path:
+    """A tokenizer of the published kind (lower-case byte-level BPE, the same special ids) that knows these words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    special = special or ("<pad>", "<start_of_text>", "<end_of_text>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(word, tokenizer.token_to_id(word)) for word in ("<start_of_text>", "<end_of_text>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start_of_text> $A <end_of_text>", special_tokens=ends
+    )
+    tokenizer.save(str(file))
+    return file
