@@ -128,23 +128,21 @@ class TransUNet(nn.Module):
         return self.config.tuning != "full"
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, shallow to deep; sizes that do not divide by the patch are padded by repetition."""
-        height, width = image.shape[-2:]
+        """Feature maps, shallow to deep; an image whose sides the patch does not divide is resized to the nearest that
+        it does (256 to 252 for a patch of 14), so that every map covers the image and nothing else."""
         multiple = self.encoder.multiple
-        below, right = -height % multiple, -width % multiple
-        if below or right:
-            image = functional.pad(image, (0, right, 0, below), mode="replicate")
+        size = [max(1, (side + multiple // 2) // multiple) * multiple for side in image.shape[-2:]]
+        if size != list(image.shape[-2:]):
+            image = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encoder(image)
 
     def decode(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Prediction:
-        """`size`: height and width of the image; the logits come at that size, the padding cut off."""
+        """`size`: height and width of the image, at which the logits come."""
         logits, embedding = self.decoder(maps)
-        multiple = self.encoder.multiple
-        padded = tuple(side + -side % multiple for side in size)
-        if logits.shape[-2:] != padded:  # a patch of 14 under four ×2 blocks
-            logits = functional.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
-        return Prediction(logits[..., : size[0], : size[1]], embedding)
+        if logits.shape[-2:] != size:  # four ×2 blocks bring a patch of 14 from a grid of 18 to 288
+            logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return Prediction(logits, embedding)
 
     def forward(self, image: Tensor) -> Prediction:
         return self.decode(self.encode(image), (image.shape[-2], image.shape[-1]))

@@ -48,7 +48,7 @@ def test_logits_have_the_size_of_any_image(encoder, size):
     assert logits.shape == (2, CLASSES, *size)
     assert logits.isfinite().all()
     multiple = model.encoder.multiple
-    grid = [-(-side // multiple) for side in size]
+    grid = [max(1, (side + multiple // 2) // multiple) for side in size]
     assert embedding.shape == (2, 8, 4 * grid[0], 4 * grid[1])
     assert model.embedding_width == 8
 
@@ -60,7 +60,7 @@ def test_the_r50_hybrid_uses_three_skips():
         logits, embedding = model.decode(maps, (37, 45))
         assert [x.shape[1] for x in maps] == [64, 256, 512, 32]
         assert logits.shape == (1, CLASSES, 37, 45)
-        assert embedding.shape == (1, 8, 12, 12)
+        assert embedding.shape == (1, 8, 8, 12)  # of an image resized to 32×48
         assert_every_map_counts(model, maps, (37, 45))
     inputs = [block.convs[0][0].in_channels for block in model.decoder.blocks]
     assert inputs == [16 + 512, 16 + 256, 8 + 64, 8]
@@ -94,28 +94,41 @@ def test_the_embedding_is_what_the_third_block_reads():
     assert torch.equal(read[0], embedding)
 
 
-@pytest.mark.parametrize("size", [(33, 47), (5, 18)])
-def test_padding_repeats_the_edge_and_is_cut_off(size):
-    model = model_of("small_hybrid").eval()
-    x = image(*size)
-    rows = torch.arange(-(-size[0] // 16) * 16).clamp(max=size[0] - 1)
-    columns = torch.arange(-(-size[1] // 16) * 16).clamp(max=size[1] - 1)
+@pytest.mark.parametrize(
+    ("encoder", "size", "inner"),
+    [
+        ("small_hybrid", (33, 47), (32, 48)),
+        ("small_hybrid", (5, 18), (16, 16)),
+        ("narrow14_reg", (30, 40), (28, 42)),
+        ("narrow14_reg", (256, 224), (252, 224)),
+    ],
+)
+def test_an_image_between_two_grids_is_resized_to_the_nearest_and_its_logits_back(encoder, size, inner):
+    model = model_of(encoder).eval()
+    x = image(*size, 1)
     with torch.no_grad():
-        expected = model(x[:, :, rows][..., columns])
+        resized = functional.interpolate(x, size=inner, mode="bilinear", align_corners=False)
+        raw = model.decoder(model.encoder(resized))
         logits, embedding = model(x)
-    assert torch.equal(logits, expected.logits[..., : size[0], : size[1]])
-    assert torch.equal(embedding, expected.embedding)
+    multiple = model.encoder.multiple
+    assert raw.logits.shape[-2:] == tuple(16 * side // multiple for side in inner)
+    assert torch.equal(embedding, raw.embedding)
+    expected = functional.interpolate(raw.logits, size=size, mode="bilinear", align_corners=False)
+    assert torch.equal(logits, expected)
 
 
-def test_a_patch_of_fourteen_is_resized_over_the_whole_padded_image():
+@pytest.mark.parametrize("side", [256, 250, 224, 100])
+def test_patches_of_fourteen_share_the_image_evenly(side):
+    """Each cell of a map then stands for the same share of the image, which is where methods read its label."""
     model = model_of("narrow14_reg").eval()
+    patches: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: patches.append(functional.avg_pool2d(inputs[0], 14)))
+    column = (torch.arange(side) + 0.5).expand(1, 3, side, side)  # every pixel holds its own place
     with torch.no_grad():
-        maps = model.encode(image(30, 40))
-        raw = model.decoder(maps).logits
-        logits = model.decode(maps, (30, 40)).logits
-    assert raw.shape[-2:] == (48, 48)  # 3·3 patches under four ×2 blocks
-    expected = functional.interpolate(raw, size=(42, 42), mode="bilinear", align_corners=False)
-    assert torch.equal(logits, expected[..., :30, :40])
+        model(column)
+    place = patches[0][0, 0, 0]
+    even = (torch.arange(len(place)) + 0.5) * side / len(place)
+    torch.testing.assert_close(place, even, atol=0.5, rtol=0)  # pixels
 
 
 def test_a_patch_of_sixteen_is_not_resized():
