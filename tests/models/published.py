@@ -59,6 +59,47 @@ BESIDE_TEXT: Shapes = {
 }
 
 
+def vit_shapes(width: int, depth: int, hidden: int, patch: int) -> Shapes:
+    """Names and shapes of a ViT with layer scale as its authors publish it, without prefix tokens and positions."""
+    shapes: Shapes = {
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for block in range(depth):
+        parts = {
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "ls1.gamma": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "mlp.fc1.weight": (hidden, width),
+            "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.bias": (width,),
+            "ls2.gamma": (width,),
+        }
+        shapes |= {f"blocks.{block}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+UNI = vit_shapes(1024, 24, 4096, 16) | {
+    "cls_token": (1, 1, 1024),
+    "pos_embed": (1, 197, 1024),  # 14² places of 224 and the class token
+    **{f"blocks.{block}.mlp.fc2.weight": (1024, 4096) for block in range(24)},
+}
+UNI2 = vit_shapes(1536, 24, 8192, 14) | {
+    "cls_token": (1, 1, 1536),
+    "reg_token": (1, 8, 1536),
+    "pos_embed": (1, 256, 1536),  # 16² places of 224, none for the prefix
+    **{f"blocks.{block}.mlp.fc2.weight": (1536, 4096) for block in range(24)},  # SwiGLU halves the hidden width
+}
+
+
 def write_conch_tokenizer(file: Path, texts: list[str], special: tuple[str, ...] | None = None) -> Path:
     """A tokenizer of the published kind (lower-case byte-level BPE, the same special ids) that knows these words."""
     tokenizer = Tokenizer(models.BPE())

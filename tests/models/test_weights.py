@@ -12,6 +12,7 @@ from mpamatch.errors import InputError
 from mpamatch.models import encoder as encoder_module
 from mpamatch.models.encoder import build_encoder
 from mpamatch.models.weights import load_checked, read_state_dict, sha256
+from tests.models.published import vit_shapes
 
 
 def net() -> nn.Module:
@@ -141,59 +142,6 @@ def test_a_long_list_of_differences_is_cut_and_counted():
     with pytest.raises(InputError, match=r"0\.weight is missing.* and 4 more\.$") as caught:
         load_checked(net(), {"foreign": torch.zeros(1)}, "file")  # 7 missing, 1 unknown, 4 shown
     assert str(caught.value).count("is missing") == 4
-
-
-def vit_shapes(width: int, depth: int, hidden: int, patch: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a ViT with layer scale as its authors publish it, without prefix tokens and positions."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj.weight": (width, 3, patch, patch),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    for block in range(depth):
-        parts = {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.qkv.bias": (3 * width,),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "ls1.gamma": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "mlp.fc1.weight": (hidden, width),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.bias": (width,),
-            "ls2.gamma": (width,),
-        }
-        shapes |= {f"blocks.{block}.{name}": shape for name, shape in parts.items()}
-    return shapes
-
-
-UNI = vit_shapes(1024, 24, 4096, 16) | {
-    "cls_token": (1, 1, 1024),
-    "pos_embed": (1, 197, 1024),  # 14² places of 224 and the class token
-    **{f"blocks.{block}.mlp.fc2.weight": (1024, 4096) for block in range(24)},
-}
-UNI2 = vit_shapes(1536, 24, 8192, 14) | {
-    "cls_token": (1, 1, 1536),
-    "reg_token": (1, 8, 1536),
-    "pos_embed": (1, 256, 1536),  # 16² places of 224, none for the prefix
-    **{f"blocks.{block}.mlp.fc2.weight": (1536, 4096) for block in range(24)},  # SwiGLU halves the hidden width
-}
-
-
-@pytest.mark.parametrize(("name", "shapes", "prefix"), [("uni", UNI, 1), ("uni2-h", UNI2, 9)])
-def test_the_presets_have_the_published_names_and_shapes(name, shapes, prefix):
-    with torch.device("meta"):
-        encoder = build_encoder(name, None, "batch")
-    assert {k: tuple(v.shape) for k, v in encoder.vit.state_dict().items()} == shapes
-    assert encoder.vit.num_prefix_tokens == prefix
-    assert encoder.channels == (shapes["norm.weight"][0],)
-    assert encoder.multiple == shapes["patch_embed.proj.weight"][-1]
-    if name == "uni2-h":
-        assert isinstance(encoder.vit.blocks[0].mlp.act, nn.SiLU)
 
 
 @pytest.fixture
