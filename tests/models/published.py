@@ -1,5 +1,4 @@
-"""Names and shapes of gated checkpoints as their authors publish them, written out without the libraries that load them,
-and what fills them."""
+"""Names and shapes of gated checkpoints as published, written out without the libraries that load them, and fillings."""
 
 from pathlib import Path
 

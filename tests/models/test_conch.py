@@ -222,7 +222,7 @@ def test_places_for_one_token_more_are_refused(narrow, tmp_path, tokenizer):
 def test_missing_files_are_named_with_where_they_come_from(narrow, tmp_path):
     with pytest.raises(InputError, match=r"needs text_weights: .*MahmoodLab/conch on Hugging Face, CC BY-NC-ND 4\.0"):
         build_text_encoder("conch")
-    with pytest.raises(InputError, match="nowhere.bin: no such checkpoint file"):
+    with pytest.raises(InputError, match=r"nowhere\.bin: no such checkpoint file"):
         build_text_encoder("conch", tmp_path / "nowhere.bin")
     torch.save(narrow_state(), tmp_path / "conch.bin")
     with pytest.raises(InputError) as refusal:
@@ -254,7 +254,7 @@ def test_a_tokenizer_that_adds_no_ends_is_refused(narrow, tmp_path, tokenizer):
     content["post_processor"] = None
     (tmp_path / "open.json").write_text(json.dumps(content))
     torch.save(narrow_state(), tmp_path / "conch.bin")
-    with pytest.raises(InputError, match="does not put .* around a text"):
+    with pytest.raises(InputError, match=r"does not put .* around a text"):
         build_text_encoder("conch", tmp_path / "conch.bin", tmp_path / "open.json")
 
 
