@@ -1,4 +1,4 @@
-"""Names and shapes of gated checkpoints as published, written out without the libraries that load them, and fillings."""
+"""Names and shapes of gated checkpoints as published, written out without the libraries that load them; fillings."""
 
 from pathlib import Path
 
@@ -50,6 +50,41 @@ def conch_text_shapes(layers: int = 12, width: int = 768, out: int = 512, vocabu
     return shapes
 
 
+def conch_image_shapes(layers: int = 12, width: int = 768, out: int = 512, side: int = 448) -> Shapes:
+    """CONCH's image tower without its caption pooling: a plain ViT, and one query that pools its tokens."""
+    vit = vit_shapes(width, layers, 4 * width, 16) | {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + (side // 16) ** 2, width),
+        **{f"blocks.{block}.mlp.fc2.weight": (width, 4 * width) for block in range(layers)},
+    }
+    pool: Shapes = {
+        "attn_pool_contrast.query": (1, out),
+        "attn_pool_contrast.attn.q_proj_weight": (out, out),
+        "attn_pool_contrast.attn.k_proj_weight": (out, width),
+        "attn_pool_contrast.attn.v_proj_weight": (out, width),
+        "attn_pool_contrast.attn.in_proj_bias": (3 * out,),
+        "attn_pool_contrast.attn.out_proj.weight": (out, out),
+        "attn_pool_contrast.attn.out_proj.bias": (out,),
+        "attn_pool_contrast.ln_q.weight": (out,),
+        "attn_pool_contrast.ln_q.bias": (out,),
+        "attn_pool_contrast.ln_k.weight": (width,),
+        "attn_pool_contrast.ln_k.bias": (width,),
+        "ln_contrast.weight": (out,),
+        "ln_contrast.bias": (out,),
+        "proj_contrast": (out, out),
+    }
+    trunk = {f"trunk.{name}": shape for name, shape in vit.items() if ".ls" not in name}
+    return {f"visual.{name}": shape for name, shape in (trunk | pool).items()}
+
+
+# What only CONCH's captions need, by a few of its entries.
+CAPTION: Shapes = {
+    "visual.attn_pool_caption.query": (256, 768),
+    "visual.attn_pool_caption.attn.in_proj_weight": (2304, 768),
+    "visual.ln_caption.weight": (768,),
+    "text_decoder.ln_final.weight": (768,),
+    "logit_scale": (),
+}
 # What a whole CONCH checkpoint holds beside its text tower, by a few of its entries.
 BESIDE_TEXT: Shapes = {
     "visual.trunk.cls_token": (1, 1, 768),
