@@ -11,6 +11,7 @@ from mpamatch.ops.prototype_distance import prototype_distance
 from mpamatch.ops.prototype_update_ import prototype_update_
 from mpamatch.ops.pseudo_label import pseudo_label
 from mpamatch.ops.segmentation_loss import segmentation_loss
+from mpamatch.ops.signed_distance import signed_distance
 from mpamatch.ops.sinkhorn_assign import sinkhorn_assign
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "prototype_update_",
     "pseudo_label",
     "segmentation_loss",
+    "signed_distance",
     "sinkhorn_assign",
 ]
