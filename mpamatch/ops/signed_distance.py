@@ -6,7 +6,7 @@ from torch import Tensor
 from mpamatch.ops import checks
 
 LARGEST_SIDE = 26_754  # 3·side² stays below 2^31: no squared distance overflows int32
-AT_ONCE = 1 << 23  # squared distances along lines held at a time by the reference, 32 MB
+AT_ONCE = {False: 1 << 19, True: 1 << 24}  # numbers the reference holds at a time: 2 MB stay in cache; on CUDA 64 MB
 
 
 @torch.no_grad()
@@ -17,10 +17,10 @@ def signed_distance(
     """The exact Euclidean signed distance to each class in pixels: (B, C, H, W) f32. No gradient.
 
     Outside a class it is + the distance to the nearest pixel of the class. Inside it is − the distance to the nearest
-    pixel that is not of the class, but 0 where that distance is 1: on the inner boundary, the pixels with one of their 4
-    neighbours outside. So inside it is 0, then ≤ −√2; outside ≥ 1. An ignored pixel is of no class, and so is outside
-    all of them; the image border is no boundary. Where there is no such pixel the distance is longer than any within
-    the image but finite: √(H²+W²) everywhere for a class that is absent, −√(H²+W²) for one that fills its image.
+    pixel that is not of the class, but 0 where that distance is 1: on the inner boundary, the pixels with one of their
+    4 neighbours outside. So inside it is 0 or ≤ −√2, outside ≥ 1. An ignored pixel is of no class, and so is outside all
+    of them; the image border is no boundary. Where there is no such pixel the distance is finite and longer than any
+    within the image: √(H²+W²) everywhere for a class that is absent, −√(H²+W²) for one that fills its image.
     Every backend gives the same bits. Sides are at most 26,754 pixels.
     Raises TypeError or ValueError naming the argument. Source of the meaning: PCCS (arXiv 2502.06650).
     """
@@ -43,20 +43,22 @@ def reference(label: Tensor, num_classes: int) -> Tensor:
 
 
 def _squared_distance(wanted: Tensor) -> Tensor:
-    """(…, H, W) bool -> the squared distance to the nearest wanted pixel of the same image, i32; H² + W² if none is.
+    """(…, H, W) bool -> the squared distance to the nearest wanted pixel of the same image; H² + W² if none is.
 
-    Along columns first; then min over the columns x' of a row of (x − x')² + that squared distance in column x'.
+    Along columns first; then min over the columns x' of a row of (x − x')² + that squared distance in column x'. These
+    are whole numbers, computed in floats that hold them exactly, whose minimum is faster on the CPU than that of ints.
     """
     height, width = wanted.shape[-2:]
     none = height**2 + width**2
-    y = torch.arange(height, dtype=torch.int32, device=wanted.device)[:, None]
-    x = torch.arange(width, dtype=torch.int32, device=wanted.device)
     if wanted.numel() == 0:
-        return wanted.to(torch.int32)
+        return wanted.float()
+    y = torch.arange(height, device=wanted.device)[:, None]
+    x = torch.arange(width, device=wanted.device)
     above = torch.where(wanted, y, -none).cummax(-2).values  # the last wanted row so far
     below = torch.where(wanted, y, none).flip(-2).cummin(-2).values.flip(-2)
-    along = torch.minimum(y - above, below - y)  # more than H where the column has none
-    squared = torch.where(along < height, along, 0) ** 2 + torch.where(along < height, 0, none)
-    apart = (x[:, None] - x) ** 2
-    rows = squared.to(torch.int32).reshape(-1, 1, width).split(max(1, AT_ONCE // width**2))
-    return torch.cat([(apart + row).amin(-1) for row in rows]).reshape(wanted.shape)
+    along = torch.minimum(y - above, below - y)  # H and more where the column has none
+    exact = torch.float32 if none + width**2 <= 1 << 24 else torch.float64
+    squared = torch.where(along < height, along**2, none).to(exact).reshape(-1, width, 1)
+    apart = ((x[:, None] - x) ** 2).to(exact)
+    at_once = max(1, AT_ONCE[wanted.is_cuda] // width**2)
+    return torch.cat([(apart + rows).amin(1) for rows in squared.split(at_once)]).reshape(wanted.shape)
