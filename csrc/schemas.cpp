@@ -19,6 +19,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Pair = std::tuple<Tensor, Tensor>;
 
+constexpr int64_t largest_side = 1 << 14;  // 3·side² stays below 2^31: no squared distance overflows int32
+
 void run_tasks(int64_t tasks, void (*task)(void*, int64_t), void* context) {
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) task(context, i);
@@ -276,6 +278,18 @@ Pair pseudo_label(const Tensor& logits) {
     return {label, confidence};
 }
 
+Tensor signed_distance(const Tensor& label, int64_t num_classes) {
+    STD_TORCH_CHECK(label.dim() == 3, "label: expected (B, H, W).");
+    STD_TORCH_CHECK(num_classes >= 1 && num_classes <= 255, "num_classes: expected 1 to 255.");
+    const int64_t batch = label.size(0), height = label.size(1), width = label.size(2);
+    STD_TORCH_CHECK(height <= largest_side && width <= largest_side, "label: expected sides of at most 16384 pixels.");
+    const Indices indices = indices_of(label, "label", batch * height * width);
+    Tensor distance = new_tensor(label, ScalarType::Float, {batch, num_classes, height, width});
+    kernels().signed_distance({indices, batch, num_classes, height, width,
+                               static_cast<float*>(distance.mutable_data_ptr()), run_tasks});
+    return distance;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(mpamatch, m) {
@@ -297,6 +311,7 @@ STABLE_TORCH_LIBRARY(mpamatch, m) {
     m.def("segmentation_loss_backward(Tensor grad_cross_entropy, Tensor grad_overlap, Tensor logits, Tensor label, "
           "Tensor? weight) -> Tensor");
     m.def("pseudo_label(Tensor logits) -> (Tensor, Tensor)");
+    m.def("signed_distance(Tensor label, int num_classes) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mpamatch, CPU, m) {
@@ -312,6 +327,7 @@ STABLE_TORCH_LIBRARY_IMPL(mpamatch, CPU, m) {
     m.impl("segmentation_loss", TORCH_BOX(&segmentation_loss));
     m.impl("segmentation_loss_backward", TORCH_BOX(&segmentation_loss_backward));
     m.impl("pseudo_label", TORCH_BOX(&pseudo_label));
+    m.impl("signed_distance", TORCH_BOX(&signed_distance));
 }
 
 }  // namespace mpamatch

@@ -165,4 +165,11 @@ struct PseudoLabel {
     ParallelTasks parallel;
 };
 
+struct SignedDistance {
+    Indices label;  // (B, H, W)
+    int64_t batch, classes, height, width;
+    float* distance;  // (B, C, H, W)
+    ParallelTasks parallel;
+};
+
 }  // namespace mpamatch

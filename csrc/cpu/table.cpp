@@ -16,6 +16,7 @@ const Kernels& kernels() {
         add_prototype_update_(all);
         add_segmentation_loss(all);
         add_pseudo_label(all);
+        add_signed_distance(all);
         return all;
     }();
     return table;

@@ -19,6 +19,7 @@ struct Kernels {
     void (*segmentation_loss)(const SegmentationLoss&);
     void (*segmentation_loss_backward)(const SegmentationLossBackward&);
     void (*pseudo_label)(const PseudoLabel&);
+    void (*signed_distance)(const SignedDistance&);
 };
 
 // Every operation's file fills in its entries; each instruction set has its own copies.
@@ -30,6 +31,7 @@ struct Kernels {
     void add_prototype_update_(Kernels& kernels);   \
     void add_segmentation_loss(Kernels& kernels);   \
     void add_pseudo_label(Kernels& kernels);        \
+    void add_signed_distance(Kernels& kernels);     \
     const Kernels& kernels();                       \
     }
 MPAMATCH_DECLARE(baseline)

@@ -72,4 +72,14 @@ struct MoveArguments {
 };
 void launch_move(const MoveArguments& arguments, const Place& place);
 
+struct DistanceArguments {
+    Index label;  // (batch, height, width)
+    std::int64_t batch;
+    int classes;
+    int height;
+    int width;
+    float* distance;  // (batch, classes, height, width)
+};
+void launch_distance(const DistanceArguments& arguments, const Place& place);
+
 }  // namespace mpamatch::cuda

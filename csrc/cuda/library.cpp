@@ -22,6 +22,7 @@ using Pair = std::tuple<Tensor, Tensor>;
 
 constexpr int64_t int_limit = int64_t{1} << 31;
 constexpr int64_t most_classes = 255;  // label 255 means ignored
+constexpr int64_t largest_side = 1 << 14;  // 3·side² stays below 2^31: no squared distance overflows int32
 
 Tensor new_tensor(const Tensor& like, ScalarType dtype, std::vector<int64_t> shape) {
     return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), dtype);
@@ -203,6 +204,21 @@ void prototype_move_(Tensor prototypes, Tensor updates, const Tensor& total, dou
                 session.place());
 }
 
+Tensor signed_distance(const Tensor& label, int64_t num_classes) {
+    STD_TORCH_CHECK(label.is_cuda() && label.dim() == 3, "label: expected (B, H, W) on a CUDA device.");
+    STD_TORCH_CHECK(num_classes >= 1 && num_classes <= most_classes, "num_classes: expected 1 to 255.");
+    const int64_t batch = label.size(0), height = label.size(1), width = label.size(2);
+    STD_TORCH_CHECK(height <= largest_side && width <= largest_side, "label: expected sides of at most 16384 pixels.");
+    const Index index = index_of(label, "label", label, batch * height * width);
+
+    const Session session(label);
+    Tensor distance = new_tensor(label, ScalarType::Float, {batch, num_classes, height, width});
+    launch_distance({index, batch, static_cast<int>(num_classes), static_cast<int>(height), static_cast<int>(width),
+                     static_cast<float*>(distance.mutable_data_ptr())},
+                    session.place());
+    return distance;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mpamatch, CUDA, m) {
@@ -211,6 +227,7 @@ STABLE_TORCH_LIBRARY_IMPL(mpamatch, CUDA, m) {
     m.impl("sinkhorn_pick", TORCH_BOX(&sinkhorn_pick));
     m.impl("prototype_sum", TORCH_BOX(&prototype_sum));
     m.impl("prototype_move_", TORCH_BOX(&prototype_move_));
+    m.impl("signed_distance", TORCH_BOX(&signed_distance));
 }
 
 }  // namespace mpamatch::cuda

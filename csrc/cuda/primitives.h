@@ -100,6 +100,9 @@ MPAMATCH_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
 MPAMATCH_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 MPAMATCH_DEVICE void block_barrier() { __syncthreads(); }
 MPAMATCH_DEVICE int count_bits(std::uint32_t bits) { return __popc(bits); }
+// The place of the highest or lowest bit that is set; at least one is.
+MPAMATCH_DEVICE int highest_bit(std::uint32_t bits) { return 31 - __clz(static_cast<int>(bits)); }
+MPAMATCH_DEVICE int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 // receive = what the lane at (own lane XOR offset) sends. The whole warp takes part.
 template <class Real, int size>

@@ -45,6 +45,8 @@ inline int thread_count() { return host_threads; }
 inline int block_count() { return host_thread.processor->blocks; }
 inline void block_barrier() { host_thread.processor->barrier.arrive_and_wait(); }
 inline int count_bits(std::uint32_t bits) { return __builtin_popcount(bits); }
+inline int highest_bit(std::uint32_t bits) { return 31 - __builtin_clz(bits); }
+inline int lowest_bit(std::uint32_t bits) { return __builtin_ctz(bits); }
 
 // Writes this lane's bytes, waits for the warp, and returns the slots of all lanes.
 inline const unsigned char (*publish(const void* data, std::size_t bytes))[256] {

@@ -31,6 +31,7 @@ BACKENDS = {
     "prototype_contrast": ("cpp", "triton"),
     "segmentation_loss": ("cpp", "triton"),
     "pseudo_label": ("cpp", "triton"),
+    "signed_distance": ("cpp", "cuda"),
 }
 NAMES = ("cpp", "triton", "cuda", "eager")
 AUTO = NAMES

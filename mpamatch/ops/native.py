@@ -18,7 +18,7 @@ from torch import Tensor
 from mpamatch.ops import source_hash
 
 PACKAGE = Path(__file__).parent.parent
-ON_CUDA = ("sinkhorn_score", "sinkhorn_step", "sinkhorn_pick", "prototype_sum", "prototype_move_")
+ON_CUDA = ("sinkhorn_score", "sinkhorn_step", "sinkhorn_pick", "prototype_sum", "prototype_move_", "signed_distance")
 FAKES: dict[str, Callable[..., Any]] = {}  # by operation: every schema there is
 
 
@@ -166,6 +166,11 @@ def segmentation_loss_backward(
 def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
     shape = (logits.shape[0], *logits.shape[2:])
     return logits.new_empty(shape, dtype=torch.uint8), logits.new_empty(shape, dtype=_working(logits))
+
+
+@_fake
+def signed_distance(label: Tensor, num_classes: int) -> Tensor:
+    return label.new_empty((label.shape[0], num_classes, *label.shape[1:]), dtype=torch.float32)
 
 
 @_fake

@@ -123,6 +123,12 @@ def _pseudo(device: str, dtype: torch.dtype) -> list[Tensor]:
     return [*pseudo_label(_maps(device, dtype)[0])]
 
 
+def _signed(device: str, dtype: torch.dtype) -> list[Tensor]:
+    from mpamatch.ops.signed_distance import signed_distance
+
+    return [signed_distance(_maps(device, dtype)[1], CLASSES + 1)]  # one more, absent
+
+
 CASES: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
     "prototype_distance": _distance,
     "sinkhorn_assign": _sinkhorn,
@@ -130,4 +136,5 @@ CASES: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
     "prototype_contrast": _contrast,
     "segmentation_loss": _segmentation,
     "pseudo_label": _pseudo,
+    "signed_distance": _signed,
 }

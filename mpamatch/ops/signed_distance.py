@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mpamatch.ops import checks
+from mpamatch.ops import checks, dispatch
 
-LARGEST_SIDE = 26_754  # 3·side² stays below 2^31: no squared distance overflows int32
+LARGEST_SIDE = 16_384  # 3·side² stays below 2^31: no squared distance overflows int32
 AT_ONCE = {False: 1 << 19, True: 1 << 24}  # numbers the reference holds at a time: 2 MB stay in cache; on CUDA 64 MB
 
 
@@ -18,10 +18,10 @@ def signed_distance(
 
     Outside a class it is + the distance to the nearest pixel of the class. Inside it is − the distance to the nearest
     pixel that is not of the class, but 0 where that distance is 1: on the inner boundary, the pixels with one of their
-    4 neighbours outside. So inside it is 0 or ≤ −√2, outside ≥ 1. An ignored pixel is of no class, and so is outside all
-    of them; the image border is no boundary. Where there is no such pixel the distance is finite and longer than any
-    within the image: √(H²+W²) everywhere for a class that is absent, −√(H²+W²) for one that fills its image.
-    Every backend gives the same bits. Sides are at most 26,754 pixels.
+    4 neighbours outside. So inside it is 0 or ≤ −√2, outside ≥ 1. An ignored pixel is of no class, and so is outside
+    all of them; the image border is no boundary. Where there is no such pixel the distance is finite and longer than
+    any within the image: √(H²+W²) everywhere for a class that is absent, −√(H²+W²) for one that fills its image.
+    Every backend gives the float32 nearest to the exact root, so the same bits. Sides are at most 16,384 pixels.
     Raises TypeError or ValueError naming the argument. Source of the meaning: PCCS (arXiv 2502.06650).
     """
     checks.is_integer("label", label)
@@ -30,7 +30,11 @@ def signed_distance(
         raise ValueError(f"num_classes: expected 1 to 255, got {num_classes}.")
     if max(label.shape[1:]) > LARGEST_SIDE:
         raise ValueError(f"label: expected sides of at most {LARGEST_SIDE} pixels, got {tuple(label.shape[1:])}.")
-    return reference(label, num_classes)
+    backend = dispatch.choose("signed_distance", label)
+    if backend == "eager":
+        return reference(label, num_classes)
+    distance: Tensor = dispatch.forward("signed_distance", backend)(checks.index(label), num_classes)
+    return distance
 
 
 def reference(label: Tensor, num_classes: int) -> Tensor:
@@ -39,11 +43,12 @@ def reference(label: Tensor, num_classes: int) -> Tensor:
     member = label.long()[:, None] == classes  # (B, C, H, W)
     outside = _squared_distance(member)
     inside = _squared_distance(~member)
-    return torch.where(member, torch.where(inside == 1, 0.0, -inside.float().sqrt()), outside.float().sqrt())
+    # roots in float64, as torch's float32 root on a CPU may miss the nearest float32 (MKL; by 1 unit in the last place)
+    return torch.where(member, torch.where(inside == 1, 0.0, -inside.sqrt()), outside.sqrt()).float()
 
 
 def _squared_distance(wanted: Tensor) -> Tensor:
-    """(…, H, W) bool -> the squared distance to the nearest wanted pixel of the same image; H² + W² if none is.
+    """(…, H, W) bool -> the squared distance to the nearest wanted pixel of the same image, f64; H² + W² if none is.
 
     Along columns first; then min over the columns x' of a row of (x − x')² + that squared distance in column x'. These
     are whole numbers, computed in floats that hold them exactly, whose minimum is faster on the CPU than that of ints.
@@ -51,7 +56,7 @@ def _squared_distance(wanted: Tensor) -> Tensor:
     height, width = wanted.shape[-2:]
     none = height**2 + width**2
     if wanted.numel() == 0:
-        return wanted.float()
+        return wanted.double()
     y = torch.arange(height, device=wanted.device)[:, None]
     x = torch.arange(width, device=wanted.device)
     above = torch.where(wanted, y, -none).cummax(-2).values  # the last wanted row so far
@@ -61,4 +66,4 @@ def _squared_distance(wanted: Tensor) -> Tensor:
     squared = torch.where(along < height, along**2, none).to(exact).reshape(-1, width, 1)
     apart = ((x[:, None] - x) ** 2).to(exact)
     at_once = max(1, AT_ONCE[wanted.is_cuda] // width**2)
-    return torch.cat([(apart + rows).amin(1) for rows in squared.split(at_once)]).reshape(wanted.shape)
+    return torch.cat([(apart + rows).amin(1) for rows in squared.split(at_once)]).double().reshape(wanted.shape)

@@ -17,6 +17,7 @@ OPERATIONS = {
     "segmentation_loss",
     "segmentation_loss_backward",
     "pseudo_label",
+    "signed_distance",
     "sinkhorn_score",
     "sinkhorn_step",
     "sinkhorn_pick",
@@ -50,6 +51,7 @@ def arguments(name: str, dtype: torch.dtype, weighted: bool, wanted: tuple[bool,
         "segmentation_loss": (logits, pixel_label, pixel_weight),
         "segmentation_loss_backward": (one, torch.randn(3, C, dtype=work), logits, pixel_label, pixel_weight),
         "pseudo_label": (logits,),
+        "signed_distance": (pixel_label.to(torch.uint8), C),
         "sinkhorn_score": (embedding, prototypes, label, 0.05, True),
         "sinkhorn_step": (score, label, log_u, log_u.exp(), True),
         "sinkhorn_pick": (score, label, log_u, log_u.exp()),
@@ -109,8 +111,8 @@ def test_a_stale_library_is_refused(monkeypatch):
 
 @needs_extension
 def test_a_library_without_an_operation_is_refused(monkeypatch):
-    monkeypatch.setitem(native.FAKES, "signed_distance", lambda label: None)
-    assert native._load_cpu()[0] == "mpamatch._C lacks signed_distance: build it again (make extension)"
+    monkeypatch.setitem(native.FAKES, "of_tomorrow", lambda label: None)
+    assert native._load_cpu()[0] == "mpamatch._C lacks of_tomorrow: build it again (make extension)"
 
 
 def test_cuda_kernels_that_are_not_there_have_their_reason(tmp_path, monkeypatch):

@@ -147,6 +147,11 @@ class Operation(NamedTuple):
     inputs: Callable[..., dict[str, Tensor]]  # by argument name; takes seed, dtype, n, side (of maps), ignored
     differentiable: tuple[str, ...]  # arguments
 
+    @property
+    def of_numbers(self) -> bool:
+        """Not of labels alone, whatever the dtype that was asked for."""
+        return self.name != "signed_distance"
+
     def __repr__(self) -> str:
         return self.name
 
@@ -163,6 +168,10 @@ def _assign(embedding: Tensor, prototypes: Tensor, label: Tensor) -> tuple[Tenso
     return (ops.sinkhorn_assign(embedding, prototypes, label),)
 
 
+def _distance(label: Tensor) -> tuple[Tensor, ...]:
+    return (ops.signed_distance(label, 4),)  # one class more than there is
+
+
 def _contrast_without_own_class(
     embedding: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor
 ) -> tuple[Tensor, ...]:
@@ -175,7 +184,7 @@ def _inputs(*names: str) -> Callable[..., dict[str, Tensor]]:
     ) -> dict[str, Tensor]:
         of_pixels = pixels(n, seed=seed, dtype=dtype, ignored=ignored)._asdict() | {"updates": torch.full((3, 4), 7)}
         of_maps = maps(h=side - 1, w=side + 1, seed=seed, dtype=dtype, ignored=ignored)._asdict()
-        source = of_maps if "logits" in names else of_pixels
+        source = of_maps if "logits" in names or names == ("label",) else of_pixels
         return {name: source[name] for name in names}
 
     return take
@@ -196,6 +205,7 @@ OPERATIONS = (
     Operation("prototype_contrast_without_own_class", _contrast_without_own_class, CONTRAST, BOTH),
     Operation("segmentation_loss", ops.segmentation_loss, _inputs("logits", "label", "weight"), ("logits",)),
     Operation("pseudo_label", ops.pseudo_label, _inputs("logits"), ()),
+    Operation("signed_distance", _distance, _inputs("label"), ()),
 )
 
 

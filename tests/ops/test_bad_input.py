@@ -50,7 +50,11 @@ class TestPublic:
     @staticmethod
     def _may_be_longer(operation: Operation, name: str) -> bool:
         """One pixel, image or class more is no mistake where nothing else counts them."""
-        alone = {"prototype_distance": ("embedding", "prototypes"), "pseudo_label": ("logits",)}
+        alone = {
+            "prototype_distance": ("embedding", "prototypes"),
+            "pseudo_label": ("logits",),
+            "signed_distance": ("label",),
+        }
         free = alone.get(operation.name, () if operation.name == "prototype_update_" else ("prototypes",))
         return name in free
 
@@ -65,8 +69,8 @@ class TestPublic:
 
     @by_name
     def test_a_sparse_tensor_is_refused(self, operation: Operation) -> None:
-        name = "logits" if "logits" in operation.inputs() else "embedding"
         given = operation.inputs()
+        name = next(name for name in ("logits", "embedding", "label") if name in given)
         with pytest.raises((TypeError, ValueError, RuntimeError)):
             operation.call(**given | {name: given[name].to_sparse()})
 
@@ -146,6 +150,7 @@ FREE = {
     "prototype_contrast_backward": ("prototypes",),
     "sinkhorn_score": ("prototypes",),
     "pseudo_label": ("logits",),
+    "signed_distance": ("label",),
 }
 
 
@@ -225,6 +230,8 @@ class TestNative:
 BAD_NUMBERS: list[tuple[str, str, Any]] = [
     *((name, "temperature", bad) for name in NATIVE if "contrast" in name for bad in (0.0, -1.0, math.nan)),
     *(("sinkhorn_score", "epsilon", bad) for bad in (0.0, -1.0, math.nan)),
+    *(("signed_distance", "num_classes", bad) for bad in (0, -1, 256, 2**62)),
+    *(("signed_distance", "label", torch.zeros(shape, dtype=torch.uint8)) for shape in ((1, 1, 16_385), (1, 16_385, 1))),
     *(("prototype_sum", "prototypes", bad) for bad in (0, -1, 2**31, 2**62)),
     *(("prototype_move_", "momentum", bad) for bad in (-0.1, 1.1, math.nan)),
     *(

@@ -25,6 +25,7 @@ OF_OPERATION = {
     "prototype_contrast": "prototype_contrast",
     "segmentation_loss": "segmentation_loss",
     "pseudo_label": "pseudo_label",
+    "signed_distance": "signed_distance",
 }
 every_operation = pytest.mark.parametrize("operation", dispatch.BACKENDS)
 
