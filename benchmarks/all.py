@@ -6,6 +6,7 @@ from mpamatch.benchmarks import (
     bench_prototype_update_,
     bench_pseudo_label,
     bench_segmentation_loss,
+    bench_signed_distance,
     bench_sinkhorn_assign,
 )
 
@@ -17,4 +18,5 @@ BENCHMARKS = (
     bench_prototype_contrast.BENCHMARK,
     bench_segmentation_loss.BENCHMARK,
     bench_pseudo_label.BENCHMARK,
+    bench_signed_distance.BENCHMARK,
 )

@@ -162,6 +162,24 @@ def pseudo_flops(case: Case) -> int:
     return 4 * case.n * case.c
 
 
+def signed_distance(sizes: str, device: str, dtype: str) -> list[Case]:
+    """Labels have no floating dtype, so it is measured with float32's cases alone."""
+    if dtype != "float32":
+        return []
+    cases = [_maps("signed_distance", FORWARD, classes, sizes, dtype) for classes in _classes(sizes)]
+    return [replace(case, bytes=signed_bytes(case), flops=signed_flops(case)) for case in cases]
+
+
+def signed_bytes(case: Case) -> int:
+    # read label N·1; write distance N·C·4
+    return case.n + 4 * case.n * case.c
+
+
+def signed_flops(case: Case) -> int:
+    # along the column: a square, a sum, a comparison; a root
+    return 4 * case.n * case.c
+
+
 def _pixels(sizes: str) -> tuple[int, int, list[tuple[int, int]]]:
     """N, D and the (C, K): one 256² image, or 16 at stride 4; the small ones for tests and a first look."""
     if sizes == "full":

@@ -26,6 +26,7 @@ MARKERS = {
     "prototype_contrast": "P",
     "segmentation_loss": "v",
     "pseudo_label": "X",
+    "signed_distance": "*",
 }
 
 

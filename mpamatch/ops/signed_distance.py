@@ -64,6 +64,8 @@ def _squared_distance(wanted: Tensor) -> Tensor:
     along = torch.minimum(y - above, below - y)  # H and more where the column has none
     exact = torch.float32 if none + width**2 <= 1 << 24 else torch.float64
     squared = torch.where(along < height, along**2, none).to(exact).reshape(-1, width, 1)
-    apart = ((x[:, None] - x) ** 2).to(exact)
-    at_once = max(1, AT_ONCE[wanted.is_cuda] // width**2)
-    return torch.cat([(apart + rows).amin(1) for rows in squared.split(at_once)]).double().reshape(wanted.shape)
+    columns = max(1, min(width, AT_ONCE[wanted.is_cuda] // width))
+    lines = squared.split(max(1, AT_ONCE[wanted.is_cuda] // (width * columns)))
+    apart = (((x[:, None] - part) ** 2).to(exact) for part in x.split(columns))  # (x', x)
+    nearest = [torch.cat([(between + line).amin(1) for line in lines]) for between in apart]
+    return torch.cat(nearest, 1).double().reshape(wanted.shape)

@@ -26,11 +26,12 @@ BOUNDS = {
     ("prototype_contrast", BOTH): 1.1,
     ("segmentation_loss", BOTH): 2.1,
     ("pseudo_label", FORWARD): 2.3,
+    ("signed_distance", FORWARD): 5.0,
 }
 
 
 def case_of(operation: str, direction: str) -> Case:
-    if operation in ("segmentation_loss", "pseudo_label"):
+    if operation in ("segmentation_loss", "pseudo_label", "signed_distance"):
         return Case(operation, direction, 2 * 128 * 128, 0, 5, 0, "float32", shape=MAPS)
     return Case(operation, direction, *PIXELS, "float32")
 

@@ -92,7 +92,7 @@ class Operation(NamedTuple):
 
     @property
     def of_maps(self) -> bool:
-        return "logits" in self.arguments
+        return "logits" in self.arguments or self.arguments == ("label",)
 
     @property
     def backends(self) -> list[str]:
@@ -170,6 +170,13 @@ OPERATIONS = [
         ("logits",),
     ),
     Operation("pseudo_label", "pseudo_label", ("logits",), ops.pseudo_label, truth.pseudo_label),
+    Operation(
+        "signed_distance",
+        "signed_distance",
+        ("label",),
+        lambda label: (ops.signed_distance(label, 4),),
+        lambda label: (truth.signed_distance(label, 4),),
+    ),
 ]
 EVERY = [(operation, backend) for operation in OPERATIONS for backend in operation.backends]
 DIFFERENTIABLE = [(operation, backend) for operation, backend in EVERY if operation.gradient]

@@ -231,7 +231,7 @@ BAD_NUMBERS: list[tuple[str, str, Any]] = [
     *((name, "temperature", bad) for name in NATIVE if "contrast" in name for bad in (0.0, -1.0, math.nan)),
     *(("sinkhorn_score", "epsilon", bad) for bad in (0.0, -1.0, math.nan)),
     *(("signed_distance", "num_classes", bad) for bad in (0, -1, 256, 2**62)),
-    *(("signed_distance", "label", torch.zeros(shape, dtype=torch.uint8)) for shape in ((1, 1, 16_385), (1, 16_385, 1))),
+    *(("signed_distance", "label", torch.zeros(1, *side, dtype=torch.uint8)) for side in ((1, 16_385), (16_385, 1))),
     *(("prototype_sum", "prototypes", bad) for bad in (0, -1, 2**31, 2**62)),
     *(("prototype_move_", "momentum", bad) for bad in (-0.1, 1.1, math.nan)),
     *(

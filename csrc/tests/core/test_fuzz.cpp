@@ -10,7 +10,7 @@ using mpamatch::kernels;
 
 namespace {
 
-constexpr int ROUNDS = 800;
+constexpr int ROUNDS = 960;
 
 struct Round {
     Random& random;
@@ -262,6 +262,26 @@ void maps(Round& r) {
     check_same(r, confidence.ours, confidence.wide, 1);
 }
 
+// Distances within an image: 0 or more than 1 apart inside, at least 1 outside, and none longer than its diagonal.
+void areas(Round& r) {
+    const int64_t batch = r.random.below(3), classes = 1 + r.random.below(6);
+    const int64_t height = r.random.one_of<int64_t>({0, 1, 2, 15, 16, 17, 65}), width = 1 + r.random.below(70);
+    now("%s, areas: batch %ld classes %ld height %ld width %ld", situation.c_str(), static_cast<long>(batch),
+        static_cast<long>(classes), static_cast<long>(height), static_cast<long>(width));
+    const StoredIndices label = r.draw_indices(batch * height * width, classes);
+    Output distance("distance", Element::f32, batch * classes * height * width);
+    run_both_ways({&distance}, [&](auto parallel) {
+        kernels().signed_distance({label.view(), batch, classes, height, width, distance.as<float>(), parallel});
+    });
+    const double longest = std::sqrt(static_cast<double>(height * height + width * width)) * (1 + 1e-7);
+    for (int64_t i = 0; i < distance.count; ++i) {
+        const double d = distance[i];
+        const int64_t plane = i / (height * width), own = r.indices[size_t(plane / classes * height * width + i % (height * width))];
+        CHECK((own == plane % classes ? d <= 0 && (d == 0 || d < -1) : d >= 1) && std::fabs(d) <= longest,
+              "label %ld, distance %g to class %ld", static_cast<long>(own), d, static_cast<long>(plane % classes));
+    }
+}
+
 void fuzz() {
     Random random(20);
     for (int i = 0; i < ROUNDS; ++i) {
@@ -270,8 +290,8 @@ void fuzz() {
         now("round %d: %s%s n %ld d %ld c %ld k %ld gap %ld offset %ld", i, r.wild ? "wild " : "", name_of(r.element),
             static_cast<long>(r.sizes.n), static_cast<long>(r.sizes.d), static_cast<long>(r.sizes.c),
             static_cast<long>(r.sizes.k), static_cast<long>(r.sizes.gap), static_cast<long>(r.sizes.offset));
-        void (*const operations[])(Round&) = {distance, contrast, sinkhorn, update, maps};
-        operations[i % 5](r);
+        void (*const operations[])(Round&) = {distance, contrast, sinkhorn, update, maps, areas};
+        operations[i % 6](r);
     }
 }
 

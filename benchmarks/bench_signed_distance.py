@@ -1,0 +1,47 @@
+"""signed_distance against SciPy's Euclidean distance transform, called twice per class and image."""
+
+import importlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpamatch import ops
+from mpamatch.benchmarks import cases, inputs
+from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
+
+REGION = 32  # pixels: noise would have every distance near 1
+
+
+def make(case: Case, device: str) -> Inputs:
+    """Squares of one class; `classes` (C, 0) carries their number, as every input of a benchmark is a tensor."""
+    batch, height, width = case.shape
+    coarse = inputs.label(case, "cpu", batch, height // REGION, width // REGION)
+    label = coarse.repeat_interleave(REGION, 1).repeat_interleave(REGION, 2)
+    return {"label": label.to(device), "classes": torch.empty(case.c, 0)}
+
+
+def distance(label: Tensor, classes: Tensor) -> tuple[Tensor]:
+    return (ops.signed_distance(label, len(classes)),)
+
+
+def scipy(label: Tensor, classes: Tensor) -> tuple[Tensor]:
+    """By distance_transform_edt, which leaves the absent and the full class to its caller."""
+    transform = importlib.import_module("scipy.ndimage").distance_transform_edt
+    image = label.cpu().numpy()
+    batch, height, width = image.shape
+    result = np.empty((batch, len(classes), height, width), np.float32)
+    for b, c in np.ndindex(batch, len(classes)):
+        member = image[b] == c
+        if not member.any() or member.all():
+            result[b, c] = np.hypot(height, width) * (-1 if member.all() else 1)
+            continue
+        inside = transform(member)
+        result[b, c] = np.where(member, np.where(inside == 1, 0, -inside), transform(~member))
+    return (torch.from_numpy(result).to(label.device),)
+
+
+BENCHMARK = Benchmark(
+    "signed_distance", cases.signed_distance, make, distance, {"scipy": Competitor(scipy, needs("scipy"))}
+)
