@@ -8,6 +8,7 @@ from mpamatch.methods.base import Method
 from mpamatch.methods.fixmatch import FixMatch, FixMatchConfig
 from mpamatch.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
 from mpamatch.methods.mpamatch import MPAMatch, MPAMatchConfig
+from mpamatch.methods.pccs import PCCS, PCCSConfig
 from mpamatch.methods.supervised import Supervised, SupervisedConfig
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig
 from mpamatch.models.prompt import TextPrototypes
@@ -19,6 +20,7 @@ METHODS: dict[str, tuple[type[Method], type]] = {
     "fixmatch": (FixMatch, FixMatchConfig),
     "unimatch": (UniMatch, UniMatchConfig),
     "mpamatch": (MPAMatch, MPAMatchConfig),
+    "pccs": (PCCS, PCCSConfig),
 }
 
 

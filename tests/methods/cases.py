@@ -13,7 +13,7 @@ CLASSES = 3
 SIDE = 32
 CHANNELS = 16 + 32 + 64 + 128  # of the encoder's maps, which channel noise covers
 TEXT_WIDTH = 6
-METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch")
+METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch", "pccs")
 # About half of the pixels of an untrained `network` are this sure, so a threshold here splits them.
 THRESHOLD = 0.65
 
@@ -52,11 +52,14 @@ def method(
     seed: int = 0,
     **settings: Any,
 ) -> Method:
-    """The method called `name` on `network(norm=norm)`, in training mode; mpamatch with K = 3 and D = 8."""
+    """The method called `name` on `network(norm=norm)`, in training mode; mpamatch with K = 3 and D = 8, pccs with
+    D = 8 and all its stages begun."""
     if name in ("fixmatch", "unimatch", "mpamatch"):
         settings = {"threshold": THRESHOLD} | settings
     if name == "mpamatch":
         settings = {"prototypes": 3, "embedding_width": 8} | settings
+    if name == "pccs":
+        settings = {"embedding_width": 8, "start": 0, "contrast_start": 0, "ramp": 4} | settings
     model = network(norm=norm, seed=seed)
     return build_method(config_class(name)(**settings), model, Words() if text else None).to(dtype).train()  # type: ignore[arg-type]
 

@@ -1,0 +1,226 @@
+"""PCCS (arXiv 2502.06650): prototypes of a class's depths, contrasted; an EMA teacher that classifies by prototypes."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mpamatch import ops
+from mpamatch.batch import Batch, Unlabelled
+from mpamatch.errors import InputError
+from mpamatch.methods.base import Method
+from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
+from mpamatch.methods.mean_teacher import ema_
+from mpamatch.methods.mpamatch import centre_sample
+from mpamatch.methods.pccs_terms import (
+    consistency,
+    entropy,
+    level_contrast,
+    level_sets,
+    of_all_ranks,
+    pooled,
+    prototypes_of,
+)
+from mpamatch.models.prototypes import PrototypeBank
+from mpamatch.models.transunet import TransUNet
+from mpamatch.ops.unit import unit, working
+
+
+@dataclass
+class PCCSConfig:
+    """PCCS; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
+
+    Attributes:
+        decay: EMA decay of the teacher once past its start, min(1 − 1/(t+1), decay).
+        prototypes: prototypes per class that the teacher classifies by, K.
+        embedding_width: channels of the pixel embedding, D.
+        levels: distance levels of a class that are told apart, in cells of stride 4; deeper ones count as the last.
+        uncertain: entropy from which a background pixel counts as uncertain, as a share of ln C.
+        temperature: of both contrasts and of the teacher's scores.
+        epsilon: Sinkhorn's entropy.
+        iterations: Sinkhorn's iterations.
+        momentum: of the prototypes once past their start.
+        distance_share: of the distance prototypes, mixed into the teacher's prototypes in every step.
+        weight_contrast: of the contrast between distance prototypes.
+        weight_auxiliary: of the contrast between pixels and the teacher's prototypes.
+        weight_consistency: of the uncertainty consistency after the ramp.
+        weight_entropy: of the entropies' norms beside the squared difference.
+        start: step at which the teacher's prototypes and the consistency begin.
+        contrast_start: step at which both contrasts and the mixing begin.
+        ramp: steps of the ramp-up exp(−5(1 − t/ramp)²) of the consistency.
+    """
+
+    name: str = "pccs"
+    decay: float = 0.99
+    prototypes: int = 2
+    embedding_width: int = 256
+    levels: int = 16
+    uncertain: float = 0.25
+    temperature: float = 0.05
+    epsilon: float = 0.05
+    iterations: int = 4
+    momentum: float = 0.999
+    distance_share: float = 0.001
+    weight_contrast: float = 0.01
+    weight_auxiliary: float = 0.3
+    weight_consistency: float = 0.1
+    weight_entropy: float = 0.1
+    start: int = 200
+    contrast_start: int = 500
+    ramp: int = 30000
+
+
+class Taught(NamedTuple):
+    """What the teacher says about the weak view, in cells of the embedding's grid."""
+
+    label: Tensor  # (B, h, w) u8, 255 where not valid
+    probability: Tensor  # (B, h·w, C) of the classifier
+    uncertain: Tensor  # (B, h, w) bool
+    z: Tensor  # (B·h·w, D) embedding
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.label.shape[-2], self.label.shape[-1]
+
+
+class PCCS(Method):
+    """L_labelled + weight_consistency·ramp·(squares + weight_entropy·entropies) + weight_contrast·contrast +
+    weight_auxiliary·auxiliary. The teacher's classifier predicts."""
+
+    strong_views = 1
+
+    def __init__(self, model: TransUNet, config: PCCSConfig):
+        super().__init__(model)
+        _check(config)
+        self.config = config
+        inner, width = model.embedding_width, config.embedding_width
+        self.project = nn.Sequential(
+            nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
+        )
+        self.bank = PrototypeBank(model.classes, config.prototypes, width)
+        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
+        self.teacher_project = copy.deepcopy(self.project).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PCCS":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @property
+    def deployed(self) -> TransUNet:
+        return self.teacher
+
+    def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
+        assert batch.unlabelled is not None
+        config, x, u = self.config, batch.labelled, batch.unlabelled
+        logits, embedding = self.model(torch.cat([x.image, u.strong1]))
+        supervised = labelled_loss(logits[: len(x.image)], x.label)
+        logits, embedding = logits[len(x.image) :], embedding[len(x.image) :]
+        z = rows(self.project, embedding)  # (N, D)
+        taught = self.teach(u)
+
+        begun, contrasts = ((step >= first).to(supervised.dtype) for first in (config.start, config.contrast_start))
+        label, known = taught.label.flatten(), (taught.label != ops.IGNORE).flatten().to(supervised.dtype)
+        agreed = known * (label == centre_sample(logits.detach().max(1).indices, taught.size))
+        assignment = self._update(taught, begun * agreed)
+        contrast = self._level_contrast(z, taught, contrasts > 0)
+        auxiliary, _ = ops.prototype_contrast(
+            z, self.bank.prototypes, assignment, temperature=config.temperature, weight=known
+        )
+        auxiliary = weighted_mean(auxiliary, known.sum())
+        squares, entropies = consistency(working(logits).softmax(1), self._wanted(taught, u.valid), u.valid)
+
+        ramp = torch.exp(-5 * (1 - (step.to(supervised.dtype) / config.ramp).clamp(max=1)).square())
+        loss = (
+            supervised
+            + begun * ramp * config.weight_consistency * (squares + config.weight_entropy * entropies)
+            + contrasts * (config.weight_contrast * contrast + config.weight_auxiliary * auxiliary)
+        )
+        parts = {
+            "labelled": supervised,
+            "consistency": squares,
+            "entropy": entropies,
+            "level_contrast": contrast,
+            "auxiliary": auxiliary,
+        }
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, "agreed": share(agreed, known)}
+
+    @torch.no_grad()
+    def teach(self, u: Unlabelled) -> Taught:
+        """The teacher's pseudo-label, probability, uncertainty and embedding on the weak view."""
+        logits, embedding = self.teacher(u.weak)
+        size = (embedding.shape[-2], embedding.shape[-1])
+        cells = centre_sample(logits.flatten(0, 1), size).reshape(*logits.shape[:2], *size)
+        label, _ = ops.pseudo_label(cells)
+        valid = centre_sample(u.valid, size).reshape(label.shape)
+        probability = working(cells).softmax(1)
+        uncertain = entropy(probability, 1) >= self.config.uncertain * math.log(max(self.model.classes, 2))
+        label = torch.where(valid, label, ops.IGNORE)
+        return Taught(label, probability.flatten(2).movedim(1, 2), uncertain, rows(self.teacher_project, embedding))
+
+    def _update(self, taught: Taught, weight: Tensor) -> Tensor:
+        """Moves the prototypes by the teacher's embeddings of weight > 0; the assignment of all: (N,) i32."""
+        config, group = self.config, all_ranks()
+        label = taught.label.flatten()
+        assignment = self.bank.assign(
+            taught.z, label, iterations=config.iterations, epsilon=config.epsilon, group=group
+        )
+        self.bank.update(taught.z, assignment, weight, momentum=config.momentum, group=group)
+        return assignment
+
+    def _level_contrast(self, z: Tensor, taught: Taught, mixes: Tensor) -> Tensor:
+        """The contrast of the batch's distance prototypes, which are mixed into the bank where `mixes`."""
+        config = self.config
+        sets = level_sets(taught.label, taught.uncertain, self.model.classes, config.levels)
+        found = of_all_ranks(prototypes_of(z.unflatten(0, (len(taught.label), -1)), taught.probability, sets))
+        pool, filled = pooled(found.direction.detach(), found, self.model.classes, config.prototypes)
+        old = self.bank.prototypes
+        mixed = unit((1 - config.distance_share) * old + config.distance_share * pool.to(old.dtype))
+        old.copy_(torch.where(filled & mixes, mixed, old))
+        return level_contrast(found.direction, found, config.temperature)
+
+    @torch.no_grad()
+    def _wanted(self, taught: Taught, valid: Tensor) -> Tensor:
+        """The teacher's probabilities by its prototypes, at the image's size: (B, C, H, W)."""
+        distance, _ = ops.prototype_distance(taught.z, self.bank.prototypes)
+        score = (-distance / self.config.temperature).unflatten(0, taught.label.shape).movedim(-1, 1)
+        score = nn.functional.interpolate(score, size=valid.shape[-2:], mode="bilinear", align_corners=False)
+        return score.softmax(1)
+
+    @torch.no_grad()
+    def after_step(self, step: Tensor) -> None:
+        ema_(self.teacher, self.model, step, self.config.decay)
+        ema_(self.teacher_project, self.project, step, self.config.decay)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
+
+
+def rows(project: nn.Module, embedding: Tensor) -> Tensor:  # (B, D', h, w) -> (B·h·w, D)
+    """Decoder map at stride 4 → rows in the prototypes' space."""
+    return project(embedding.movedim(1, -1).flatten(0, 2))
+
+
+def _check(config: PCCSConfig) -> None:
+    for name in ("prototypes", "embedding_width", "levels", "iterations", "ramp"):
+        if getattr(config, name) < 1:
+            raise InputError(f"method.{name}: expected at least 1, got {getattr(config, name)}.")
+    for name in ("momentum", "distance_share", "uncertain"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"method.{name}: expected 0 to 1, got {getattr(config, name)}.")
+    for name in ("temperature", "epsilon"):
+        if not getattr(config, name) > 0:
+            raise InputError(f"method.{name}: expected more than 0, got {getattr(config, name)}.")
+    for name in ("weight_contrast", "weight_auxiliary", "weight_consistency", "weight_entropy"):
+        if not getattr(config, name) >= 0:
+            raise InputError(f"method.{name}: expected at least 0, got {getattr(config, name)}.")
+    if not 0 <= config.decay < 1:
+        raise InputError(f"method.decay: expected 0 <= decay < 1, got {config.decay}.")
+    if not 0 <= config.start <= config.contrast_start:
+        raise InputError(
+            f"method.start, method.contrast_start: expected 0 <= start <= contrast_start, got {config.start}, "
+            f"{config.contrast_start}."
+        )
