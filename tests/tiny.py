@@ -36,7 +36,10 @@ FIELDS: dict[str, Any] = {
     "engine.log_every": 1,
 }
 # Prototypes from the first step on, and few of them.
-OF_MPAMATCH = {"method.start": 0, "method.ramp": 1, "method.prototypes": 2, "method.embedding_width": 8}
+OF_METHODS: dict[str, dict[str, Any]] = {
+    "mpamatch": {"method.start": 0, "method.ramp": 1, "method.prototypes": 2, "method.embedding_width": 8},
+    "pccs": {"method.start": 0, "method.contrast_start": 1, "method.ramp": 2, "method.embedding_width": 8},
+}
 
 
 class Stopped(Exception):
@@ -62,8 +65,7 @@ def make_set(root: Path) -> Prepared:
 
 def tiny_flags(root: Path, method: str, fields: Mapping[str, Any] | None = None) -> list[str]:
     """The words after `mpamatch train --recipe demo` for a run of seconds."""
-    of_method = OF_MPAMATCH if method == "mpamatch" else {}
-    values = {"data.root": root, **FIELDS, "method.name": method, **of_method, **(fields or {})}
+    values = {"data.root": root, **FIELDS, "method.name": method, **OF_METHODS.get(method, {}), **(fields or {})}
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 

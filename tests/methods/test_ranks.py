@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
         "assignment": "nearest",
         "unlabelled_loss": "dice",
     },
+    "pccs": {"name": "pccs", "weight_contrast": 1.0, "distance_share": 0.1, "uncertain": 0.0},
 }
 Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; "state": parameters and buffers
 
@@ -84,6 +85,7 @@ def test_the_halves_differ() -> None:
     assert isinstance(first.labelled, Labelled)
     assert isinstance(first.unlabelled, Unlabelled)
     assert int(_train("mpamatch")["state"]["bank.updates"].sum()) > 9
+    assert float(_train("pccs")["step 1"]["level_contrast"]) > 0.1
 
 
 def _sums(rank: int) -> dict[str, float]:
