@@ -170,7 +170,9 @@ def test_pooled_by_depth(kind: str, per_class: int) -> None:
     bank = torch.nn.functional.normalize(torch.randn(3, per_class, 5, generator=G, dtype=torch.float64), dim=2)
     mean, filled = terms.pooled(ours.direction, ours, 3, per_class)
     moved = torch.where(filled, torch.nn.functional.normalize(0.7 * bank + 0.3 * mean, dim=2), bank)
-    np.testing.assert_allclose(moved.numpy(), truth.mixed(bank.numpy(), wanted, 0.3), atol=1e-9)
+    expected = truth.mixed(bank.numpy(), wanted, 0.3)
+    np.testing.assert_allclose(moved.numpy(), expected, atol=1e-9)
+    assert np.array_equal(filled[..., 0].numpy(), (expected != bank.numpy()).any(-1))
     assert torch.equal(moved[~filled[..., 0]], bank[~filled[..., 0]])
 
 
