@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml setup.py build_backend.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch cmake ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,text-offline,lora,dali-cuda13]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,text-offline,lora,acdc,dali-cuda13]"
 	touch $@
 
 clean:

@@ -12,6 +12,9 @@ from mpamatch.errors import InputError, unknown
 KINDS = {
     "glas": "GlaS (Warwick-QU): train_N, testA_N, testB_N with _anno, Grade.csv",
     "ebhi-seg": "EBHI-SEG: CLASS/image and CLASS/label",
+    "busi": "BUSI ultrasound: benign, malignant and normal, each with its _mask and _mask_1",
+    "acdc": "ACDC cardiac MRI: NIfTI as distributed, or HDF5 slices",
+    "kpi": "KPIs 2024: GROUP/CASE/img and GROUP/CASE/mask",
     "folder": "images/ and masks/ by file name; images without a mask are unlabelled",
     "synthetic": "made-up H&E tissue; takes no SOURCE",
 }
@@ -148,14 +151,16 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("kind", metavar="KIND", help=kinds)
     parser.add_argument("source", metavar="SOURCE", help="the raw folder")
     parser.add_argument("dest", metavar="DEST", nargs="?", help="the prepared folder to make")
-    parser.add_argument("--task", help="ebhi-seg: gland, cancer, all or classes; glas: gland or grade")
+    parser.add_argument(
+        "--task", help="ebhi-seg: gland, cancer, all or classes; glas: gland or grade; busi: lesion or classes"
+    )
     parser.add_argument("--mask-values", help="folder: what stored values mean, as 0:background,255:gland")
     parser.add_argument(
         "--instances", action="store_true", help="folder: masks hold instance ids; all above 0 is one class"
     )
     parser.add_argument("--group-regex", help="folder: the part of a file name that tells the patient")
     parser.add_argument(
-        "--regroup", action="store_true", help="glas, folder: split by patient, whatever parts it comes in"
+        "--regroup", action="store_true", help="glas, acdc, kpi, folder: split by patient, whatever parts it comes in"
     )
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
     parser.add_argument("--images", type=int, help="synthetic: how many (200)")

@@ -9,27 +9,37 @@ from rich.console import Console
 from rich.table import Table
 
 from mpamatch.data.prepared import PARTS, Prepared, RawSet, write_prepared
-from mpamatch.data.sources import ebhi_seg, folder, glas, synthetic
+from mpamatch.data.sources import acdc, busi, ebhi_seg, folder, glas, kpi, synthetic
 from mpamatch.errors import InputError, unknown
 
 # The options that a kind understands; another one is an error, for it would silently do nothing.
 OPTIONS = {
+    "acdc": ("regroup",),
+    "busi": ("task",),
     "ebhi-seg": ("task",),
     "folder": ("mask_values", "instances", "group_regex", "regroup"),
     "glas": ("task", "regroup"),
+    "kpi": ("regroup",),
     "synthetic": ("images", "size", "seed"),
 }
 READERS: dict[str, Callable[..., RawSet]] = {
+    "acdc": acdc.raw_set,
+    "busi": busi.raw_set,
     "ebhi-seg": ebhi_seg.raw_set,
     "folder": folder.raw_set,
     "glas": glas.raw_set,
+    "kpi": kpi.raw_set,
     "synthetic": synthetic.raw_set,
 }
 RECIPES = {
+    "acdc": "acdc",
+    "busi-lesion": "busi",
+    "busi-classes": "busi",
     "ebhi-seg-gland": "ebhi-seg-gland",
     "ebhi-seg-cancer": "ebhi-seg-cancer",
     "ebhi-seg-classes": "ebhi-seg-classes",
     "glas-gland": "glas",
+    "kpi": "kpi",
 }
 
 
@@ -84,14 +94,15 @@ def _raw_set(arguments: argparse.Namespace) -> RawSet:
 
 def _options(arguments: argparse.Namespace) -> dict:
     given: dict = {}
-    for kind, options in OPTIONS.items():
+    for options in OPTIONS.values():
         for option in options:
             value = getattr(arguments, option)
             if value is None or value is False:
                 continue
             if option not in OPTIONS[arguments.kind]:
                 flag = f"--{option.replace('_', '-')}"
-                raise InputError(f"{flag}: is an option of {kind}, not of {arguments.kind}: leave it out.")
+                kinds = ", ".join(name for name, known in OPTIONS.items() if option in known)
+                raise InputError(f"{flag}: is an option of {kinds}, not of {arguments.kind}: leave it out.")
             given[option] = value
     return given
 

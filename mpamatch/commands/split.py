@@ -1,9 +1,10 @@
 """`mpamatch split DATA --labelled 10%|N`: which training images count as labelled."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
-from mpamatch.data.prepared import load_prepared
+from mpamatch.data.prepared import Prepared, load_prepared
 from mpamatch.data.splits import draw_split, save_split
 
 
@@ -18,4 +19,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if split.missing_classes:
         print(f"no labelled image shows: {', '.join(split.missing_classes)}")
+    alone = _images_alone(prepared)
+    if 2 * alone > len(prepared.groups):
+        print(
+            f"note: {alone} of {len(prepared.groups)} images each count as a patient of their own: where several come "
+            "from one patient, they may be labelled, unlabelled and in the test part at once."
+        )
     return 0
+
+
+def _images_alone(prepared: Prepared) -> int:
+    """How many images are the only one of their group."""
+    return sum(images == 1 for images in Counter(prepared.groups.values()).values())

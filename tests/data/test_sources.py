@@ -1,4 +1,3 @@
-import argparse
 import json
 from pathlib import Path
 
@@ -7,38 +6,11 @@ import pytest
 from PIL import Image
 
 from mpamatch.commands import prepare
-from mpamatch.data.prepared import PARTS, RawSet, load_prepared
+from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import ebhi_seg, folder, glas, synthetic
 from mpamatch.errors import InputError
 from mpamatch.images import read_mask
-
-SIZE = (24, 18)  # width, height
-
-
-def image(path: Path, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def mask(path: Path, values: list[int], dtype=np.uint8) -> Path:
-    """A mask whose columns take `values` in turn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    row = np.resize(np.array(values, dtype=dtype), SIZE[0])
-    Image.fromarray(np.repeat(row[None], SIZE[1], axis=0)).save(path)
-    return path
-
-
-def labels(raw: RawSet) -> dict[str, list[int] | None]:
-    return {one.stem: None if one.label is None else np.unique(one.label).tolist() for one in raw.items}
-
-
-def arguments(**given) -> argparse.Namespace:
-    names = ["source", "task", "mask_values", "group_regex", "images", "size", "seed", "microns_per_pixel"]
-    nothing = dict.fromkeys(names) | {"instances": False, "regroup": False}
-    return argparse.Namespace(**(nothing | given))
-
+from tests.data.raw import SIZE, arguments, image, labels, mask
 
 # EBHI-Seg
 
@@ -344,7 +316,7 @@ def test_synthetic_is_written_and_repeats(tmp_path, capsys):
     ("given", "named"),
     [
         ({"kind": "galas"}, "did you mean 'glas'"),
-        ({"kind": "folder", "task": "gland"}, "--task: is an option of ebhi-seg"),
+        ({"kind": "folder", "task": "gland"}, "--task: is an option of busi, ebhi-seg, glas, not of folder"),
         ({"kind": "glas", "mask_values": "0:a,1:b"}, "--mask-values: is an option of folder, not of glas"),
         ({"kind": "ebhi-seg", "images": 3}, "--images: is an option of synthetic"),
         ({"kind": "folder", "source": None}, "name the source folder"),

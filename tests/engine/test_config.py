@@ -5,6 +5,7 @@ import yaml
 
 from mpamatch.commands.prepare import RECIPES
 from mpamatch.data.config import DataConfig
+from mpamatch.data.sources import acdc
 from mpamatch.data.sources.ebhi_seg import LESIONS
 from mpamatch.engine.config import EngineConfig, field_help, load_config, load_saved, recipes, save_config
 from mpamatch.errors import InputError
@@ -98,7 +99,13 @@ def test_the_recipes_that_prepare_names_exist():
 @pytest.mark.parametrize("recipe", [name for name in recipes() if name != "folder"])
 def test_the_prompt_set_of_a_recipe_is_there(recipe):
     prompt_set = load_config(recipe, None, ["--method.name", "mpamatch"]).method.prompt_set
-    foreground = {"ebhi-seg-cancer": ["cancer"], "ebhi-seg-classes": LESIONS}.get(recipe, ["gland"])
+    foreground = {
+        "acdc": acdc.CLASSES[1:],
+        "busi": ["lesion"],
+        "ebhi-seg-cancer": ["cancer"],
+        "ebhi-seg-classes": LESIONS,
+        "kpi": ["glomerulus"],
+    }.get(recipe, ["gland"])
     assert all(load_descriptions("pathology", prompt_set, ["background", *foreground]))
 
 

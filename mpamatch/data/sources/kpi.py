@@ -1,0 +1,89 @@
+"""KPIs: PAS-stained patches of whole mouse kidneys, healthy and of three disease models, glomeruli masked.
+
+Kidney Pathology Image Segmentation challenge, MICCAI 2024 (Synapse syn54077668), its first task. As distributed:
+<…>/<group>/<case>/img/*_img.jpg and <…>/<group>/<case>/mask/*_mask.jpg of 2048×2048 pixels, the groups 56Nx, DN,
+NEP25 and normal, under data/ (training), validation/ and test/. Folders for slides (.tiff) are left alone.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpamatch.data.prepared import Class, Item, RawSet
+from mpamatch.data.sources.layout import existing, images_in, official_parts, part_in, read_drawn
+from mpamatch.errors import InputError
+from mpamatch.images import default_colour
+
+_ENDING = re.compile(r"[_-](img|mask)$", re.IGNORECASE)
+
+
+def raw_set(source: Path, regroup: bool = False) -> RawSet:
+    """KPIs: background and glomerulus, a case (one mouse) per group.
+
+    `source` is any folder above the cases' img/ and mask/. A case is in validation or test where a folder
+    between it and `source` says so, else in train; where there is no train or no test among them, or with
+    `regroup`, all parts are drawn by case. A patch without a mask is unlabelled. JPEG masks are cut at 127.
+    Raises InputError where `source` or every img/ is missing, a mask has no image, or two files of a case have
+    one name.
+    """
+    folders = sorted(path for path in existing(source).rglob("img") if path.is_dir())
+    pairs = [pair for folder in folders for pair in _pairs(source, folder)]
+    if not pairs:
+        raise InputError(f"{source}: holds no image; KPIs has <group>/<case>/img/*_img.jpg.")
+    parts = official_parts([None if regroup else pair.part for pair in pairs], [pair.case for pair in pairs])
+    return RawSet(
+        name="kpi",
+        classes=(Class("background", default_colour(0)), Class("glomerulus", default_colour(1))),
+        items=_items(pairs, parts),
+        count=len(pairs),
+        microns_per_pixel=None,  # not in the files; --microns-per-pixel tells it
+        source="KPIs challenge 2024, Synapse syn54077668",
+        licence="see the terms of the KPIs challenge",
+        remarks=_remarks(pairs),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    case: str
+    part: str
+    image: Path
+    mask: Path | None
+
+
+def _pairs(source: Path, images: Path) -> list[_Pair]:
+    masks = images.with_name("mask")
+    image_by_key, mask_by_key = (_by_key(folder) if folder.is_dir() else {} for folder in (images, masks))
+    for key, mask in mask_by_key.items():
+        if key not in image_by_key:
+            raise InputError(f"{mask}: is a mask without image in {images}: add the image or remove it.")
+    above = images.parent.relative_to(source)
+    # The training cases are written 12_116, those of the test 12-299.
+    case = "-".join(above.parts[-2:] or (images.parent.resolve().name,)).replace("_", "-")
+    part = part_in(above) or "train"
+    return [_Pair(case, part, image, mask_by_key.get(key)) for key, image in image_by_key.items()]
+
+
+def _by_key(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their name without _img or _mask: some copies name masks like their images."""
+    found: dict[str, Path] = {}
+    for path in images_in(folder):
+        key = _ENDING.sub("", path.stem)
+        if key in found:
+            raise InputError(f"{path}: has the same name as {found[key].name}: rename or remove one of them.")
+        found[key] = path
+    return found
+
+
+def _items(pairs: list[_Pair], parts: list[str | None]) -> Iterator[Item]:
+    for pair, part in zip(pairs, parts, strict=True):
+        label = None if pair.mask is None else read_drawn(pair.mask).astype(np.uint8)
+        yield Item(f"{pair.case}-{_ENDING.sub('', pair.image.stem)}", pair.case, part, pair.image, label)
+
+
+def _remarks(pairs: list[_Pair]) -> tuple[str, ...]:
+    without = sum(pair.mask is None for pair in pairs)
+    return (f"{without} patches have no mask and are unlabelled.",) if without else ()

@@ -1,0 +1,74 @@
+"""What several raw sets have in common: masks of two values, folders that name a part, official parts."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpamatch.data.prepared import held_out
+from mpamatch.errors import InputError
+from mpamatch.images import IMAGE_SUFFIXES, read_mask
+
+_PART_OF_WORD = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files straight in `folder`, by name; hidden ones are left out."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def read_drawn(path: Path) -> NDArray[np.bool_]:
+    """(H, W): where a mask of two values is drawn, 0/1 or 0/255; JPEG smears the latter, so the nearer one counts.
+
+    Raises InputError, naming the file, as `read_mask` does.
+    """
+    values = read_mask(path)
+    return values > (127 if values.max() > 1 else 0)
+
+
+def part_in(path: PurePath) -> str | None:
+    """The part that a folder of `path` names (training, val, KPIs24 Testing Data, …), the innermost one first."""
+    for name in reversed(path.parts):
+        for word in re.findall(r"[a-z]+", name.lower()):
+            if word in _PART_OF_WORD:
+                return _PART_OF_WORD[word]
+    return None
+
+
+def official_parts(parts: Sequence[str | None], groups: Sequence[str]) -> list[str | None]:
+    """`parts` as a set comes with them; a missing validation part is a fifth of train, by group.
+
+    All None, to be drawn by group, where the set has no training or no test part of its own: then its folders
+    are an excerpt.
+    """
+    if not {"train", "test"} <= set(parts) or None in parts:
+        return [None] * len(parts)
+    return with_validation(parts, groups)
+
+
+def with_validation(parts: Sequence[str | None], groups: Sequence[str]) -> list[str | None]:
+    """`parts`, where none is validation with a fifth of train, by group, as that."""
+    if "validation" in parts:
+        return list(parts)
+    validation = held_out(group for group, part in zip(groups, parts, strict=True) if part == "train")
+    return [
+        "validation" if part == "train" and group in validation else part
+        for group, part in zip(groups, parts, strict=True)
+    ]
+
+
+def existing(source: Path) -> Path:
+    """`source`; raises InputError where it is no folder."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder.")
+    return source
