@@ -15,6 +15,7 @@ KINDS = {
     "busi": "BUSI ultrasound: benign, malignant and normal, each with its _mask and _mask_1",
     "acdc": "ACDC cardiac MRI: NIfTI as distributed, or HDF5 slices",
     "kpi": "KPIs 2024: GROUP/CASE/img and GROUP/CASE/mask",
+    "bcss-wsss": "BCSS-WSSS: train/ with image-level labels in the names, val/ and test/ with img/ and mask/",
     "folder": "images/ and masks/ by file name; images without a mask are unlabelled",
     "synthetic": "made-up H&E tissue; takes no SOURCE",
 }
@@ -152,7 +153,8 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="SOURCE", help="the raw folder")
     parser.add_argument("dest", metavar="DEST", nargs="?", help="the prepared folder to make")
     parser.add_argument(
-        "--task", help="ebhi-seg: gland, cancer, all or classes; glas: gland or grade; busi: lesion or classes"
+        "--task",
+        help="ebhi-seg: gland, cancer, all, classes or weak; glas: gland or grade; busi: lesion or classes",
     )
     parser.add_argument("--mask-values", help="folder: what stored values mean, as 0:background,255:gland")
     parser.add_argument(

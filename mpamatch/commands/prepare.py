@@ -64,9 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         if remark:
             console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
     recipe = RECIPES.get(prepared.name, "folder")
+    split = f"      mpamatch split {dest} --labelled 10%        (count few of the images as labelled)\n"
     console.print(
         f"next: mpamatch check {dest}\n"
-        f"      mpamatch split {dest} --labelled 10%        (count few of the images as labelled)\n"
+        f"{'' if prepared.present else split}"
         f"      mpamatch-train --recipe {recipe} --data.root {dest}",
         markup=False,
         highlight=False,
@@ -110,10 +111,12 @@ def _options(arguments: argparse.Namespace) -> dict:
 def _table(prepared: Prepared) -> Table:
     table = Table(title=f"{prepared.name} → {prepared.root}", title_justify="left")
     table.add_column("part")
-    for column in ("images", "labelled", "groups"):
+    weak = bool(prepared.present)
+    for column in ("images", "labelled", "groups", *(["image-level labels"] if weak else [])):
         table.add_column(column, justify="right")
     for part in PARTS:
         names = prepared.parts[part]
         groups = {prepared.groups[name] for name in names}
-        table.add_row(part, *map(str, (len(names), len(prepared.labelled(part)), len(groups))))
+        counts = [len(names), len(prepared.labelled(part)), len(groups)]
+        table.add_row(part, *map(str, counts + ([len(prepared.with_present(part))] if weak else [])))
     return table

@@ -73,6 +73,7 @@ def examine(root: Path) -> Report:
         *_duplicates(prepared, files.digests),
         *_leaks(prepared),
         *_empty(prepared, counts),
+        *_unlike_present(prepared, files.classes_of),
         *_strays(prepared),
         *_splits(prepared),
     ]
@@ -182,6 +183,9 @@ def _leaks(prepared: Prepared) -> list[Problem]:
 def _empty(prepared: Prepared, counts: dict[str, PartCount]) -> list[Problem]:
     problems = []
     for part in PARTS:
+        if part == "train" and prepared.with_present("train"):
+            problems += _never_present(prepared)
+            continue
         if not counts[part].labelled:
             told = f"the {part} part has no labelled image"
             problems.append(Problem("parts.json", told, blocking=part != "test"))
@@ -190,6 +194,27 @@ def _empty(prepared: Prepared, counts: dict[str, PartCount]) -> list[Problem]:
             if not pixels:
                 told = f"no {part} mask shows the class {name}"
                 problems.append(Problem("dataset.json", told, blocking=part == "train"))
+    return problems
+
+
+def _never_present(prepared: Prepared) -> list[Problem]:
+    """Foreground classes that no training image is said to show: training by image-level labels cannot learn them."""
+    shown = {index for name in prepared.with_present("train") for index in prepared.present[name]}
+    return [
+        Problem("present.json", f"no training image has the class {name} in its image-level label", blocking=True)
+        for index, name in enumerate(prepared.class_names)
+        if index > 0 and index not in shown
+    ]
+
+
+def _unlike_present(prepared: Prepared, classes_of: dict[str, tuple[int, ...]]) -> list[Problem]:
+    """Masks that show a class which the image-level label does not name."""
+    problems = []
+    for name, shown in classes_of.items():
+        unnamed = [index for index in shown if index > 0 and index not in prepared.present.get(name, shown)]
+        if unnamed:
+            told = f"shows the class {prepared.class_names[unnamed[0]]}, which the image-level label does not name"
+            problems.append(Problem(f"masks/{Path(name).stem}.png", told, blocking=False))
     return problems
 
 

@@ -4,9 +4,11 @@ dataset.json     name, classes with colours, microns per pixel, source, licence
 images/*         8-bit RGB, PNG or JPEG
 masks/*.png      uint8 class index, 255 = ignore; an image without one is unlabelled
 parts.json       train, validation and test by image name, the group (patient) of each image
+present.json     image-level labels, where there are any: image name → names of the classes that it shows
 splits/*.json    which training images count as labelled
 """
 
+import dataclasses
 import difflib
 import hashlib
 import shutil
@@ -23,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from mpamatch.data.present import named, read_present
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import read_json, write_json
 from mpamatch.images import IGNORE, can_copy, read_image
@@ -41,7 +44,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: what its two JSON files say. Images and masks stay on the disk."""
+    """A prepared data set: what its JSON files say. Images and masks stay on the disk."""
 
     root: Path
     name: str
@@ -52,6 +55,9 @@ class Prepared:
     parts: dict[str, tuple[str, ...]]  # train, validation, test -> image file names
     groups: dict[str, str]  # image file name -> group
     note: str  # why groups are shared between parts; empty where they are not
+    # Image file name -> the classes it shows, in rising order; an image without an image-level label is not in it.
+    # Class 0, the background, is never among them: whether an image shows background, no image-level label tells.
+    present: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -73,6 +79,10 @@ class Prepared:
         """The images of a part that have a mask."""
         return tuple(name for name in self.parts[part] if self.mask_path(name) is not None)
 
+    def with_present(self, part: str) -> tuple[str, ...]:
+        """The images of a part that have an image-level label."""
+        return tuple(name for name in self.parts[part] if name in self.present)
+
     def splits(self) -> tuple[str, ...]:
         """The names of the splits written so far."""
         return tuple(sorted(path.stem for path in (self.root / "splits").glob("*.json")))
@@ -87,6 +97,7 @@ class Item:
     part: str | None  # None: drawn by group
     image: Path | NDArray[np.uint8]  # (H, W, 3)
     label: NDArray[np.uint8] | None  # (H, W); None: unlabelled
+    present: tuple[int, ...] | None = None  # image-level label: the foreground classes it shows; None: not known
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ def load_prepared(root: Path) -> Prepared:
 
 
 def read_prepared(root: Path) -> Prepared:
-    """Reads what the two JSON files say, without asking whether the images are there: for `check`."""
+    """Reads what the JSON files say, without asking whether the images are there: for `check`."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder.")
     if not (root / "dataset.json").is_file():
@@ -134,16 +145,18 @@ def read_prepared(root: Path) -> Prepared:
     for name in (name for names in parts.values() for name in names):
         if name not in groups:
             raise InputError(f'{root / "parts.json"}: gives no group for {name}: add it to "groups".')
+    classes = _classes(root / "dataset.json", about["classes"])
     return Prepared(
         root=root,
         name=about["name"],
-        classes=_classes(root / "dataset.json", about["classes"]),
+        classes=classes,
         microns_per_pixel=_positive(root / "dataset.json", about.get("microns_per_pixel")),
         source=about["source"],
         licence=about["licence"],
         parts=parts,
         groups=groups,
         note=str(listing.get("note", "")),
+        present=read_present(root / "present.json", tuple(one.name for one in classes), groups),
     )
 
 
@@ -186,6 +199,30 @@ def split_problems(prepared: Prepared, name: str) -> list[str]:
     if not content["labelled"]:
         problems.append("names no image")
     return problems
+
+
+def weak_training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The training images to learn from by their image-level labels, and the others, in the order of parts.json.
+
+    `split` None stands for every training image with an image-level label, whatever splits there are; a name for
+    the images of that split. Masks do not matter. Raises InputError where no training image has an image-level
+    label or one of the split has none, and for a split as `training_lists` does.
+    """
+    known = prepared.with_present("train")
+    if not known:
+        raise InputError(
+            f"{prepared.root}: no training image has an image-level label (present.json): prepare the set with a task "
+            "that writes them, such as ebhi-seg --task weak, or take another method.name."
+        )
+    if split is not None:
+        name = _chosen_split(prepared, split)
+        assert name is not None, "a split was asked for"
+        chosen = set(_split_images(prepared, name))
+        missing = sorted(chosen - set(known))
+        if missing:
+            raise InputError(f"{split_path(prepared, name)}: names {missing[0]}, which has no image-level label.")
+        known = tuple(image for image in known if image in chosen)
+    return known, tuple(image for image in prepared.parts["train"] if image not in set(known))
 
 
 def _chosen_split(prepared: Prepared, split: str | None) -> str | None:
@@ -287,8 +324,8 @@ def write_prepared(
     put 60/20/20 into train, validation and test by `parts_by_group`, over the groups that have a mask; those
     of groups without any mask go to train. `keep_shared_groups` is the reason why a group may be in two
     parts, `total` the number of items for the progress bar.
-    Raises InputError where `dest` holds something, an image or a label is unfit, two items share a stem,
-    there is no item or no label, or a group is in two parts without a reason.
+    Raises InputError where `dest` holds something, an image, a label or an image-level label is unfit, two
+    items share a stem, there is no item or no label of either kind, or a group is in two parts without a reason.
     """
     checked_classes(classes, name)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -299,7 +336,7 @@ def write_prepared(
     except OSError as error:
         raise InputError(f"{dest}: cannot be written ({error.strerror}).") from error
     try:
-        written = [_write_item(temporary, item, len(classes)) for item in with_progress(items, "preparing", total)]
+        written = [_write_item(temporary, item, classes) for item in with_progress(items, "preparing", total)]
         listing = _listing(dest, written, keep_shared_groups)
         about = {
             "name": name,
@@ -310,6 +347,8 @@ def write_prepared(
         }
         write_json(temporary / "dataset.json", about)
         write_json(temporary / "parts.json", listing)
+        if any(one.present is not None for one in written):
+            write_json(temporary / "present.json", {one.image: one.present for one in _known(written)})
         (temporary / "splits").mkdir()
         temporary.chmod(0o755)
         temporary.replace(dest)
@@ -371,9 +410,15 @@ class _Written:
     group: str
     part: str | None
     labelled: bool
+    present: list[str] | None  # names of the classes of the image-level label
 
 
-def _write_item(root: Path, item: Item, classes: int) -> _Written:
+def _known(written: list[_Written]) -> list[_Written]:
+    """Those with an image-level label, by name."""
+    return sorted((one for one in written if one.present is not None), key=lambda one: one.image)
+
+
+def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
     where = item.image if isinstance(item.image, Path) else item.stem
     image = read_image(item.image) if isinstance(item.image, Path) else item.image
     copied = isinstance(item.image, Path) and can_copy(item.image)
@@ -388,9 +433,10 @@ def _write_item(root: Path, item: Item, classes: int) -> _Written:
     else:
         Image.fromarray(image).save(target)
     if item.label is not None:
-        check_label(where, image, item.label, classes)
+        check_label(where, image, item.label, len(classes))
         Image.fromarray(item.label).save(mask)
-    return _Written(target.name, item.group, item.part, item.label is not None)
+    present = None if item.present is None else named(where, item.present, [one.name for one in classes])
+    return _Written(target.name, item.group, item.part, item.label is not None, present)
 
 
 def check_label(
@@ -416,8 +462,10 @@ def check_label(
 def _listing(dest: Path, written: list[_Written], keep_shared_groups: str | None) -> dict[str, Any]:
     if not written:
         raise InputError(f"{dest}: no image was found to prepare.")
-    if not any(one.labelled for one in written):
-        raise InputError(f"{dest}: none of the {len(written)} images has a mask: at least one is needed.")
+    if not any(one.labelled or one.present is not None for one in written):
+        raise InputError(
+            f"{dest}: none of the {len(written)} images has a mask or an image-level label: at least one is needed."
+        )
     drawn = parts_by_group(one.group for one in written if one.labelled and one.part is None)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     parts_of_group: dict[str, set[str]] = defaultdict(set)

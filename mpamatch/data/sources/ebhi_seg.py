@@ -18,7 +18,8 @@ from mpamatch.images import default_colour, read_mask
 
 LESIONS = ("Normal", "Polyp", "Low-grade IN", "High-grade IN", "Serrated adenoma", "Adenocarcinoma")
 CANCER = "Adenocarcinoma"
-TASKS = ("gland", "cancer", "all", "classes")
+TASKS = ("gland", "cancer", "all", "classes", "weak")
+BY_LESION = ("classes", "weak")  # tasks whose classes are the lesions
 
 # The prefix before the patient's number varies: GT2012508, GTxc2012508 and GTXC2012508 are one patient.
 _PATIENT = re.compile(r"[A-Za-z]+(\d{7})-")
@@ -28,7 +29,9 @@ def raw_set(source: Path, task: str = "gland") -> RawSet:
     """EBHI-Seg for one task.
 
     gland: background and gland, all lesions but adenocarcinoma; cancer: background and cancer, adenocarcinoma
-    alone; all: background and gland, every image; classes: background and the six lesions, inside the masks.
+    alone; all: background and gland, every image; classes: background and the six lesions, inside the masks;
+    weak: the same, and the lesion whose folder an image lies in is its image-level label, which is what training
+    sees: the masks are for validation and test.
     Raises InputError for an unknown task, a missing folder, a mask without image or a name without patient.
     """
     if task not in TASKS:
@@ -62,7 +65,7 @@ def _lesions(task: str) -> tuple[str, ...]:
 
 
 def _classes(task: str) -> tuple[Class, ...]:
-    foreground = LESIONS if task == "classes" else ("cancer",) if task == "cancer" else ("gland",)
+    foreground = LESIONS if task in BY_LESION else ("cancer",) if task == "cancer" else ("gland",)
     return tuple(Class(name, default_colour(i)) for i, name in enumerate(("background", *foreground)))
 
 
@@ -83,11 +86,11 @@ def _items(pairs: list[_Pair], task: str) -> Iterator[Item]:
         patient = _PATIENT.match(pair.image.name)
         if patient is None:
             raise InputError(f"{pair.image}: names no patient: letters, seven digits and a hyphen are expected.")
-        index = 1 + LESIONS.index(pair.lesion) if task == "classes" else 1
+        index = 1 + LESIONS.index(pair.lesion) if task in BY_LESION else 1
         # The masks are soft, 0..255. A name may occur under two lesions, so the lesion goes into the stem.
         label = None if pair.mask is None else np.where(read_mask(pair.mask) > 127, index, 0).astype(np.uint8)
         stem = f"{pair.lesion.lower().replace(' ', '-')}-{pair.image.stem}"
-        yield Item(stem, patient[1], None, pair.image, label)
+        yield Item(stem, patient[1], None, pair.image, label, (index,) if task == "weak" else None)
 
 
 def _remarks(pairs: list[_Pair]) -> tuple[str, ...]:

@@ -1,0 +1,43 @@
+"""Image-level labels of a prepared set, present.json: image name → names of the foreground classes that it shows."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mpamatch.errors import InputError, unknown
+from mpamatch.files import read_json
+
+
+def read_present(path: Path, class_names: Sequence[str], images: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Image name → indices of the classes, in rising order; empty where the file is not there.
+
+    Raises InputError for an image that is none of `images`, an unknown class, or the background among the classes.
+    """
+    if not path.is_file():
+        return {}
+    content, known = read_json(path), set(images)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a JSON object of image names, each with a list of class names.")
+    present: dict[str, tuple[int, ...]] = {}
+    for name, shown in content.items():
+        if name not in known:
+            raise InputError(f"{path}: names {name}, which parts.json does not list: remove it.")
+        if not isinstance(shown, list):
+            raise InputError(f"{path}: {name} must have a list of class names, not {shown!r}.")
+        for one in shown:
+            if one not in class_names:
+                raise InputError(f"{path}: {name}: {unknown('class', str(one), class_names)}")
+            if one == class_names[0]:
+                raise InputError(f"{path}: {name}: {one!r} is the background, which no image-level label names.")
+        present[name] = tuple(sorted({class_names.index(one) for one in shown}))
+    return present
+
+
+def named(where: Path | str, present: Sequence[int], class_names: Sequence[str]) -> list[str]:
+    """The names of the classes of one image-level label. Raises InputError for an index that is no foreground class."""
+    for index in present:
+        if not 0 < index < len(class_names):
+            raise InputError(
+                f"{where}: its image-level label holds the class index {index}; the foreground classes are "
+                f"1..{len(class_names) - 1}."
+            )
+    return [class_names[index] for index in sorted(set(present))]
