@@ -102,7 +102,7 @@ def test_missing_folder(refused, ready, tmp_path):
     nope = tmp_path / "nope"
     refused(["prepare", "folder", nope, tmp_path / "out"], nope)
     refused(["prepare", "glas", nope, tmp_path / "out"], nope)
-    for kind in ("ebhi-seg", "busi", "acdc", "kpi"):
+    for kind in ("ebhi-seg", "busi", "acdc", "kpi", "bcss-wsss"):
         refused(["prepare", kind, nope, tmp_path / "out"], nope)
     refused(["split", nope, "--labelled", "4"], nope)
     refused(["check", nope], nope)

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mpamatch.data.prepared import PARTS, Prepared, RawSet, write_prepared
-from mpamatch.data.sources import acdc, busi, ebhi_seg, folder, glas, kpi, synthetic
+from mpamatch.data.sources import acdc, bcss_wsss, busi, ebhi_seg, folder, glas, kpi, synthetic
 from mpamatch.errors import InputError, unknown
 
 # The options that a kind understands; another one is an error, for it would silently do nothing.
 OPTIONS = {
     "acdc": ("regroup",),
+    "bcss-wsss": (),
     "busi": ("task",),
     "ebhi-seg": ("task",),
     "folder": ("mask_values", "instances", "group_regex", "regroup"),
@@ -24,6 +25,7 @@ OPTIONS = {
 }
 READERS: dict[str, Callable[..., RawSet]] = {
     "acdc": acdc.raw_set,
+    "bcss-wsss": bcss_wsss.raw_set,
     "busi": busi.raw_set,
     "ebhi-seg": ebhi_seg.raw_set,
     "folder": folder.raw_set,
