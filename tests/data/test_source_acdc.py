@@ -12,62 +12,17 @@ from mpamatch.data.checks import check
 from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import acdc
 from mpamatch.errors import InputError
-from tests.data.raw import arguments
 
 h5py = pytest.importorskip("h5py", reason="extra acdc is not installed")
 nibabel = pytest.importorskip("nibabel", reason="extra acdc is not installed")
 
-DEPTH, HEIGHT, WIDTH = 3, 20, 24
-
-
-def volume(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Greys (Z, H, W) int16 with an outlier, and labels (Z, H, W) uint8 that tell their slice."""
-    image = np.random.default_rng(seed).integers(0, 400, (DEPTH, HEIGHT, WIDTH)).astype(np.int16)
-    image[0, 0, 0] = 30000
-    label = np.zeros(image.shape, dtype=np.uint8)
-    for z in range(DEPTH):
-        label[z, 2 + z : 8, 3:9] = 1 + z % 3
-        label[z, 10:15, 4:20] = 1 + (z + 1) % 3
-    return image, label
-
-
-def nifti(folder: Path, patient: int, truth: bool = True) -> None:
-    """A patient as distributed: two moments, their ground truth, the 4D file and a table."""
-    name = f"patient{patient:03d}"
-    (folder / name).mkdir(parents=True)
-    for number in ("01", "12"):
-        image, label = volume(2 * patient + (number == "12"))
-        for ending, array in (("", image), ("_gt", label)):
-            if not ending or truth:
-                stored = nibabel.Nifti1Image(array.T, np.diag([1.5, 1.5, 10, 1]))
-                nibabel.save(stored, folder / name / f"{name}_frame{number}{ending}.nii.gz")
-    (folder / name / f"{name}_4d.nii.gz").write_bytes(b"never opened")
-    (folder / name / "Info.cfg").write_text("ED: 1\nES: 12\n")
-
-
-def hdf5(path: Path, **arrays: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
-    return path
-
-
-def slices(folder: Path, patient: int, frame: str = "01") -> None:
-    image, label = volume(2 * patient)
-    for z in range(DEPTH):
-        name = f"patient{patient:03d}_frame{frame}_slice_{z + 1}.h5"
-        hdf5(folder / name, image=image[z].astype(np.float32), label=label[z], scribble=label[z])
+from tests.data.acdc_files import DEPTH, HEIGHT, WIDTH, acdc_folder, hdf5, nifti, slices, volume  # noqa: E402
+from tests.data.raw import arguments  # noqa: E402
 
 
 @pytest.fixture
 def distributed(tmp_path) -> Path:
-    source = tmp_path / "ACDC"
-    for patient in range(1, 6):
-        nifti(source / "database" / "training", patient)
-    for patient in (101, 102):
-        nifti(source / "database" / "testing", patient)
-    return source
+    return acdc_folder(tmp_path)
 
 
 def test_nifti_is_cut_into_slices_with_their_labels(distributed):

@@ -12,18 +12,13 @@ from mpamatch.data.checks import check
 from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import busi
 from mpamatch.errors import InputError
-from tests.data.raw import SIZE, arguments, image, labels, mask
+from tests.data.raw import SIZE, arguments, busi_folder, image, labels, mask
 
 
 @pytest.fixture
 def ultrasound(tmp_path) -> Path:
-    """As the archive unpacks: six images of each kind, one with two masks, one without any."""
-    source = tmp_path / "Dataset_BUSI_with_GT"
-    for k, kind in enumerate(("benign", "malignant", "normal")):
-        for i in range(1, 7):
-            image(source / kind / f"{kind} ({i}).png", 10 * k + i)
-            mask(source / kind / f"{kind} ({i})_mask.png", [0] if kind == "normal" else [0, 0, 255])
-    mask(source / "benign" / "benign (1)_mask_1.png", [255, 0, 0])
+    """The folder that holds Dataset_BUSI_with_GT; some masks are missing."""
+    source = busi_folder(tmp_path)
     (source / "malignant" / "malignant (3)_mask.png").unlink()
     (source / "normal" / "normal (2)_mask.png").unlink()
     return tmp_path

@@ -1,6 +1,5 @@
 """KPIs on a made-up folder of its layout: cases, parts by folder, JPEG masks."""
 
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +12,12 @@ from mpamatch.data.checks import check
 from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import kpi
 from mpamatch.errors import InputError
-from tests.data.raw import SIZE, arguments, image
-
-
-def drawn(seed: int) -> np.ndarray:
-    """(H, W) bool: a block at a place of the seed's."""
-    label = np.zeros((SIZE[1], SIZE[0]), dtype=bool)
-    label[4:13, 3 + seed % 8 : 13 + seed % 8] = True
-    return label
-
-
-def case(folder: Path, names: list[str], ending: str = "_mask") -> None:
-    for i, name in enumerate(names):
-        image(folder / "img" / f"{name}_img.jpg", zlib.crc32(name.encode()))
-        (folder / "mask").mkdir(exist_ok=True)
-        Image.fromarray(np.uint8(255) * drawn(i)).save(folder / "mask" / f"{name}{ending}.jpg", quality=70)
+from tests.data.raw import SIZE, arguments, image, kpi_case, kpi_drawn, kpi_folder
 
 
 @pytest.fixture
 def kidneys(tmp_path) -> Path:
-    """Five training cases of two groups and a test case, and a folder of slides that is not read."""
-    source = tmp_path / "KPIs24"
-    training = source / "KPIs24 Training Data" / "Task1_patch_level" / "data"
-    for number in (116, 117, 118):
-        case(training / "56Nx" / f"12_{number}", [f"56Nx_12_{number}_{i}_4096_0" for i in range(2)])
-    for number in (361, 362):
-        case(training / "DN" / f"11-{number}", [f"11-{number}_{i}_0_0" for i in range(2)], ending="_img")
-    test = source / "KPIs24 Testing Data" / "Task1_patch_level" / "test"
-    case(test / "56Nx" / "12-299", ["12-299_37_11264_1024", "12-299_38_0_0"])
-    (source / "KPIs24 Training Data" / "Task2_WSI_level" / "56Nx").mkdir(parents=True)
-    (source / "KPIs24 Training Data" / "Task2_WSI_level" / "56Nx" / "12-116_wsi.tiff").write_bytes(b"a slide")
-    return source
+    return kpi_folder(tmp_path)
 
 
 def test_cases_and_parts(kidneys):
@@ -61,7 +35,7 @@ def test_cases_and_parts(kidneys):
 
 
 def test_an_official_validation_part_is_kept(kidneys):
-    case(kidneys / "KPIs24_Validation_Data" / "Task1_patch_level" / "validation" / "DN" / "11-370", ["a", "b"])
+    kpi_case(kidneys / "KPIs24_Validation_Data" / "Task1_patch_level" / "validation" / "DN" / "11-370", ["a", "b"])
     items = list(kpi.raw_set(kidneys).items)
     assert {one.group for one in items if one.part == "validation"} == {"DN-11-370"}
     assert sum(one.part == "train" for one in items) == 10
@@ -81,8 +55,8 @@ def test_jpeg_masks_take_the_nearer_of_two_values(kidneys):
     with Image.open(path) as stored:
         assert len(np.unique(np.asarray(stored))) > 2
     items = {one.stem: one for one in kpi.raw_set(kidneys).items}
-    assert np.array_equal(items["56Nx-12-116-56Nx_12_116_1_4096_0"].label, drawn(1))
-    assert np.array_equal(items["DN-11-361-11-361_0_0_0"].label, drawn(0)), "a mask that is named like its image"
+    assert np.array_equal(items["56Nx-12-116-56Nx_12_116_1_4096_0"].label, kpi_drawn(1))
+    assert np.array_equal(items["DN-11-361-11-361_0_0_0"].label, kpi_drawn(0)), "a mask that is named like its image"
 
 
 def test_prepared_checked_and_split_by_case(kidneys, tmp_path, capsys):
@@ -130,7 +104,7 @@ def test_bad_input(kidneys, tmp_path):
 
 
 def test_a_case_in_two_parts_is_refused(kidneys, tmp_path):
-    case(kidneys / "KPIs24 Testing Data" / "Task1_patch_level" / "test" / "56Nx" / "12-116", ["new"])
+    kpi_case(kidneys / "KPIs24 Testing Data" / "Task1_patch_level" / "test" / "56Nx" / "12-116", ["new"])
     with pytest.raises(InputError, match="the group '56Nx-12-116' is in"):
         prepare.run(arguments(kind="kpi", source=kidneys, dest=tmp_path / "out"))
     prepare.run(arguments(kind="kpi", source=kidneys, dest=tmp_path / "out", regroup=True))
