@@ -11,7 +11,7 @@ from mpamatch.benchmarks import cases, inputs
 from mpamatch.benchmarks.cases import Case
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 
-REGION = 32  # pixels: noise would have every distance near 1
+REGION = 16  # pixels: noise would have every distance near 1
 
 
 def make(case: Case, device: str) -> Inputs:
