@@ -11,14 +11,14 @@ from mpamatch.benchmarks import cases, inputs
 from mpamatch.benchmarks.cases import Case
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 
-REGION = 16  # pixels: noise would have every distance near 1
+ACROSS = 16  # regions along each side: noise would have every distance near 1
 
 
 def make(case: Case, device: str) -> Inputs:
-    """Squares of one class; `classes` (C, 0) carries their number, as every input of a benchmark is a tensor."""
+    """Regions of one class; `classes` (C, 0) carries their number, as every input of a benchmark is a tensor."""
     batch, height, width = case.shape
-    coarse = inputs.label(case, "cpu", batch, height // REGION, width // REGION)
-    label = coarse.repeat_interleave(REGION, 1).repeat_interleave(REGION, 2)
+    coarse = inputs.label(case, "cpu", batch, ACROSS, ACROSS)
+    label = coarse.repeat_interleave(height // ACROSS, 1).repeat_interleave(width // ACROSS, 2)
     return {"label": label.to(device), "classes": torch.empty(case.c, 0)}
 
 
