@@ -16,11 +16,11 @@ from mpamatch.errors import InputError
 from mpamatch.studies import sweep as sweep_module
 from mpamatch.studies import worker
 from mpamatch.studies.sweep import Case, Sweep, read_results, run_case, run_cases
-from tests.tiny import FIELDS, OF_MPAMATCH, assert_same_run, make_set, silent, train_until
+from tests.tiny import FIELDS, OF_METHODS, assert_same_run, make_set, silent, train_until
 
 FLAGS = [
     word
-    for name, value in {**FIELDS, **OF_MPAMATCH}.items()
+    for name, value in {**FIELDS, **OF_METHODS["mpamatch"]}.items()
     if name != "method.prototypes"
     for word in (f"--{name}", str(value))
 ]
