@@ -29,8 +29,25 @@ class MeanTeacherConfig:
     ramp: int = 200
 
 
-class MeanTeacher(Method):
-    """L_labelled + weight · ramp · MSE(student on strong view, teacher on weak view). The teacher predicts."""
+class Taught(Method):
+    """A method whose `teacher`, an average of the network's past selves, predicts."""
+
+    def __init__(self, model: TransUNet):
+        super().__init__(model)
+        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Taught":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @property
+    def deployed(self) -> TransUNet:
+        return self.teacher
+
+
+class MeanTeacher(Taught):
+    """L_labelled + weight · ramp · MSE(student on strong view, teacher on weak view)."""
 
     strong_views = 1
 
@@ -41,16 +58,6 @@ class MeanTeacher(Method):
                 f"method.decay, method.ramp: expected 0 <= decay < 1, ramp >= 1, got {config.decay}, {config.ramp}."
             )
         self.config = config
-        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "MeanTeacher":
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    @property
-    def deployed(self) -> TransUNet:
-        return self.teacher
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None

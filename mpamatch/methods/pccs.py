@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from mpamatch import ops
 from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
-from mpamatch.methods.base import Method
 from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
-from mpamatch.methods.mean_teacher import ema_
+from mpamatch.methods.mean_teacher import Taught, ema_
 from mpamatch.methods.mpamatch import centre_sample
 from mpamatch.methods.pccs_terms import (
     consistency,
@@ -73,7 +72,7 @@ class PCCSConfig:
     ramp: int = 30000
 
 
-class Taught(NamedTuple):
+class Lesson(NamedTuple):
     """What the teacher says about the weak view, in cells of the embedding's grid."""
 
     label: Tensor  # (B, h, w) u8, 255 where not valid
@@ -86,7 +85,7 @@ class Taught(NamedTuple):
         return self.label.shape[-2], self.label.shape[-1]
 
 
-class PCCS(Method):
+class PCCS(Taught):
     """L_labelled + weight_consistency·ramp·(squares + weight_entropy·entropies) + weight_contrast·contrast +
     weight_auxiliary·auxiliary. The teacher's classifier predicts."""
 
@@ -101,17 +100,7 @@ class PCCS(Method):
             nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
         )
         self.bank = PrototypeBank(model.classes, config.prototypes, width)
-        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
         self.teacher_project = copy.deepcopy(self.project).requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "PCCS":
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    @property
-    def deployed(self) -> TransUNet:
-        return self.teacher
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
@@ -149,7 +138,7 @@ class PCCS(Method):
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, "agreed": share(agreed, known)}
 
     @torch.no_grad()
-    def teach(self, u: Unlabelled) -> Taught:
+    def teach(self, u: Unlabelled) -> Lesson:
         """The teacher's pseudo-label, probability, uncertainty and embedding on the weak view."""
         logits, embedding = self.teacher(u.weak)
         size = (embedding.shape[-2], embedding.shape[-1])
@@ -159,9 +148,9 @@ class PCCS(Method):
         probability = working(cells).softmax(1)
         uncertain = entropy(probability, 1) >= self.config.uncertain * math.log(max(self.model.classes, 2))
         label = torch.where(valid, label, ops.IGNORE)
-        return Taught(label, probability.flatten(2).movedim(1, 2), uncertain, rows(self.teacher_project, embedding))
+        return Lesson(label, probability.flatten(2).movedim(1, 2), uncertain, rows(self.teacher_project, embedding))
 
-    def _update(self, taught: Taught, weight: Tensor) -> Tensor:
+    def _update(self, taught: Lesson, weight: Tensor) -> Tensor:
         """Moves the prototypes by the teacher's embeddings of weight > 0; the assignment of all: (N,) i32."""
         config, group = self.config, all_ranks()
         label = taught.label.flatten()
@@ -171,7 +160,7 @@ class PCCS(Method):
         self.bank.update(taught.z, assignment, weight, momentum=config.momentum, group=group)
         return assignment
 
-    def _level_contrast(self, z: Tensor, taught: Taught, mixes: Tensor) -> Tensor:
+    def _level_contrast(self, z: Tensor, taught: Lesson, mixes: Tensor) -> Tensor:
         """The contrast of the batch's distance prototypes, which are mixed into the bank where `mixes`."""
         config = self.config
         sets = level_sets(taught.label, taught.uncertain, self.model.classes, config.levels)
@@ -183,7 +172,7 @@ class PCCS(Method):
         return level_contrast(found.direction, found, config.temperature)
 
     @torch.no_grad()
-    def _wanted(self, taught: Taught, valid: Tensor) -> Tensor:
+    def _wanted(self, taught: Lesson, valid: Tensor) -> Tensor:
         """The teacher's probabilities by its prototypes, at the image's size: (B, C, H, W)."""
         distance, _ = ops.prototype_distance(taught.z, self.bank.prototypes)
         score = (-distance / self.config.temperature).unflatten(0, taught.label.shape).movedim(-1, 1)
