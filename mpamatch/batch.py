@@ -9,7 +9,9 @@ from torch import Tensor
 
 class Labelled(NamedTuple):
     image: Tensor  # (B, 3, H, W) f32, normalised for the encoder
-    label: Tensor  # (B, H, W) u8, 255 = ignore
+    label: Tensor  # (B, H, W) u8, 255 = ignore; 255 everywhere for a method that learns from image-level labels
+    # (B, C) f32 for such a method: 1 where the image shows the class; column 0, the background, holds no knowledge
+    present: Tensor | None = None
 
 
 class Unlabelled(NamedTuple):

@@ -37,7 +37,7 @@ def table(scores: dict[str, Any]) -> Table:
 
 
 def summary(scores: dict[str, Any]) -> list[str]:
-    """The means per image and the object scores, a line each."""
+    """The means per image, the object scores, and with and without being told what images show; a line each."""
     each = scores["per_image"]
     lines = [f"mean over images: mDice {percent(each['mdice'])}, mIoU {percent(each['miou'])}"]
     if scores.get("objects"):
@@ -47,6 +47,9 @@ def summary(scores: dict[str, Any]) -> list[str]:
             f"objects (GlaS challenge): F1 {percent(objects['f1'])}, Dice {percent(objects['dice'])}, "
             f"Hausdorff {hausdorff}"
         )
+    if told := scores.get("with_image_labels"):
+        for name, found in (("image alone", scores), ("told the image's label", told)):
+            lines.append(f"{name}: mDice {percent(found['mdice'])}, mIoU {percent(found['miou'])}")
     return lines
 
 

@@ -40,6 +40,7 @@ RECIPES = {
     "ebhi-seg-gland": "ebhi-seg-gland",
     "ebhi-seg-cancer": "ebhi-seg-cancer",
     "ebhi-seg-classes": "ebhi-seg-classes",
+    "ebhi-seg-weak": "ebhi-seg-weak",
     "glas-gland": "glas",
     "kpi": "kpi",
 }

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from mpamatch.data.feeds import Feed, feed_class
-from mpamatch.data.prepared import Prepared, load_prepared, training_lists
+from mpamatch.data.prepared import Prepared, load_prepared, training_lists, weak_training_lists
 from mpamatch.engine.config import Config
 from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.methods import Method, build_method
+from mpamatch.models.image import ImageEncoder, build_image_encoder
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
 from mpamatch.models.text import build_text_encoder
 from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
@@ -31,7 +32,7 @@ def build_training(config: Config, prepared: Prepared, *, fresh: bool = True) ->
     torch.manual_seed(config.engine.seed)
     model = build_model(_without_weights(config.model) if not fresh else config.model, len(prepared.classes))
     model.config = config.model
-    return build_method(config.method, model, _text(config.method, prepared))
+    return build_method(config.method, model, _text(config.method, prepared), _image(config.method))
 
 
 def _without_weights(config: ModelConfig) -> ModelConfig:
@@ -49,11 +50,17 @@ def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
     )
 
 
+def _image(method: Any) -> ImageEncoder | None:
+    name = getattr(method, "image_encoder", "none")
+    return None if name == "none" else build_image_encoder(name, method.image_weights)
+
+
 def build_feed(
     config: Config, prepared: Prepared, method: Method, *, rank: int, ranks: int, device: torch.device
 ) -> Feed:
     """The feed of this rank's share of every global batch, for a step on `device`."""
-    labelled, unlabelled = training_lists(prepared, config.data.split)
+    lists = weak_training_lists if method.image_labels else training_lists
+    labelled, unlabelled = lists(prepared, config.data.split)
     encoder = method.model.encoder
     return feed_class(config.data.feed, device)(
         prepared,
@@ -67,6 +74,7 @@ def build_feed(
         std=encoder.std,
         rank=rank,
         ranks=ranks,
+        image_labels=method.image_labels,
         device=device,
     )
 
@@ -104,4 +112,7 @@ def frozen_identity(config: Config, method: Method) -> dict[str, dict[str, str]]
     text = getattr(method, "text", None)
     if text is not None:
         identity["text"] = dict(text.identity)
+    image = getattr(method, "image", None)
+    if image is not None:
+        identity["image"] = dict(image.identity)
     return identity

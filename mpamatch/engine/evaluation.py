@@ -4,8 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from mpamatch.data.cache import Images
-from mpamatch.data.prepared import PARTS, load_prepared
+from mpamatch.data.prepared import PARTS, Prepared, load_prepared
 from mpamatch.engine import world
 from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.config import load_saved
@@ -13,13 +17,15 @@ from mpamatch.engine.metrics import SegmentationMetrics
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import write_json
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.models.prototype_maps import PrototypeMaps
 
 TOGETHER = 8  # images whose windows share batches
 
 
-def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) -> dict[str, Any]:
+def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool, known: bool = False) -> dict[str, Any]:
     """Scores over the labelled images of `part`, as `SegmentationMetrics.compute` gives them: fractions 0..1.
 
+    `known`: the network is told by its image-level label what each image shows, as `takes_image_labels` allows.
     The ranks share the chunks of TOGETHER images, and their sums are added in the order of the chunks, so that any
     number of ranks gives the same numbers to the last bit.
     Raises InputError for an unknown part or one without labels.
@@ -31,7 +37,9 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) 
     if not names:
         raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
     chunks = list(_chunks(names))
-    mine = {index: _of_chunk(segmenter, images, chunks[index], objects) for index in world.mine(range(len(chunks)))}
+    mine = {
+        index: _of_chunk(segmenter, images, chunks[index], objects, known) for index in world.mine(range(len(chunks)))
+    }
     by_chunk = {index: found for of_rank in world.gather(mine) for index, found in of_rank.items()}
     metrics = SegmentationMetrics(prepared.class_names, objects=objects)
     for index in range(len(chunks)):
@@ -39,18 +47,43 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool) 
     return {"part": part, "images": len(names), **metrics.compute()}
 
 
-def _of_chunk(segmenter: Segmenter, images: Images, names: Sequence[str], objects: bool) -> SegmentationMetrics:
+def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> bool:
+    """Whether the network can be told what an image shows, and all labelled images of the part say it."""
+    return isinstance(segmenter.model, PrototypeMaps) and set(prepared.labelled(part)) <= set(prepared.present)
+
+
+def _of_chunk(
+    segmenter: Segmenter, images: Images, names: Sequence[str], objects: bool, known: bool
+) -> SegmentationMetrics:
     metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
-    for probability, (_, label) in zip(segmenter.probabilities([image for image, _ in pairs]), pairs, strict=True):
+    if known:
+        found = [
+            _told(segmenter, image, images.prepared.present[name])
+            for name, (image, _) in zip(names, pairs, strict=True)
+        ]
+    else:
+        found = segmenter.probabilities([image for image, _ in pairs])
+    for probability, (_, label) in zip(found, pairs, strict=True):
         metrics.update(probability.max(0).indices, label)
     return metrics
+
+
+def _told(segmenter: Segmenter, image: np.ndarray, present: Sequence[int]) -> Tensor:  # (C, H, W)
+    """The probabilities of an image whose foreground classes are known."""
+    assert isinstance(segmenter.model, PrototypeMaps)
+    row = torch.zeros(len(segmenter.class_names))
+    row[list(present)] = 1
+    with segmenter.model.known(row.to(segmenter.device)):
+        return segmenter.probabilities(image)
 
 
 def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run and writes RUN/evaluation-PART.json.
 
-    `data` None stands for the data set it was trained on. Raises InputError where the classes differ.
+    `data` None stands for the data set it was trained on. "with_image_labels": the scores where the network is told
+    what each image shows, in all cases where it can be, beside those where it is not. Raises InputError where the
+    classes differ.
     """
     config = load_saved(run / "config.yaml")
     if world.started() > 1:
@@ -62,7 +95,11 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
             f"{prepared.root}: its classes ({', '.join(prepared.class_names)}) are not those of the run "
             f"({', '.join(segmenter.class_names)})."
         )
-    scores = evaluate(segmenter, Images(prepared, cache_mb=0), part, objects=True)
+    images = Images(prepared, cache_mb=0)
+    scores = evaluate(segmenter, images, part, objects=True)
+    if takes_image_labels(segmenter, prepared, part):
+        told = evaluate(segmenter, images, part, objects=False, known=True)
+        scores["with_image_labels"] = {name: value for name, value in told.items() if name not in ("part", "images")}
     if world.rank() == 0:
         write_json(run / f"evaluation-{part}.json", {"run": str(run), "data": str(prepared.root), **scores})
     return scores

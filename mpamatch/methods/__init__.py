@@ -6,11 +6,13 @@ from typing import Any
 from mpamatch.errors import unknown
 from mpamatch.methods.base import Method
 from mpamatch.methods.fixmatch import FixMatch, FixMatchConfig
+from mpamatch.methods.lpd import LPD, LPDConfig
 from mpamatch.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
 from mpamatch.methods.mpamatch import MPAMatch, MPAMatchConfig
 from mpamatch.methods.pccs import PCCS, PCCSConfig
 from mpamatch.methods.supervised import Supervised, SupervisedConfig
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig
+from mpamatch.models.image import ImageEncoder
 from mpamatch.models.prompt import TextPrototypes
 from mpamatch.models.transunet import TransUNet
 
@@ -21,6 +23,7 @@ METHODS: dict[str, tuple[type[Method], type]] = {
     "unimatch": (UniMatch, UniMatchConfig),
     "mpamatch": (MPAMatch, MPAMatchConfig),
     "pccs": (PCCS, PCCSConfig),
+    "lpd": (LPD, LPDConfig),
 }
 
 
@@ -31,8 +34,11 @@ def config_class(name: str) -> type:
     return METHODS[name][1]
 
 
-def build_method(config: Any, model: TransUNet, text: TextPrototypes | None = None) -> Method:
+def build_method(
+    config: Any, model: TransUNet, text: TextPrototypes | None = None, image: ImageEncoder | None = None
+) -> Method:
     """The method that `config` (one of the method configurations) describes, on `model`."""
-    method = METHODS[config.name][0]
-    wants_text = any(field.name == "text_encoder" for field in fields(config))
-    return method(model, config, text) if wants_text else method(model, config)  # type: ignore[call-arg]
+    method: Any = METHODS[config.name][0]
+    known = {field.name for field in fields(config)}
+    towers = ([text] if "text_encoder" in known else []) + ([image] if "image_encoder" in known else [])
+    return method(model, config, *towers)

@@ -6,21 +6,27 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpamatch.batch import Batch
+from mpamatch.errors import InputError
 from mpamatch.models.transunet import TransUNet
 
 
 class Method(nn.Module, ABC):
     """A method is an nn.Module whose forward turns a batch into named losses; it knows no file, optimizer or device.
 
-    Class attributes say what the feed must bring: `strong_views` (0, 1 or 2; 0 = no unlabelled images) and
-    `feature_dropout` (channel noise). All state is in parameters and buffers.
+    Class attributes say what the feed must bring: `strong_views` (0, 1 or 2; 0 = no unlabelled images),
+    `feature_dropout` (channel noise) and `image_labels` (image-level labels in place of labels: masks stay unseen).
+    `head` is the model.head that it trains. All state is in parameters and buffers.
     """
 
     strong_views = 0
     feature_dropout = False
+    image_labels = False
+    head = "decoder"
 
     def __init__(self, model: TransUNet):
         super().__init__()
+        if model.config.head != self.head:
+            raise InputError(f"model.head: {model.config.head} is not what this method trains; take {self.head}.")
         self.model = model
 
     @abstractmethod

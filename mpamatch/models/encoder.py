@@ -1,4 +1,4 @@
-"""Encoders, from image to feature maps, shallow to deep: any timm ViT, the R50+ViT hybrid, a small one for CPUs."""
+"""Encoders, from image to feature maps, shallow to deep: timm's ViTs and R50+ViT hybrid, MiT, a small one for CPUs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 HUB = {"uni": "hf-hub:MahmoodLab/UNI", "uni2-h": "hf-hub:MahmoodLab/UNI2-h"}
+MIT = tuple(f"mit_b{size}" for size in range(6))
 SMALL = {"small_hybrid": 2, "small_conv": 0}  # name → transformer blocks at stride 16
 
 
@@ -109,6 +110,30 @@ class HybridViTEncoder(Encoder):
         return (*maps, tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width))
 
 
+class MiTEncoder(Encoder):
+    """SegFormer's Mix Transformer (arXiv 2105.15203) with strides 4, 2, 2, 1: maps at strides 4, 8, 16 and 16 (LPD).
+
+    segmentation_models_pytorch's, with the last patch embedding moving one step at a time, and no stochastic depth: a
+    step is to depend on its batch alone.
+    """
+
+    def __init__(self, mit: Any):
+        super().__init__()
+        self.mit = mit
+        mit.patch_embed4.proj.stride = (1, 1)
+        mit.reset_drop_path(0.0)
+        self.channels, self.strides, self.multiple = tuple(mit.out_channels[2:]), (4, 8, 16, 16), 16
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps, x = [], image
+        for number in range(1, 5):
+            x = getattr(self.mit, f"patch_embed{number}")(x)
+            x = self.through(getattr(self.mit, f"block{number}"), x)
+            x = getattr(self.mit, f"norm{number}")(x).contiguous()
+            maps.append(x)
+        return tuple(maps)
+
+
 class SmallEncoder(Encoder):
     """Convolutions down to stride 16, then `blocks` transformer blocks: for CPUs and training from scratch."""
 
@@ -160,14 +185,17 @@ def groups_of(channels: int) -> int:
 
 
 def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
-    """The encoder called `name`: small_hybrid, small_conv, uni, uni2-h, or any ViT of timm by its name.
+    """The encoder called `name`: small_hybrid, small_conv, uni, uni2-h, mit_b0 to mit_b5, or any ViT of timm by name.
 
-    `weights`: None (random), "timm" (the weights timm publishes for the name), "hub" (UNI and UNI2-h, gated), an
-    "hf-hub:…" id, or a local checkpoint. Raises InputError for an unknown name and for weights that do not fit.
+    `weights`: None (random), "timm" (the weights timm publishes for the name), "smp" (mit_b*, ImageNet, published by
+    segmentation_models_pytorch), "hub" (UNI and UNI2-h, gated), an "hf-hub:…" id, or a local checkpoint. Raises
+    InputError for an unknown name and for weights that do not fit.
     """
+    if name in MIT:
+        return _mit(name, weights)
     if name in SMALL:
         encoder: Encoder = SmallEncoder(SMALL[name], norm)
-        if weights in ("timm", "hub"):
+        if weights in ("timm", "hub", "smp"):
             raise InputError(
                 f"model.encoder_weights: nobody publishes weights of {name!r}; give a file or leave it out."
             )
@@ -182,6 +210,24 @@ def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
     return encoder
 
 
+def _mit(name: str, weights: str | None) -> MiTEncoder:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    if weights in ("timm", "hub"):
+        raise InputError(f"model.encoder_weights: {weights!r} has no weights of {name!r}; give a file or 'smp'.")
+    try:
+        mit: Any = get_encoder(name, weights="imagenet" if weights == "smp" else None)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"model.encoder_weights: 'smp' could not be fetched for {name!r} ({type(error).__name__}); download the "
+            "file and give its path."
+        ) from error
+    if weights and weights != "smp":
+        state = {k: v for k, v in read_state_dict(Path(weights)).items() if not k.startswith("head.")}
+        load_checked(mit, state, weights)
+    return MiTEncoder(mit)
+
+
 def _timm_vit(name: str, weights: str | None) -> VisionTransformer:
     arguments: dict[str, Any] = {
         "num_classes": 0,
@@ -191,7 +237,7 @@ def _timm_vit(name: str, weights: str | None) -> VisionTransformer:
     }
     model_name = arguments.pop("model_name")
     if not timm.is_model(model_name):
-        raise unknown("model.encoder", name, [*PRESETS, *SMALL, *timm.list_models("vit_*")])
+        raise unknown("model.encoder", name, [*PRESETS, *SMALL, *MIT, *timm.list_models("vit_*")])
     hub = HUB.get(name) if weights == "hub" else weights if weights and weights.startswith("hf-hub:") else None
     if weights == "hub" and hub is None:
         raise InputError(

@@ -76,18 +76,21 @@ class PrototypeBank(nn.Module):
     def health(self) -> dict[str, Tensor]:
         """Each (): `in_use`, the share of prototypes moved within the last 100 steps; `cosine_within` and
         `cosine_between`, the mean cosine of different prototypes of one class and of different classes."""
-        classes, per_class, width = self.prototypes.shape
-        flat = unit(self.prototypes).reshape(-1, width)
-        cosine = flat @ flat.T
-        owner = torch.arange(classes, device=flat.device).repeat_interleave(per_class)
-        same = owner[:, None] == owner
-        other = ~torch.eye(classes * per_class, dtype=torch.bool, device=flat.device)
+        return {"in_use": (self.idle < self.IN_USE).to(self.prototypes.dtype).mean(), **mean_cosines(self.prototypes)}
 
-        def mean_where(chosen: Tensor) -> Tensor:
-            return (cosine * chosen).sum() / chosen.sum().clamp(min=1)
 
-        return {
-            "in_use": (self.idle < self.IN_USE).to(flat.dtype).mean(),
-            "cosine_within": mean_where(same & other),
-            "cosine_between": mean_where(~same),
-        }
+@torch.no_grad()
+def mean_cosines(prototypes: Tensor) -> dict[str, Tensor]:  # (C, K, D)
+    """Each (): `cosine_within` and `cosine_between`, the mean cosine of different prototypes of one class and of
+    different classes; 0 where there are none."""
+    classes, per_class, width = prototypes.shape
+    flat = unit(prototypes).reshape(-1, width)
+    cosine = flat @ flat.T
+    owner = torch.arange(classes, device=flat.device).repeat_interleave(per_class)
+    same = owner[:, None] == owner
+    other = ~torch.eye(classes * per_class, dtype=torch.bool, device=flat.device)
+
+    def mean_where(chosen: Tensor) -> Tensor:
+        return (cosine * chosen).sum() / chosen.sum().clamp(min=1)
+
+    return {"cosine_within": mean_where(same & other), "cosine_between": mean_where(~same)}

@@ -1,7 +1,7 @@
 """TransUNet and TransUNi: an encoder, four blocks of ×2 with or without skips, and a head."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from mpamatch.models.encoder import Encoder, build_encoder, conv_norm
 from mpamatch.models.recompute import recomputed
 
 TUNINGS = ("full", "lora", "frozen")
+HEADS = ("decoder", "maps")
 
 
 @dataclass
@@ -20,9 +21,11 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, or any timm ViT by name, such as
-            vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
-        encoder_weights: nothing (random), a checkpoint file, timm (published by it), hub (uni, uni2-h), or hf-hub:ID.
+        encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, mit_b0 to mit_b5, or any timm ViT by
+            name, such as vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
+        encoder_weights: nothing (random), a checkpoint file, timm or smp (published by them), hub (uni, uni2-h), or
+            hf-hub:ID.
+        head: decoder (TransUNet's); or maps of learnable prototypes, which the method lpd trains.
         tuning: full, lora (adapters in the attention of a ViT) or frozen; the last two need encoder_weights.
         lora_rank: rank of the adapters.
         encoder_lr_scale: learning rate of a pretrained encoder as a factor of the heads'.
@@ -32,6 +35,12 @@ class ModelConfig:
         head_kernel: 1 (MPAMatch) or 3 (TransUNet).
         checkpointing: whether backward computes the activations of encoder and decoder blocks again instead of keeping
             them: less memory for more time.
+        prototypes: of the maps, for each foreground class, K.
+        prototype_width: their size, D.
+        map_weights: of the maps of scales 2, 3 and 4, in the loss and in prediction.
+        background: the score of the background among maps of 0 to 1, in prediction.
+        test_flips: whether maps are means over the image and its two mirror images, in prediction.
+        test_scales: sizes of the image, as factors of its own, that maps are means over, in prediction.
     """
 
     encoder: str = "small_hybrid"
@@ -39,11 +48,18 @@ class ModelConfig:
     tuning: str = "full"
     lora_rank: int = 8
     encoder_lr_scale: float = 0.1
+    head: str = "decoder"
     decoder_width: int = 512
     decoder_channels: list[int] = field(default_factory=lambda: [256, 128, 64, 16])
     norm: str = "batch"
     head_kernel: int = 1
     checkpointing: bool = False
+    prototypes: int = 10
+    prototype_width: int = 512
+    map_weights: list[float] = field(default_factory=lambda: [0.1, 1.0, 1.0])
+    background: float = 0.3
+    test_flips: bool = True
+    test_scales: list[float] = field(default_factory=lambda: [1.0])
 
 
 class Prediction(NamedTuple):
@@ -105,7 +121,8 @@ class TransUNet(nn.Module):
 
     def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
         super().__init__()
-        self.encoder, self.decoder, self.config = encoder, Decoder(encoder, classes, config), config
+        self.encoder, self.config = encoder, config
+        self.decoder: Any = self.head(encoder, classes, config)
         self.classes, self.embedding_width = classes, config.decoder_channels[1]
         self.frozen = config.tuning == "frozen"
         if self.frozen:
@@ -115,6 +132,10 @@ class TransUNet(nn.Module):
         if config.checkpointing:
             self.encoder.recompute()
         self.train()
+
+    def head(self, encoder: Encoder, classes: int, config: ModelConfig) -> nn.Module:
+        """What follows the encoder."""
+        return Decoder(encoder, classes, config)
 
     def train(self, mode: bool = True) -> "TransUNet":
         super().train(mode)
@@ -158,4 +179,11 @@ def build_model(config: ModelConfig, classes: int) -> TransUNet:
         )
     if config.lora_rank < 1:
         raise InputError(f"model.lora_rank: expected at least 1, got {config.lora_rank}.")
-    return TransUNet(build_encoder(config.encoder, config.encoder_weights, config.norm), classes, config)
+    if config.head not in HEADS:
+        raise unknown("model.head", config.head, HEADS)
+    network = TransUNet
+    if config.head == "maps":
+        from mpamatch.models.prototype_maps import PrototypeMaps  # which builds on this file
+
+        network = PrototypeMaps
+    return network(build_encoder(config.encoder, config.encoder_weights, config.norm), classes, config)

@@ -60,7 +60,7 @@ def test_all_feeds_make_the_same_kind_of_batch(root):
     for feed in ("pil", "torchvision"):
         batch = next(bench_feed.batches(of_tiny(root, Variant(feed, "natural", 1)), feed, 1))
         views = batch.unlabelled[:6]  # UniMatch's loader has no noise for dropping features
-        shapes[feed] = [(tuple(t.shape), t.dtype) for t in (*batch.labelled, *views)]
+        shapes[feed] = [(tuple(t.shape), t.dtype) for t in (*batch.labelled[:2], *views)]
         assert -3 < batch.unlabelled.strong2.mean() < 3
     assert shapes["pil"] == shapes["torchvision"]
 

@@ -95,7 +95,7 @@ def test_a_thousand_resized_draws_show_the_label_of_their_colour(kind, tmp_path)
     feed = feed_of(prepared_at(tmp_path), config, kind, strong_views=0)
     pure = 0
     for step in range(125):
-        image, label = feed[step].labelled
+        image, label, _ = feed[step].labelled
         near = (image[:, None] * 255 - torch.from_numpy(colours)[:, :, None, None]).abs().amax(2) < 0.01  # (B, 5, H, W)
         own = near.any(1) & (label != 255)
         assert torch.equal(near.int().argmax(1)[own], label.long()[own])

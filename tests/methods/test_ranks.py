@@ -35,7 +35,7 @@ Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; 
 
 def _half(data: Batch, rank: int) -> Batch:
     def cut(part: Any) -> Any:
-        return type(part)(*(x[rank * len(x) // RANKS : (rank + 1) * len(x) // RANKS] for x in part))
+        return type(part)(*(None if x is None else x.chunk(RANKS)[rank] for x in part))
 
     assert data.unlabelled is not None
     return Batch(cut(data.labelled), cut(data.unlabelled))

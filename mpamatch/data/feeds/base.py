@@ -1,10 +1,11 @@
 """What every feed shares: which image stands in which slot, and what happens where it cannot be read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.data.config import DataConfig
@@ -41,6 +42,7 @@ class Feed(ABC):
         std: tuple[float, ...],
         rank: int = 0,
         ranks: int = 1,
+        image_labels: bool = False,  # Labelled.present instead of labels: no mask is read
         device: torch.device | None = None,  # that the batches are for; None: the CPU
     ):
         _check(config, ranks)
@@ -54,6 +56,7 @@ class Feed(ABC):
         self.prepared, self.config, self.seed = prepared, config, seed
         self.labelled, self.unlabelled, self.strong_views = labelled, unlabelled, strong_views
         self.mean, self.std = mean, std
+        self.image_labels = image_labels
         self.rank, self.ranks, self.device = rank, ranks, device or torch.device("cpu")
         self.skipped: dict[str, str] = {}
 
@@ -64,6 +67,19 @@ class Feed(ABC):
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start … stop−1, made ahead of their use. Raises InputError as feed[step] does."""
+
+    def has_label(self, stream: int) -> bool:
+        """Whether the masks of a stream are read."""
+        return stream == LABELLED and not self.image_labels
+
+    def present(self, names: Sequence[str]) -> Tensor | None:  # (B, C) f32
+        """The image-level labels of the images of a batch, for Labelled.present."""
+        if not self.image_labels:
+            return None
+        rows = torch.zeros(len(names), len(self.prepared.classes))
+        for row, name in zip(rows, names, strict=True):
+            row[list(self.prepared.present[name])] = 1
+        return rows
 
     def names(self, stream: int) -> tuple[str, ...]:
         return self.labelled if stream == LABELLED else self.unlabelled

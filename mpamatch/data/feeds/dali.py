@@ -20,7 +20,7 @@ from mpamatch.data.draws import LABELLED, UNLABELLED, SampleDraw
 from mpamatch.data.feeds.base import Feed
 from mpamatch.data.feeds.graph import build_pipeline, colour_arguments, inputs_of, turn_arguments
 from mpamatch.errors import InputError
-from mpamatch.images import plain_size
+from mpamatch.images import IGNORE, plain_size
 
 AHEAD = 2  # runs under way in DALI, beside the batches that a thread has ready
 TOGETHER = 16  # images of a list in a run, where a step has fewer: a run costs DALI about as much as two images
@@ -124,7 +124,7 @@ class DaliFeed(Feed):
         for stream, names in sent.names.items():
             for name in names:
                 try:
-                    self.reader.labelled(name) if stream == LABELLED else self.reader.image(name)
+                    self.reader.labelled(name) if self.has_label(stream) else self.reader.image(name)
                 except InputError as unfit:
                     self.refuse(name, unfit)
                 if self.decoder[stream][self.places[name]] == BY_DALI:
@@ -136,8 +136,9 @@ class DaliFeed(Feed):
                 self.decoder[stream][place] = BY_READER
 
     def _batch(self, sent: "_Sent", made: dict[int, list[Tensor]]) -> Batch:
-        image, label = made[LABELLED]
-        labelled = Labelled(image, label.squeeze(-1))
+        image, *label = made[LABELLED]
+        known = label[0].squeeze(-1) if label else image.new_full(image[:, 0].shape, IGNORE, dtype=torch.uint8)
+        labelled = Labelled(image, known, self.present(sent.names[LABELLED]))
         if not self.strong_views:
             return Batch(labelled, None)
         weak, *strong = made[UNLABELLED]
@@ -179,7 +180,7 @@ class DaliFeed(Feed):
                 arguments = colour_arguments(self.config.augment, colour)
                 given |= {f"{view}.{key}": value for key, value in arguments.items()}
         paths: dict[str, Path | None] = {"path": self.prepared.image_path(name)}
-        if stream == LABELLED:
+        if self.has_label(stream):
             paths["mask_path"] = self.prepared.mask_path(name)
         twice = side > 2 * min(inside)  # the reflection would itself have to be reflected
         by_reader = twice or self.decoder[stream][place] == BY_READER or None in paths.values()
@@ -189,7 +190,7 @@ class DaliFeed(Feed):
 
     def _decoded(self, stream: int, name: str, given: Given, twice: bool) -> Given:
         """The region by the ordinary reader; with its reflection where that is more than the graph can do."""
-        if stream == LABELLED:
+        if self.has_label(stream):
             image, label = self._images(name).labelled(name)
         else:
             image, label = self._images(name).image(name), None
@@ -205,7 +206,7 @@ class DaliFeed(Feed):
         """Takes down size and decoder of an image at its first use; a label is checked in full then."""
         size = plain_size(self.prepared.image_path(name), "RGB")
         plain = size is not None
-        if stream == LABELLED:
+        if self.has_label(stream):
             self._images(name).labelled(name)
             mask = self.prepared.mask_path(name)
             plain = plain and mask is not None and plain_size(mask, "L") is not None
@@ -245,7 +246,7 @@ class _Lines:
                 device_id=(feed.device.index or 0) if gpu else None,
                 crop=config.crop,
                 augment=config.augment,
-                labelled=stream == LABELLED,
+                labelled=feed.has_label(stream),
                 views=views,
                 mean=feed.mean,
                 std=feed.std,
@@ -255,7 +256,7 @@ class _Lines:
 
     def send(self, given: dict[int, list[Given]]) -> None:
         for stream, pipeline in self.pipelines.items():
-            inputs = inputs_of(stream == LABELLED, self.feed.views[stream], self.feed.config.augment)
+            inputs = inputs_of(self.feed.has_label(stream), self.feed.views[stream], self.feed.config.augment)
             for name, (kind, _) in inputs.items():
                 values = [one[name] for one in given[stream]]
                 if name in RAGGED:

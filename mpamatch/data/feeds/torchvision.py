@@ -25,13 +25,13 @@ class TorchvisionFeed(Feed):
         self.offset, self.spread = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
 
     def __getitem__(self, step: int) -> Batch:
-        labelled = [self._labelled(step, slot) for slot in self.slots(LABELLED)]
-        image, label = (torch.stack(column) for column in zip(*labelled, strict=True))
+        names, images, labels = zip(*(self._labelled(step, slot) for slot in self.slots(LABELLED)), strict=True)
+        labelled = Labelled(torch.stack(images), torch.stack(labels), self.present(names))
         if not self.strong_views:
-            return Batch(Labelled(image, label), None)
+            return Batch(labelled, None)
         samples = [self._unlabelled(step, slot) for slot in self.slots(UNLABELLED)]
         columns = [None if column[0] is None else torch.stack(column) for column in zip(*samples, strict=True)]
-        return Batch(Labelled(image, label), Unlabelled(*columns))  # type: ignore[arg-type]
+        return Batch(labelled, Unlabelled(*columns))  # type: ignore[arg-type]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         # A worker is a copy of this process with one thread. If it freed a native object that this process no longer
@@ -51,11 +51,15 @@ class TorchvisionFeed(Feed):
                 raise batch
             yield batch
 
-    def _labelled(self, step: int, slot: int) -> tuple[Tensor, Tensor]:
+    def _labelled(self, step: int, slot: int) -> tuple[str, Tensor, Tensor]:
         drawn = self.draw(LABELLED, step, slot)
-        _, (image, label) = self.readable(LABELLED, step, slot, self.images.labelled)
+        if self.has_label(LABELLED):
+            name, (image, label) = self.readable(LABELLED, step, slot, self.images.labelled)
+        else:
+            name, image = self.readable(LABELLED, step, slot, self.images.image)
+            label = None
         crop, label_crop, _ = cut(image, label, drawn.geometry, self.config.crop, self.config.scale)
-        return self._view(crop, drawn.weak), label_crop
+        return name, self._view(crop, drawn.weak), label_crop
 
     def _unlabelled(self, step: int, slot: int) -> tuple[Tensor | None, ...]:
         drawn = self.draw(UNLABELLED, step, slot)

@@ -1,0 +1,179 @@
+"""LPD (arXiv 2512.05922): weakly supervised, from image-level labels; learnable prototypes kept diverse."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mpamatch.batch import Batch
+from mpamatch.errors import InputError
+from mpamatch.methods.base import Method
+from mpamatch.methods.losses import weighted_mean
+from mpamatch.models.image import ImageEncoder
+from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps, normalised
+from mpamatch.models.prototypes import mean_cosines
+from mpamatch.models.transunet import TransUNet
+from mpamatch.ops.unit import unit, working
+
+NEVER = -1e30  # a logit that adds nothing to a sum of exponentials and leaves it finite
+
+
+@dataclass
+class LPDConfig:
+    """LPD; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
+
+    Attributes:
+        start: step at which contrast and diversity begin, after the maps know something.
+        image_encoder: none, or open_clip:MODEL; contrast of what the maps cut out, seen by this frozen encoder.
+        image_weights: its checkpoint file or pretrained tag.
+        temperature: of the contrast.
+        weight_contrast: of the contrast and the area.
+        weight_area: of the area that the maps cut out, beside the contrast.
+        diversity_temperature: of the softmax over pixels whose divergence keeps prototypes apart.
+        weight_diversity: of the diversity loss.
+    """
+
+    name: str = "lpd"
+    start: int = 3000
+    image_encoder: str = "none"
+    image_weights: str | None = None
+    temperature: float = 0.07
+    weight_contrast: float = 0.1
+    weight_area: float = 0.0005
+    diversity_temperature: float = 0.07
+    weight_diversity: float = 0.5
+
+
+class LPD(Method):
+    """.1·BCE₂ + BCE₃ + BCE₄, from `start` on + weight_contrast·(L_FG + L_BG + weight_area·area) +
+    weight_diversity·L_div. The weights of the scales are model.map_weights."""
+
+    image_labels = True
+    head = "maps"
+
+    def __init__(self, model: TransUNet, config: LPDConfig, image: ImageEncoder | None = None):
+        super().__init__(model)
+        self.config = config
+        self.maps: MapsHead = cast(PrototypeMaps, model).decoder
+        _check(config, model, image)
+        # a tuple keeps the frozen tower out of the module tree
+        self._image: tuple[ImageEncoder, ...] = () if image is None else (image,)
+        self.pairs: Tensor
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("pairs", torch.triu_indices(self.maps.per_class, self.maps.per_class, 1), persistent=False)
+        for name in ("mean", "std"):  # of the images in a batch
+            value = torch.tensor(getattr(model.encoder, name))[:, None, None]
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def image(self) -> ImageEncoder | None:
+        """The frozen encoder of the contrast."""
+        return self._image[0] if self._image else None
+
+    def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
+        image, present = batch.labelled.image, batch.labelled.present
+        assert present is not None
+        present = present[:, 1:]
+        cosines = self.maps.cosines(self.model.encode(image))
+        begun = (step >= self.config.start).to(cosines[0].dtype)
+
+        classification = [classification_loss(score, present) for score in self.maps.scores(cosines)]
+        diversity = diversity_loss(cosines[-1], present, self.pairs, self.config.diversity_temperature)
+        late, parts = self.config.weight_diversity * diversity, {"diversity": diversity.detach()}
+        if self._image:
+            contrast, parts_of_contrast = self.contrast(image, cosines, present)
+            late, parts = late + self.config.weight_contrast * contrast, parts | parts_of_contrast
+        weights = self.model.config.map_weights
+        loss = sum(w * term for w, term in zip(weights, classification, strict=True)) + begun * late
+        named = {f"classification{scale}": term.detach() for scale, term in enumerate(classification, start=2)}
+        return {"loss": loss, **named, **parts}
+
+    def contrast(self, image: Tensor, cosines: list[Tensor], present: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_FG + L_BG + weight_area·area of one cut an image: where the map of a class that it shows is high."""
+        cam = normalised(self.maps.class_maps(cosines).map)
+        cut = (cam * present[:, :, None, None]).amax(1, keepdim=True)  # (B, 1, h, w)
+        area = weighted_mean(cut.sum(), cut.new_full((), cut.numel()))
+        whole = functional.interpolate(cut, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        both = torch.cat([image * whole, image * (1 - whole)])  # what is cut away gets the encoder's mean colour
+        seen = unit(working(self._image[0](both * self.std + self.mean)))  # (2B, D)
+        prototypes = unit(working(self.maps.prototypes)).unflatten(0, (self.maps.foreground, self.maps.per_class))
+        foreground, background = seen.chunk(2)
+        shown = present.to(seen.dtype)
+        of_foreground = contrast_loss(foreground, prototypes, shown, self.config.temperature)
+        of_background = contrast_loss(background, prototypes, 1 - shown, self.config.temperature)
+        loss = of_foreground + of_background + self.config.weight_area * area
+        return loss, {
+            "foreground": of_foreground.detach(),
+            "background": of_background.detach(),
+            "area": area.detach(),
+        }
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        of_class = self.maps.prototypes.unflatten(0, (self.maps.foreground, self.maps.per_class))
+        return {f"prototypes/{name}": value for name, value in mean_cosines(of_class).items()}
+
+    def _apply(self, fn, recurse=True):
+        for tower in self._image:
+            tower._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def classification_loss(
+    score: Tensor,  # (B, F) logits
+    present: Tensor,  # (B, F) 1 where the image shows the class
+) -> Tensor:
+    """Binary cross-entropy, mean over images of all ranks and foreground classes."""
+    total = functional.binary_cross_entropy_with_logits(score, present.to(score.dtype), reduction="sum")
+    return weighted_mean(total, score.new_full((), score.numel()))
+
+
+def diversity_loss(
+    cosine: Tensor,  # (B, F, K, h, w)
+    present: Tensor,  # (B, F)
+    pairs: Tensor,  # (2, P) i64: the pairs of different prototypes
+    temperature: float,
+) -> Tensor:
+    """Mean over the pairs of prototypes of a class of exp(−J), over the classes that an image shows; 0 without pairs.
+
+    J = Σ (p − q)(log p − log q), Jeffreys' divergence of the softmaxes over pixels of cosine/temperature.
+    """
+    if pairs.shape[1] == 0:
+        return cosine.new_zeros(())
+    log_p = (cosine / temperature).flatten(3).log_softmax(-1)
+    p = log_p.exp()
+    first, second = pairs
+    difference = p[:, :, first] - p[:, :, second]
+    divergence = (difference * (log_p[:, :, first] - log_p[:, :, second])).sum(-1)  # (B, F, P)
+    shown = present.to(cosine.dtype)
+    return weighted_mean((torch.exp(-divergence).mean(-1) * shown).sum(), shown.sum())
+
+
+def contrast_loss(
+    embedding: Tensor,  # (B, D) unit vectors
+    prototypes: Tensor,  # (F, K, D) unit vectors
+    positive: Tensor,  # (B, F) 1 where the class's prototypes are positives, else they are negatives
+    temperature: float,
+) -> Tensor:
+    """InfoNCE: −log(e^{s⁺} / (e^{s⁺} + Σ e^{s⁻})), s = z·p/T, mean over an image's positives and over the images that
+    have one."""
+    per_class = prototypes.shape[1]
+    similarity = torch.einsum("bd,mkd->bmk", embedding, prototypes) / temperature
+    of_class = positive[:, :, None]
+    negatives = torch.where(of_class > 0, NEVER, similarity).flatten(1).logsumexp(1)  # (B,)
+    terms = torch.logaddexp(similarity, negatives[:, None, None]) - similarity  # (B, F, K)
+    counts = positive.sum(1)
+    mean = (terms * of_class).sum((1, 2)) / (counts * per_class).clamp(min=1)
+    return weighted_mean(mean.sum(), (counts > 0).sum())
+
+
+def _check(config: LPDConfig, model: TransUNet, image: ImageEncoder | None) -> None:
+    if config.start < 0 or config.temperature <= 0 or config.diversity_temperature <= 0:
+        raise InputError("method: expected start >= 0, temperature > 0 and diversity_temperature > 0.")
+    if image is not None and image.width != model.config.prototype_width:
+        raise InputError(
+            f"model.prototype_width: {model.config.prototype_width}, but {image.identity['name']} gives vectors of "
+            f"{image.width}; take --model.prototype_width {image.width}."
+        )
