@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,6 +40,7 @@ FIELDS: dict[str, Any] = {
 OF_METHODS: dict[str, dict[str, Any]] = {
     "mpamatch": {"method.start": 0, "method.ramp": 1, "method.prototypes": 2, "method.embedding_width": 8},
     "pccs": {"method.start": 0, "method.contrast_start": 1, "method.ramp": 2, "method.embedding_width": 8},
+    "lpd": {"method.start": 1, "model.head": "maps", "model.prototypes": 3, "model.prototype_width": 6},
 }
 
 
@@ -47,11 +49,12 @@ class Stopped(Exception):
 
 
 def make_set(root: Path) -> Prepared:
-    """24 images of 48×48 from six made-up patients, four images of one patient labelled (SPLIT)."""
+    """24 images of 48×48 from six made-up patients, four images of one patient labelled (SPLIT); all of them have an
+    image-level label, every third one that it shows nothing."""
     raw = raw_set(images=24, size=48)
     prepared = write_prepared(
         root,
-        raw.items,
+        (replace(item, present=(1,) if number % 3 else ()) for number, item in enumerate(raw.items)),
         name=raw.name,
         classes=raw.classes,
         microns_per_pixel=0.5,

@@ -56,7 +56,6 @@ class LPD(Method):
     def __init__(self, model: TransUNet, config: LPDConfig, image: ImageEncoder | None = None):
         super().__init__(model)
         self.config = config
-        self.maps: MapsHead = cast(PrototypeMaps, model).decoder
         _check(config, model, image)
         # a tuple keeps the frozen tower out of the module tree
         self._image: tuple[ImageEncoder, ...] = () if image is None else (image,)
@@ -67,6 +66,11 @@ class LPD(Method):
         for name in ("mean", "std"):  # of the images in a batch
             value = torch.tensor(getattr(model.encoder, name))[:, None, None]
             self.register_buffer(name, value, persistent=False)
+
+    @property
+    def maps(self) -> MapsHead:
+        """The prototypes and what compares them with the encoder's maps."""
+        return cast(PrototypeMaps, self.model).decoder
 
     @property
     def image(self) -> ImageEncoder | None:

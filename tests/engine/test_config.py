@@ -104,6 +104,7 @@ def test_the_prompt_set_of_a_recipe_is_there(recipe):
         "busi": ["lesion"],
         "ebhi-seg-cancer": ["cancer"],
         "ebhi-seg-classes": LESIONS,
+        "ebhi-seg-weak": LESIONS,
         "kpi": ["glomerulus"],
     }.get(recipe, ["gland"])
     assert all(load_descriptions("pathology", prompt_set, ["background", *foreground]))

@@ -164,7 +164,7 @@ def test_other_optimizer_and_precision_train(fields, root, tmp_path):
 
 def test_methods_of_one_seed_start_from_the_same_network(root):
     models = {}
-    for method in METHODS:
+    for method in (name for name in METHODS if name != "lpd"):  # whose network is another
         config = tiny_config(root, method, {"engine.seed": 3})
         models[method] = build_training(config, open_data(config)).model.state_dict()
     for method, state in models.items():

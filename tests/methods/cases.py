@@ -1,5 +1,6 @@
 """Small networks, batches and methods to test with: three classes, 32×32 images, 2 images a part."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ CLASSES = 3
 SIDE = 32
 CHANNELS = 16 + 32 + 64 + 128  # of the encoder's maps, which channel noise covers
 TEXT_WIDTH = 6
-METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch", "pccs")
+METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch", "pccs", "lpd")
+MAPS: dict[str, Any] = {"head": "maps", "prototypes": 3, "prototype_width": 6}
 # About half of the pixels of an untrained `network` are this sure, so a threshold here splits them.
 THRESHOLD = 0.65
 
@@ -38,6 +40,8 @@ def network(*, norm: str = "group", seed: int = 0, **fields: Any) -> TransUNet:
     torch.manual_seed(seed)
     config = ModelConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm=norm, **fields)
     model = build_model(config, CLASSES)
+    if config.head == "maps":
+        return model
     with torch.no_grad():
         model.decoder.head.weight.mul_(4)
     return model
@@ -50,18 +54,27 @@ def method(
     dtype: torch.dtype = torch.float64,
     text: bool = False,
     seed: int = 0,
+    model: Mapping[str, Any] | None = None,  # fields of the network
     **settings: Any,
 ) -> Method:
     """The method called `name` on `network(norm=norm)`, in training mode; mpamatch with K = 3 and D = 8, pccs with
-    D = 8 and all its stages begun."""
+    D = 8 and all its stages begun, lpd with K = 3 and D = 6 from step 0 on."""
     if name in ("fixmatch", "unimatch", "mpamatch"):
         settings = {"threshold": THRESHOLD} | settings
     if name == "mpamatch":
         settings = {"prototypes": 3, "embedding_width": 8} | settings
     if name == "pccs":
         settings = {"embedding_width": 8, "start": 0, "contrast_start": 0, "ramp": 4} | settings
-    model = network(norm=norm, seed=seed)
-    return build_method(config_class(name)(**settings), model, Words() if text else None).to(dtype).train()  # type: ignore[arg-type]
+    fields = dict(model or {})
+    if name == "lpd":
+        settings, fields = {"start": 0} | settings, MAPS | fields
+    net = network(norm=norm, seed=seed, **fields)
+    return build_method(config_class(name)(**settings), net, Words() if text else None).to(dtype).train()  # type: ignore[arg-type]
+
+
+def lpd_network(**fields: Any) -> TransUNet:
+    """A network that lpd trains."""
+    return network(**(MAPS | fields))
 
 
 def batch(
@@ -83,13 +96,25 @@ def batch(
     for i in range(n):
         label[i, : 3 + 5 * i] = 255
         valid[i, :, side - 2 - 3 * i :] = False
-    labelled = Labelled(image(), label)
+    present = torch.zeros(n, CLASSES)
+    for i in range(n):
+        present[i, 1 + i % (CLASSES - 1)] = 1
+    labelled = Labelled(image(), label, present)
     if views == 0:
         return Batch(labelled, None)
     weak, strong1, strong2 = image(), image(), image()
     noise = torch.rand(n, CHANNELS, generator=g)
     second = (strong2, _boxes(n, side, g), noise) if views == 2 else (None, None, None)
     return Batch(labelled, Unlabelled(weak, strong1, second[0], valid, _boxes(n, side, g), second[1], second[2]))
+
+
+def weak_batch(present: list[list[int]] | None = None, dtype: torch.dtype = torch.float64) -> Batch:
+    """Two images for lpd, with these foreground classes."""
+    data = batch(views=0, dtype=dtype)
+    if present is None:
+        return data
+    rows = torch.tensor([[0, *row] for row in present], dtype=torch.float32)
+    return Batch(data.labelled._replace(present=rows), None)
 
 
 def _boxes(n: int, side: int, g: torch.Generator) -> Tensor:  # (n, 4) i32

@@ -14,7 +14,7 @@ from mpamatch.models.encoder import ChannelDropout
 from tests.methods import truth
 from tests.methods.cases import METHODS, assert_same_numbers, at, batch, method, network, with_gradients
 
-VIEWS = {"supervised": 0, "mean_teacher": 1, "fixmatch": 1, "unimatch": 2, "mpamatch": 2, "pccs": 1}
+VIEWS = {"supervised": 0, "mean_teacher": 1, "fixmatch": 1, "unimatch": 2, "mpamatch": 2, "pccs": 1, "lpd": 0}
 
 
 def _detached(parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
         "unlabelled_loss": "dice",
     },
     "pccs": {"name": "pccs", "weight_contrast": 1.0, "distance_share": 0.1, "uncertain": 0.0},
+    "lpd": {"name": "lpd", "start": 1},
 }
 Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; "state": parameters and buffers
 

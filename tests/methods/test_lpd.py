@@ -1,0 +1,212 @@
+"""LPD: every loss term against an independent float64 numpy version, the corners where a term has nothing to say."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mpamatch.errors import InputError
+from mpamatch.methods import build_method
+from mpamatch.methods.lpd import LPD, LPDConfig, contrast_loss, diversity_loss
+from mpamatch.models.image import ImageEncoder
+from tests.methods.cases import CLASSES, at, lpd_network, method, network, weak_batch, with_gradients
+
+FOREGROUND = CLASSES - 1
+RNG = np.random.default_rng(0)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def numbers(x: Tensor) -> np.ndarray:
+    return x.detach().numpy()
+
+
+def cosines_of(ours: LPD, image: Tensor) -> list[np.ndarray]:
+    """(B, F, K, h, w) of scales 2, 3, 4: only the encoder and the linear layers' weights are ours."""
+    head, found = ours.maps, []
+    for x, layers in zip(ours.model.encode(image)[1:], head.project, strict=True):
+        first, second = layers[0], layers[2]
+        hidden = np.maximum(numbers(head.prototypes) @ numbers(first.weight).T + numbers(first.bias), 0)
+        prototypes = unit(hidden @ numbers(second.weight).T + numbers(second.bias))
+        pixels = unit(np.moveaxis(numbers(x), 1, -1))
+        cosine = np.moveaxis(pixels @ prototypes.T, -1, 1)
+        found.append(cosine.reshape(len(cosine), FOREGROUND, -1, *cosine.shape[2:]))
+    return found
+
+
+def diversity_by_loops(cosine: np.ndarray, present: np.ndarray, temperature: float) -> float:
+    total, images = 0.0, 0
+    for of_image, shown in zip(cosine, present, strict=True):
+        for of_class, here in zip(of_image, shown, strict=True):
+            if not here or len(of_class) < 2:
+                continue
+            p = np.exp(of_class.reshape(len(of_class), -1) / temperature)
+            p /= p.sum(1, keepdims=True)
+            pairs = [(k, other) for k in range(len(p)) for other in range(k)]
+            kl = lambda a, b: (a * np.log(a / b)).sum()  # noqa: E731
+            total += np.mean([np.exp(-(kl(p[k], p[o]) + kl(p[o], p[k]))) for k, o in pairs])
+            images += 1
+    return total / max(images, 1)
+
+
+def contrast_by_loops(z: np.ndarray, prototypes: np.ndarray, positive: np.ndarray, temperature: float) -> float:
+    means = []
+    for vector, chosen in zip(z, positive, strict=True):
+        e = np.exp(prototypes @ vector / temperature)  # (F, K)
+        negatives = e[chosen == 0].sum()
+        terms = [-np.log(one / (one + negatives)) for one in e[chosen == 1].flatten()]
+        if terms:
+            means.append(np.mean(terms))
+    return float(np.sum(means) / max(len(means), 1))
+
+
+PRESENT = {
+    "some": [[1, 0], [0, 1]],
+    "all and none": [[1, 1], [0, 0]],
+    "a class absent everywhere": [[1, 0], [1, 0]],
+    "all-background images": [[0, 0], [0, 0]],
+}
+
+
+@pytest.mark.parametrize("per_class", [1, 3])
+@pytest.mark.parametrize("case", PRESENT)
+def test_every_term_is_that_of_plain_numpy(case, per_class):
+    ours = method("lpd", start=5, model={"prototypes": per_class})
+    data = weak_batch(present=PRESENT[case])
+    present = np.array(PRESENT[case], dtype=np.float64)
+    parts = ours(data, at(5))
+    cosines = cosines_of(ours, data.labelled.image)
+    wanted = {}
+    for scale, (cosine, factor) in enumerate(zip(cosines, numbers(ours.maps.factors), strict=True), start=2):
+        p = sigmoid((cosine * factor).mean((3, 4)).mean(2))
+        wanted[f"classification{scale}"] = -np.mean(present * np.log(p) + (1 - present) * np.log(1 - p))
+    wanted["diversity"] = diversity_by_loops(cosines[-1], present, ours.config.diversity_temperature)
+    terms = [wanted[f"classification{scale}"] for scale in (2, 3, 4)]
+    wanted["loss"] = 0.1 * terms[0] + terms[1] + terms[2] + 0.5 * wanted["diversity"]
+    assert parts.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert float(parts[name].detach()) == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
+    assert (wanted["diversity"] > 0) == (per_class > 1 and bool(present.any()))
+    _, gradients = with_gradients(ours, parts["loss"])
+    assert all(bool(value.isfinite().all()) for value in gradients.values())
+
+
+@pytest.mark.parametrize("case", PRESENT)
+@pytest.mark.parametrize("per_class", [1, 4])
+def test_contrast(case, per_class):
+    z, prototypes = unit(RNG.normal(size=(2, 6))), unit(RNG.normal(size=(FOREGROUND, per_class, 6)))
+    positive = np.array(PRESENT[case], dtype=np.float64)
+    given = torch.from_numpy(z).requires_grad_()
+    found = contrast_loss(given, torch.from_numpy(prototypes), torch.from_numpy(positive), 0.07)
+    assert float(found.detach()) == pytest.approx(contrast_by_loops(z, prototypes, positive, 0.07), rel=1e-9, abs=1e-12)
+    found.backward()
+    assert given.grad is not None
+    assert bool(given.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1])
+def test_diversity_of_equal_and_of_distant_maps(temperature):
+    """Prototypes that look at the same pixels cost 1, those that look at pixels of their own nothing."""
+    pairs = torch.triu_indices(2, 2, 1)
+    maps = torch.zeros(1, 1, 2, 4, 4, dtype=torch.float64)
+    assert float(diversity_loss(maps, torch.ones(1, 1), pairs, temperature)) == pytest.approx(1)
+    maps[0, 0, 0, :2], maps[0, 0, 1, 2:] = 1, 1
+    assert float(diversity_loss(maps, torch.ones(1, 1), pairs, temperature)) < 1e-6
+
+
+def test_the_gradient_of_diversity_parts_prototypes():
+    """One softmax: a step down the gradient from nearly equal maps lowers the loss by more than a thousandth."""
+    torch.manual_seed(0)
+    maps = (0.01 * torch.randn(2, 2, 3, 5, 5, dtype=torch.float64)).requires_grad_()
+    pairs, present = torch.triu_indices(3, 3, 1), torch.ones(2, 2)
+    before = diversity_loss(maps, present, pairs, 0.07)
+    before.backward()
+    after = diversity_loss(maps.detach() - maps.grad, present, pairs, 0.07)
+    assert float(before.detach() - after) > 1e-3
+
+
+class Colours(torch.nn.Module):
+    """Stands for a tower: the mean of each colour, in the four corners' weights, makes six numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.matrix = torch.nn.Parameter(torch.randn(3 * 16, 6, generator=generator))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(image, 4).flatten(1) @ self.matrix
+
+
+def colours() -> ImageEncoder:
+    return ImageEncoder(
+        Colours(), side=24, width=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), identity={"name": "colours"}
+    )
+
+
+def with_encoder(dtype: torch.dtype = torch.float64, **settings) -> LPD:
+    model = lpd_network(prototypes=3, prototype_width=6)
+    ours = build_method(LPDConfig(start=0, **settings), model, image=colours())
+    assert isinstance(ours, LPD)
+    return ours.to(dtype).train()
+
+
+def test_the_contrast_cuts_what_the_maps_show_and_sees_it_with_the_frozen_encoder():
+    ours, data = with_encoder(), weak_batch(present=[[1, 0], [1, 1]])
+    parts = ours(data, at(0))
+    assert ours.image is not None
+    tower, image = copy.deepcopy(ours.image), data.labelled.image
+    head = ours.maps
+    cam = head(ours.model.encode(image)).map.detach()
+    low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
+    cam = (cam - low) / (high - low)
+    cut = torch.stack([cam[0, 0], torch.maximum(cam[1, 0], cam[1, 1])])[:, None]
+    assert float(parts["area"]) == pytest.approx(float(cut.mean()), rel=1e-9)
+    whole = torch.nn.functional.interpolate(cut, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    mean, std = (torch.tensor(x)[:, None, None].double() for x in (ours.model.encoder.mean, ours.model.encoder.std))
+    seen = [unit(numbers(tower((image * part) * std + mean))) for part in (whole, 1 - whole)]
+    prototypes = unit(numbers(head.prototypes)).reshape(FOREGROUND, 3, 6)
+    positive = np.array([[1.0, 0.0], [1.0, 1.0]])
+    wanted = [contrast_by_loops(z, prototypes, p, 0.07) for z, p in zip(seen, (positive, 1 - positive), strict=True)]
+    assert float(parts["foreground"]) == pytest.approx(wanted[0], rel=1e-6)  # the encoder's constants are float32
+    assert float(parts["background"]) == pytest.approx(wanted[1], rel=1e-6)
+    classification = 0.1 * parts["classification2"] + parts["classification3"] + parts["classification4"]
+    late = 0.1 * (parts["foreground"] + parts["background"] + 0.0005 * parts["area"]) + 0.5 * parts["diversity"]
+    assert float(parts["loss"].detach()) == pytest.approx(float(classification + late), rel=1e-9)
+
+
+def test_the_frozen_encoder_stays_as_it_is_and_out_of_the_state():
+    ours = with_encoder()
+    _, gradients = with_gradients(ours, ours(weak_batch(), at(0))["loss"])
+    assert not any("matrix" in name for name in [*gradients, *ours.state_dict()])
+    assert ours.image is not None
+    assert all(p.grad is None for p in ours.image.parameters())
+    assert next(ours.image.parameters()).dtype == torch.float64, "it moves with the method"
+    assert float(gradients["model.decoder.prototypes"].abs().max()) > 0
+
+
+def test_contrast_and_diversity_wait_for_their_start():
+    ours, data = method("lpd", start=3), weak_batch()
+    before, after = ours(data, at(2)), ours(data, at(3))
+    classification = 0.1 * before["classification2"] + before["classification3"] + before["classification4"]
+    assert float(before["loss"].detach()) == pytest.approx(float(classification), rel=1e-12)
+    added = float(after["loss"].detach() - before["loss"].detach())
+    assert added == pytest.approx(0.5 * float(after["diversity"]), rel=1e-9)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"model\.head: decoder is not what this method trains; take maps"):
+        LPD(network(), LPDConfig())
+    with pytest.raises(InputError, match=r"model\.head: maps is not what this method trains; take decoder"):
+        method("supervised", model={"head": "maps"})
+    with pytest.raises(InputError, match=r"take --model\.prototype_width 6"):
+        build_method(LPDConfig(), lpd_network(prototype_width=8), image=colours())
+    with pytest.raises(InputError, match="diversity_temperature > 0"):
+        method("lpd", diversity_temperature=0.0)
