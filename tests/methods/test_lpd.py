@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpamatch.batch import Batch
 from mpamatch.errors import InputError
 from mpamatch.methods import build_method
 from mpamatch.methods.lpd import LPD, LPDConfig, contrast_loss, diversity_loss
 from mpamatch.models.image import ImageEncoder
 from tests.methods.cases import CLASSES, at, lpd_network, method, network, weak_batch, with_gradients
+from tests.tools.nosync import assert_no_sync
 
 FOREGROUND = CLASSES - 1
 RNG = np.random.default_rng(0)
@@ -210,3 +212,22 @@ def test_what_does_not_fit_is_refused():
         build_method(LPDConfig(), lpd_network(prototype_width=8), image=colours())
     with pytest.raises(InputError, match="diversity_temperature > 0"):
         method("lpd", diversity_temperature=0.0)
+
+
+def _step(ours: LPD, data: Batch, step: Tensor) -> None:
+    ours(data, step)["loss"].backward()
+
+
+def test_no_sync_with_the_frozen_encoder():
+    assert_no_sync(_step, with_encoder(torch.float32), weak_batch(dtype=torch.float32), at(3))
+
+
+def test_one_graph_with_the_frozen_encoder():
+    torch._dynamo.reset()
+    eager, ours, data = with_encoder(torch.float32), with_encoder(torch.float32), weak_batch(dtype=torch.float32)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = [{name: float(x.detach()) for name, x in compiled(data, at(step)).items()} for step in (0, 9)]
+    assert found[0] == pytest.approx({name: float(x.detach()) for name, x in eager(data, at(0)).items()}, rel=1e-4)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    torch._dynamo.reset()

@@ -1,0 +1,140 @@
+"""LPD's network: maps against plain numpy, prediction from maps, known labels, test-time augmentation, MiT."""
+
+import numpy as np
+import pytest
+import torch
+
+from mpamatch.errors import InputError
+from mpamatch.models.encoder import build_encoder
+from mpamatch.models.prototype_maps import PrototypeMaps, normalised
+from mpamatch.models.transunet import ModelConfig, build_model
+from tests.methods.cases import lpd_network
+
+
+def model_of(**fields) -> PrototypeMaps:
+    model = lpd_network(**fields).double().eval()
+    assert isinstance(model, PrototypeMaps)
+    return model
+
+
+def image(height: int = 32, width: int = 48, n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_class_maps_are_those_of_plain_numpy():
+    model = model_of(map_weights=[0.0, 0.0, 2.0])
+    head = model.decoder
+    cosine = head.cosines(model.encode(image()))
+    each = cosine[2].numpy() * float(head.factors[2])
+    mean = each.mean((3, 4))
+    share = np.exp(mean) / np.exp(mean).sum(2, keepdims=True)
+    found = head.class_maps(cosine)
+    np.testing.assert_allclose(found.score, (share * mean).sum(2), rtol=1e-9)
+    size = found.map.shape[-2:]
+    assert tuple(size) == tuple(cosine[0].shape[-2:])
+    wanted = torch.from_numpy((share[..., None, None] * each).sum(2))
+    wanted = torch.nn.functional.interpolate(wanted, size=size, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(found.map, wanted, rtol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_logits_are_scores_at_the_size_of_the_image(size):
+    model = model_of(test_flips=False, background=0.4)
+    logits = model(image(*size)).logits
+    assert tuple(logits.shape) == (2, 3, *size)
+    score = logits.exp()
+    torch.testing.assert_close(score[:, 0], torch.full_like(score[:, 0], 0.4))
+    assert float(score.max()) <= 1 + 1e-12
+    if size == (32, 32):
+        found = model.decoder(model.encode(image(*size)))
+        gate = found.score.sigmoid() / found.score.sigmoid().amax(1, keepdim=True)
+        cam = normalised(found.map) * gate[:, :, None, None]
+        cam = torch.nn.functional.interpolate(cam, size=size, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(score[:, 1:], cam.clamp(min=1e-4))
+
+
+@torch.no_grad()
+def test_a_known_label_strikes_out_the_other_classes_and_is_forgotten():
+    model = model_of()
+    alone = model(image()).logits
+    with model.known(torch.tensor([0.0, 0.0, 1.0])):
+        told = model(image()).logits.exp()
+    assert float(told[:, 1].max()) == pytest.approx(1e-4)
+    assert float(told[:, 2].amax((1, 2)).min()) > 0.5
+    with model.known(torch.zeros(3)):
+        assert bool((model(image()).logits.argmax(1) == 0).all())
+    assert torch.equal(model(image()).logits, alone)
+
+
+@torch.no_grad()
+def test_maps_are_means_over_the_image_and_its_mirror_images():
+    model = model_of(test_flips=True)
+    found = [model.decoder(model.encode(image().flip(dims) if dims else image())) for dims in ((), (-1,), (-2,))]
+    wanted = (found[0].map + found[1].map.flip(-1) + found[2].map.flip(-2)) / 3
+    torch.testing.assert_close(model._augmented(image()).map, wanted)
+    assert not torch.allclose(wanted, found[0].map)
+
+
+@torch.no_grad()
+def test_maps_are_means_over_sizes():
+    model = model_of(test_flips=False, test_scales=[2.0, 1.0])
+    x = image()
+    large = torch.nn.functional.interpolate(x, size=(64, 96), mode="bilinear", align_corners=False)
+    one, two = (model.decoder(model.encode(each)) for each in (x, large))
+    size = one.map.shape[-2:]
+    two_map = torch.nn.functional.interpolate(two.map, size=size, mode="bilinear", align_corners=False)
+    found = model._augmented(x)
+    torch.testing.assert_close(found.map, (one.map + two_map) / 2)
+    torch.testing.assert_close(found.score, (one.score + two.score) / 2)
+
+
+def test_a_flat_map_is_background():
+    assert torch.equal(normalised(torch.full((1, 2, 3, 3), -4.0)), torch.zeros(1, 2, 3, 3))
+    found = normalised(torch.tensor([[[[-4.0, -2.0, -3.0]]]]))
+    assert found.flatten().tolist() == [0, 1, 0.5]
+
+
+@torch.no_grad()
+def test_mit_has_maps_at_strides_4_8_16_and_16_and_no_randomness():
+    torch.manual_seed(0)
+    encoder = build_encoder("mit_b0", None, "group").train()
+    x = torch.randn(1, 3, 64, 96)
+    maps = encoder(x)
+    assert [tuple(one.shape[1:]) for one in maps] == [(32, 16, 24), (64, 8, 12), (160, 4, 6), (256, 4, 6)]
+    assert encoder.channels == (32, 64, 160, 256)
+    assert all(torch.equal(a, b) for a, b in zip(maps, encoder(x), strict=True))
+    torch.testing.assert_close(encoder(x.to(memory_format=torch.channels_last))[-1], maps[-1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_mit_takes_its_weights_from_a_file_with_the_publishers_names(tmp_path):
+    from safetensors.torch import save_file
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    torch.manual_seed(3)
+    source = get_encoder("mit_b0", weights=None)
+    save_file(source.state_dict(), tmp_path / "mit.safetensors")
+    encoder = build_encoder("mit_b0", str(tmp_path / "mit.safetensors"), "group")
+    for name, value in source.state_dict().items():
+        assert torch.equal(encoder.state_dict()[f"mit.{name}"], value)
+    with pytest.raises(InputError, match="'timm' has no weights of 'mit_b0'"):
+        build_encoder("mit_b0", "timm", "group")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prototypes": 0}, "model.prototypes"),
+        ({"map_weights": [1.0, 1.0]}, "three numbers"),
+        ({"map_weights": [0.0, 0.0, 0.0]}, "not all 0"),
+        ({"test_scales": []}, "model.test_scales"),
+        ({"background": 1.0}, "model.background"),
+        ({"encoder": "vit_tiny_patch16_224"}, "gives 1 feature maps, model.head maps needs four"),
+        ({"head": "map"}, "unknown model.head 'map': did you mean 'maps'"),
+    ],
+)
+def test_settings_that_cannot_be(fields, says):
+    with pytest.raises(InputError, match=says):
+        build_model(ModelConfig(**({"encoder": "small_conv", "head": "maps"} | fields)), 3)
