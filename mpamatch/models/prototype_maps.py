@@ -103,16 +103,14 @@ class PrototypeMaps(TransUNet):
             self._present = None
 
     def forward(self, image: Tensor) -> Prediction:
-        height, width = image.shape[-2:]
-        found = self._augmented(self.padded(image))
+        found = self._augmented(image)
         cam = normalised(found.map)
         gate = found.score.sigmoid()
         gate = gate / gate.amax(1, keepdim=True)
         if self._present is not None:
             gate = self._present[1:].to(gate).expand_as(gate)
-        size = tuple(side + -side % self.encoder.multiple for side in (height, width))
+        size = image.shape[-2:]
         cam = functional.interpolate(cam * gate[:, :, None, None], size=size, mode="bilinear", align_corners=False)
-        cam = cam[..., :height, :width]
         score = torch.cat([torch.full_like(cam[:, :1], self.config.background), cam], dim=1)
         return Prediction(score.clamp(min=LEAST).log(), found.map)
 
@@ -134,8 +132,7 @@ class PrototypeMaps(TransUNet):
     def _scaled(self, image: Tensor, scale: float) -> Tensor:
         if scale == 1:
             return image
-        multiple = self.encoder.multiple
-        size = [max(2 * multiple, round(side * scale / multiple) * multiple) for side in image.shape[-2:]]
+        size = [max(2 * self.encoder.multiple, round(side * scale)) for side in image.shape[-2:]]
         return functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
