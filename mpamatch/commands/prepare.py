@@ -41,6 +41,7 @@ RECIPES = {
     "ebhi-seg-cancer": "ebhi-seg-cancer",
     "ebhi-seg-classes": "ebhi-seg-classes",
     "ebhi-seg-weak": "ebhi-seg-weak",
+    "bcss-wsss": "bcss-wsss",
     "glas-gland": "glas",
     "kpi": "kpi",
 }

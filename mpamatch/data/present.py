@@ -24,10 +24,10 @@ def read_present(path: Path, class_names: Sequence[str], images: Iterable[str]) 
         if not isinstance(shown, list):
             raise InputError(f"{path}: {name} must have a list of class names, not {shown!r}.")
         for one in shown:
-            if one not in class_names:
-                raise InputError(f"{path}: {name}: {unknown('class', str(one), class_names)}")
             if one == class_names[0]:
                 raise InputError(f"{path}: {name}: {one!r} is the background, which no image-level label names.")
+            if one not in class_names:
+                raise InputError(f"{path}: {name}: {unknown('class', str(one), class_names[1:])}")
         present[name] = tuple(sorted({class_names.index(one) for one in shown}))
     return present
 

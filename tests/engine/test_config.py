@@ -101,6 +101,7 @@ def test_the_prompt_set_of_a_recipe_is_there(recipe):
     prompt_set = load_config(recipe, None, ["--method.name", "mpamatch"]).method.prompt_set
     foreground = {
         "acdc": acdc.CLASSES[1:],
+        "bcss-wsss": ["tumour", "stroma", "lymphocytes", "necrosis"],
         "busi": ["lesion"],
         "ebhi-seg-cancer": ["cancer"],
         "ebhi-seg-classes": LESIONS,

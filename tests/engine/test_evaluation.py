@@ -114,6 +114,7 @@ def test_other_classes_are_refused(run, prepared, tmp_path):
     about = json.loads((own / "dataset.json").read_text())
     about["classes"][1]["name"] = "crypt"
     (own / "dataset.json").write_text(json.dumps(about))
+    (own / "present.json").unlink()  # which names the class as it was
     assert load_prepared(own).class_names == ("background", "crypt")
     with pytest.raises(InputError, match=r"classes \(background, crypt\) are not those of the run"):
         evaluate_run(run, own, "test", "cpu")
