@@ -107,20 +107,23 @@ def test_the_story_on_real_tissue(ebhi_seg, tmp_path):
             for kind in ("image", "label"):
                 if (ebhi_seg / lesion / kind / image.name).is_file():
                     (source / lesion / kind / image.name).symlink_to(ebhi_seg / lesion / kind / image.name)
-    data = tmp_path / "data"
+    data, weak = tmp_path / "data", tmp_path / "weak"
     assert ended(["prepare", "ebhi-seg", source, data, "--task", "gland"]) == 0
+    assert ended(["prepare", "ebhi-seg", source, weak, "--task", "weak"]) == 0
     assert ended(["split", data, "--labelled", "20%"]) == 0
     assert ended(["check", data]) == 0
     fields = {"engine.steps": 3, "data.scale": 0.25}
     for method in METHODS:
         run = tmp_path / method
-        assert ended(["train", "--recipe", "ebhi-seg-gland", "--run", run, *tiny_flags(data, method, fields)]) == 0
+        root, recipe = (weak, "ebhi-seg-weak") if method == "lpd" else (data, "ebhi-seg-gland")
+        assert ended(["train", "--recipe", recipe, "--run", run, *tiny_flags(root, method, fields)]) == 0
         assert ended(["evaluate", run, "--device", "cpu"]) == 0
         scores = json.loads((run / "evaluation-test.json").read_text())
         assert 0 < scores["mdice"] < 1
-        assert set(scores["dice"]) == {"background", "gland"}
+        assert set(scores["dice"]) == {"background", *(LESIONS if method == "lpd" else ["gland"])}
     name = load_prepared(data).parts["test"][0]
-    assert ended(["predict", run, data / "images" / name, "--out", tmp_path / "out", "--device", "cpu"]) == 0
+    words = ["predict", tmp_path / "mpamatch", data / "images" / name, "--out", tmp_path / "out", "--device", "cpu"]
+    assert ended(words) == 0
     label = read_mask(next((tmp_path / "out" / "masks").iterdir()))
     with Image.open(data / "images" / name) as image:
         assert label.shape == (image.height, image.width)
