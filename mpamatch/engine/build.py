@@ -96,10 +96,10 @@ def build_segmenter(config: Config, prepared: Prepared, model: TransUNet) -> Seg
 
 
 def licence_notes(config: Config) -> list[str]:
-    """Terms of gated weights in use, to be printed once."""
+    """Terms of the weights in use that not everybody may use, to be printed once."""
     used = [config.model.encoder] if config.model.encoder_weights else []
-    used.append(getattr(config.method, "text_encoder", "none"))
-    return [LICENCES[name] for name in used if name in LICENCES]
+    used += [getattr(config.method, field, "none") for field in ("text_encoder", "image_encoder")]
+    return [LICENCES[name] for name in dict.fromkeys(used) if name in LICENCES]
 
 
 def frozen_identity(config: Config, method: Method) -> dict[str, dict[str, str]]:

@@ -26,8 +26,8 @@ class LPDConfig:
 
     Attributes:
         start: step at which contrast and diversity begin, after the maps know something.
-        image_encoder: none, or open_clip:MODEL; contrast of what the maps cut out, seen by this frozen encoder.
-        image_weights: its checkpoint file or pretrained tag.
+        image_encoder: none, conch, or open_clip:MODEL; contrast of what the maps cut out, seen by this frozen encoder.
+        image_weights: checkpoint file of conch; checkpoint file or pretrained tag of an open_clip model.
         temperature: of the contrast.
         weight_contrast: of the contrast and the area.
         weight_area: of the area that the maps cut out, beside the contrast.

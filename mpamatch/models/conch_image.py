@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mpamatch.models.towers import without_draws
 from mpamatch.models.weights import load_checked, read_state_dict
 
 # CONCH's published model_configs/conch_ViT-B-16.json.
@@ -50,8 +51,7 @@ def conch_image(file: Path) -> ConchImage:
 
     Raises InputError where the file is missing or does not fit (the first differences are listed).
     """
-    with torch.random.fork_rng(devices=[]):  # its random start is replaced, and must not move the run's generator
-        tower = ConchImage()
+    tower: ConchImage = without_draws(ConchImage)
     state = _image_part(read_state_dict(file))
     if POSITIONS in state:
         state[POSITIONS] = _positions(state[POSITIONS], tower.state_dict()[POSITIONS])

@@ -1,16 +1,16 @@
 """Frozen image encoders: what an image or a part of it shows, as one vector (for LPD's contrast)."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError, unknown
+from mpamatch.models.towers import CONCH, CONCH_NEEDED, OPEN_CLIP, open_clip_config, open_clip_weights, without_draws
 from mpamatch.models.weights import load_checked, read_state_dict, sha256
 
-OPEN_CLIP = "open_clip:"
+KIND = "image encoder"
 
 
 class ImageEncoder(nn.Module):
@@ -49,36 +49,18 @@ class ImageEncoder(nn.Module):
 
 
 def build_image_encoder(name: str, weights: str | None) -> ImageEncoder:
-    """The frozen image tower called `name`, "open_clip:MODEL"; `weights` is a local checkpoint (whole CLIP or image
-    tower) or a pretrained tag of the model.
+    """The frozen image tower called `name`.
 
-    Raises InputError for an unknown name, missing weights or weights that do not fit (the first differences are
-    listed). A tower with random weights is never returned.
+    "conch": `weights` is the checkpoint of CONCH. "open_clip:MODEL": `weights` is a local checkpoint (whole CLIP or
+    image tower) or a pretrained tag of the model; "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring
+    theirs. Raises InputError for an unknown name, missing weights or weights that do not fit (the first differences
+    are listed). A tower with random weights is never returned.
     """
-    import open_clip
-    from open_clip.model import _build_vision_tower
-
-    if not name.startswith(OPEN_CLIP):
-        raise unknown("image encoder", name, ("none", f"{OPEN_CLIP}ViT-B-32"))
-    model = name.removeprefix(OPEN_CLIP)
-    if model not in open_clip.list_models():
-        raise unknown("open_clip model", model, open_clip.list_models())
-    file, tag = _weights(model, weights)
-    config: Any = open_clip.get_model_config(model)
-    vision = {**config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
-    quick_gelu = bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
-    with torch.random.fork_rng(devices=[]):  # its random start is replaced, and must not move the run's generator
-        tower = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
-    load_checked(tower, image_part(read_state_dict(file)), str(file))
-    side = tower.image_size
-    return ImageEncoder(
-        tower,
-        side=side if isinstance(side, int) else side[0],
-        width=config["embed_dim"],
-        mean=tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        std=tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
-        identity={"name": name, "source": str(weights), "sha256": sha256(file)},
-    )
+    if name == CONCH:
+        return _conch(weights)
+    if name.startswith(OPEN_CLIP):
+        return _open_clip(name, weights)
+    raise unknown(KIND, name, ("none", CONCH, f"{OPEN_CLIP}ViT-B-32"))
 
 
 def image_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,25 +69,33 @@ def image_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return part or state
 
 
-def _weights(model: str, weights: str | None) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint file, downloaded where it must be, and what open_clip knows about its tag."""
-    import open_clip
+def _conch(weights: str | None) -> ImageEncoder:
+    from mpamatch.models.conch_image import conch_image  # open_clip is slow to import
 
-    tags = open_clip.list_pretrained_tags_by_model(model)
     if weights is None:
-        raise InputError(
-            f"method.image_weights: {OPEN_CLIP}{model} needs weights: give a local checkpoint file"
-            + (f" or one of the tags {', '.join(tags)}." if tags else ".")
-        )
-    if Path(weights).is_file() or not tags or "/" in weights:
-        return Path(weights), {}
-    if not open_clip.is_pretrained_cfg(model, weights):
-        raise unknown(f"checkpoint file or tag of {model}", weights, tags)
-    tag = open_clip.get_pretrained_cfg(model, weights)
-    try:
-        return Path(open_clip.download_pretrained(tag)), tag
-    except Exception as error:  # no network, no access: the hub's client raises many kinds
-        raise InputError(
-            f"method.image_weights: {weights!r} cannot be downloaded ({type(error).__name__}); give a local checkpoint "
-            "file."
-        ) from error
+        raise InputError(f"image encoder 'conch' needs image_weights: {CONCH_NEEDED}")
+    tower = conch_image(Path(weights))
+    identity = {"name": CONCH, "source": weights, "sha256": sha256(Path(weights))}
+    return ImageEncoder(tower, side=tower.side, width=tower.width, mean=tower.mean, std=tower.std, identity=identity)
+
+
+def _open_clip(name: str, weights: str | None) -> ImageEncoder:
+    import open_clip
+    from open_clip.model import _build_vision_tower
+
+    config = open_clip_config(name, KIND)
+    file, tag = open_clip_weights(name, weights, KIND)
+    state = image_part(read_state_dict(file))
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
+    quick_gelu = bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
+    tower = without_draws(lambda: _build_vision_tower(config["embed_dim"], vision, quick_gelu))
+    load_checked(tower, state, str(file))
+    side = tower.image_size
+    return ImageEncoder(
+        tower,
+        side=side if isinstance(side, int) else side[0],
+        width=config["embed_dim"],
+        mean=tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        std=tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
+        identity={"name": name, "source": str(weights or file), "sha256": sha256(file)},
+    )

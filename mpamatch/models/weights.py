@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from mpamatch.errors import InputError
 
 SHOWN = 4
-# Terms of gated weights, by the name of their encoder.
+# Terms of weights that not everybody may use, by the name of their encoder.
 LICENCES = {
     name: f"{title} weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); "
     "do not redistribute them or models tuned from them."
     for name, title in (("uni", "UNI"), ("uni2-h", "UNI2-h"), ("conch", "CONCH"))
+} | {
+    f"mit_b{size}": "MiT weights as published with SegFormer: NVIDIA Source Code License, for research or evaluation "
+    "only, not commercially."
+    for size in range(6)
 }
 
 

@@ -12,10 +12,10 @@ from mpamatch.data.cache import Images
 from mpamatch.engine import loop
 from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.evaluation import evaluate
-from mpamatch.models import encoder, text
+from mpamatch.models import conch_image, encoder, text
 from mpamatch.models.encoder import build_encoder
 from mpamatch.models.weights import sha256
-from tests.models.published import conch_text_shapes, filled, write_conch_tokenizer
+from tests.models.published import conch_image_shapes, conch_text_shapes, filled, write_conch_tokenizer
 from tests.tiny import make_set, read_checkpoint, read_metrics, tiny_config
 
 
@@ -100,6 +100,24 @@ def test_conch_teaches_through_context_tokens_and_stays_out_of_the_run(prepared,
     }
     assert not any("cls_emb" in name or "resblocks" in name for name in tensors)
     assert tensors["method/text.context"].shape == (2, 32)
+
+
+def test_conch_sees_what_lpds_maps_cut_out(prepared, monkeypatch, tmp_path):
+    monkeypatch.setattr(conch_image, "CONCH_IMAGE", {"embed_dim": 32, "depth": 1, "num_heads": 2})
+    torch.save(filled(conch_image_shapes(1, 32)), tmp_path / "conch.bin")
+    fields = {
+        "method.image_encoder": "conch",
+        "method.image_weights": tmp_path / "conch.bin",
+        "model.prototype_width": 512,
+    }
+    said = train(tiny_config(prepared.root, "lpd", fields), tmp_path / "run")
+    assert said.count("CONCH weights: CC BY-NC-ND 4.0") == 1
+    losses = [line["foreground"] for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert losses
+    assert np.isfinite(losses).all()
+    tensors, about = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert about["frozen"]["image"]["sha256"] == sha256(tmp_path / "conch.bin")
+    assert not any("attn_pool" in name for name in tensors)
 
 
 def test_no_terms_are_shown_where_no_gated_weights_are_used(prepared, narrow, tmp_path):

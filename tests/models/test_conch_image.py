@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.models import conch_image as module
-from mpamatch.models.conch_image import conch_image
+from mpamatch.models.conch_image import ConchImage, conch_image
+from mpamatch.models.image import build_image_encoder
 from tests.models.published import CAPTION, conch_image_shapes, filled
 
 WIDTH, HEADS = 32, 2
@@ -121,3 +122,19 @@ def test_positions_of_another_grid_are_resampled(narrow, tmp_path):
     assert positions.shape == (1, 785, WIDTH)
     torch.testing.assert_close(positions[:, 0], torch.full((1, WIDTH), 5.0))
     torch.testing.assert_close(positions[:, 1:], torch.full((1, 784, WIDTH), 2.0))
+
+
+def test_it_is_a_frozen_image_encoder_by_name(narrow, tmp_path):
+    torch.save(narrow_state(), tmp_path / "conch.bin")
+    encoder = build_image_encoder("conch", str(tmp_path / "conch.bin"))
+    assert (encoder.side, encoder.width, encoder.identity["name"]) == (448, 512, "conch")
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    x = image(448).sigmoid()
+    mean, std = (torch.tensor(value)[:, None, None] for value in (ConchImage.mean, ConchImage.std))
+    torch.testing.assert_close(encoder(x), by_hand(narrow_state(), (x - mean) / std), rtol=1e-4, atol=1e-5)
+    assert encoder(torch.rand(1, 3, 60, 50)).shape == (1, 512)
+
+
+def test_without_its_file_it_says_where_that_comes_from():
+    with pytest.raises(InputError, match=r"needs image_weights: .*MahmoodLab/conch on Hugging Face, CC BY-NC-ND 4\.0"):
+        build_image_encoder("conch", None)

@@ -68,7 +68,7 @@ def test_what_cannot_be_is_refused(clip, tmp_path):
         build_image_encoder("clip", None)
     with pytest.raises(InputError, match="did you mean 'ViT-B-32'"):
         build_image_encoder("open_clip:VIT-B-32x", None)
-    with pytest.raises(InputError, match=r"method\.image_weights: open_clip:ViT-B-32 needs weights"):
+    with pytest.raises(InputError, match=r"image encoder 'open_clip:ViT-B-32' needs weights: .* laion2b_s34b_b79k"):
         build_image_encoder("open_clip:ViT-B-32", None)
     with pytest.raises(InputError, match="unknown checkpoint file or tag of ViT-B-32 'opena'"):
         build_image_encoder("open_clip:ViT-B-32", "opena")

@@ -26,6 +26,7 @@ RECIPE_CLASSES = {
         "Serrated adenoma",
         "Adenocarcinoma",
     ],
+    "bcss-wsss": ["background", "tumour", "stroma", "lymphocytes", "necrosis"],
     "folder": ["background", "glomerulus"],
     "busi": ["background", "lesion"],
     "acdc": ["background", "right ventricle", "myocardium", "left ventricle"],

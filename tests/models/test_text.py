@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpamatch.errors import InputError
 from mpamatch.models import text
 from mpamatch.models.text import TextEncoder, build_text_encoder, text_encoders
+from mpamatch.models.towers import open_clip_weights
 from mpamatch.models.weights import sha256
 from tests.models.published import conch_text_shapes, filled, write_conch_tokenizer
 
@@ -298,8 +299,9 @@ def test_a_tag_brings_its_activation_and_a_failed_download_is_one_sentence(monke
         raise OSError("no route to the hub\nsecond line")
 
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: "downloaded.bin")
-    assert text._open_clip_weights("ViT-B-32", "openai") == (Path("downloaded.bin"), True)
-    assert text._open_clip_weights("ViT-B-32", "laion2b_s34b_b79k") == (Path("downloaded.bin"), False)
+    for tag, quick in (("openai", True), ("laion2b_s34b_b79k", False)):
+        file, known = open_clip_weights("open_clip:ViT-B-32", tag, "text encoder")
+        assert (file, bool(known.get("quick_gelu"))) == (Path("downloaded.bin"), quick)
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
     with pytest.raises(InputError, match=r"openai: cannot be downloaded \(no route to the hub\); give a local"):
         build_text_encoder("open_clip:ViT-B-32", "openai")
