@@ -13,8 +13,9 @@ from mpamatch.batch import Batch
 from mpamatch.benchmarks import loops
 from mpamatch.errors import InputError
 from mpamatch.methods.consistency import inside, neighbours
+from mpamatch.methods.embedding import centre_sample, rows
 from mpamatch.methods.losses import SMOOTH
-from mpamatch.methods.mpamatch import MPAMatch, centre_sample
+from mpamatch.methods.mpamatch import MPAMatch
 from mpamatch.methods.unimatch import Views
 from mpamatch.models.transunet import Prediction
 from mpamatch.ops import IGNORE
@@ -106,7 +107,7 @@ def prototype_terms(method: MPAMatch, seen: Views, batch: Batch, pseudo: Tensor,
     size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
     assert batch.unlabelled is not None
     sure = (confidence >= config.threshold) & batch.unlabelled.valid
-    z = torch.cat([method.embed(seen.labelled.embedding), method.embed(seen.weak.embedding)])
+    z = torch.cat([rows(method.project, one.embedding) for one in (seen.labelled, seen.weak)])
     label = torch.cat([batch.labelled.label.long(), torch.where(sure, pseudo, IGNORE)])
     label = centre_sample(label, size)
     predicted = torch.cat([seen.labelled.logits, seen.weak.logits]).argmax(1)

@@ -9,6 +9,7 @@ from mpamatch import ops
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError, unknown
 from mpamatch.methods.consistency import Targets, pseudo_targets
+from mpamatch.methods.embedding import centre_sample, projection, rows
 from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
 from mpamatch.models.prompt import TextPrototypes
@@ -91,10 +92,8 @@ class MPAMatch(UniMatch):
     def __init__(self, model: TransUNet, config: MPAMatchConfig, text: TextPrototypes | None = None):
         super().__init__(model, config)
         _check(config, text)
-        inner, width = model.embedding_width, config.embedding_width
-        self.project = nn.Sequential(
-            nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
-        )
+        width = config.embedding_width
+        self.project = projection(model.embedding_width, width)
         self.bank = PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
         self.text = text
         self.to_text = nn.Linear(width, text.width) if text is not None else None
@@ -103,7 +102,7 @@ class MPAMatch(UniMatch):
         assert batch.unlabelled is not None
         config = self.config
         seen = self.see(batch)
-        z = torch.cat([self.embed(seen.labelled.embedding), self.embed(seen.weak.embedding)])  # (N, D)
+        z = torch.cat([rows(self.project, one.embedding) for one in (seen.labelled, seen.weak)])  # (N, D)
         begun = (step >= config.start).to(z.dtype)
         started = begun * ((step - config.start + 1) / (config.ramp + 1)).clamp(max=1)
 
@@ -125,10 +124,6 @@ class MPAMatch(UniMatch):
             **parts,
             "confident": share(targets.weight, targets.valid),
         }
-
-    def embed(self, embedding: Tensor) -> Tensor:  # (B, D', h, w) -> (B·h·w, D)
-        """Decoder map at stride 4 → pixel rows in the prototypes' space."""
-        return self.project(embedding.movedim(1, -1).flatten(0, 2))
 
     def targets(self, seen: Views, z: Tensor, batch: Batch, started: Tensor) -> Targets:
         """Pseudo-labels of the classifier, with the prototypes' second opinion where that is asked for."""
@@ -202,15 +197,6 @@ class MPAMatch(UniMatch):
         if self.bank is None:
             return {}
         return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
-
-
-def centre_sample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, H, W) -> (B·h·w,)
-    """The pixel at the centre of each cell of an h×w grid: x[:, 2::4, 2::4] at stride 4."""
-    rows, columns = (
-        ((torch.arange(cells, device=x.device) + 0.5) * (side / cells)).long()
-        for cells, side in zip(size, x.shape[-2:], strict=True)
-    )
-    return x[:, rows][:, :, columns].flatten()
 
 
 def _check(config: MPAMatchConfig, text: TextPrototypes | None) -> None:

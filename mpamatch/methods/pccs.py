@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mpamatch import ops
 from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
+from mpamatch.methods.embedding import centre_sample, projection, rows
 from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
 from mpamatch.methods.mean_teacher import Taught, ema_
-from mpamatch.methods.mpamatch import centre_sample
 from mpamatch.methods.pccs_terms import (
     consistency,
     entropy,
@@ -95,10 +95,8 @@ class PCCS(Taught):
         super().__init__(model)
         _check(config)
         self.config = config
-        inner, width = model.embedding_width, config.embedding_width
-        self.project = nn.Sequential(
-            nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width)
-        )
+        width = config.embedding_width
+        self.project = projection(model.embedding_width, width)
         self.bank = PrototypeBank(model.classes, config.prototypes, width)
         self.teacher_project = copy.deepcopy(self.project).requires_grad_(False)
 
@@ -186,11 +184,6 @@ class PCCS(Taught):
 
     def diagnostics(self) -> dict[str, Tensor]:
         return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
-
-
-def rows(project: nn.Module, embedding: Tensor) -> Tensor:  # (B, D', h, w) -> (B·h·w, D)
-    """Decoder map at stride 4 → rows in the prototypes' space."""
-    return project(embedding.movedim(1, -1).flatten(0, 2))
 
 
 def _check(config: PCCSConfig) -> None:

@@ -10,7 +10,8 @@ from mpamatch import ops
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
 from mpamatch.methods import build_method, config_class
-from mpamatch.methods.mpamatch import MPAMatch, centre_sample
+from mpamatch.methods.embedding import centre_sample
+from mpamatch.methods.mpamatch import MPAMatch
 from tests.methods import truth
 from tests.methods.cases import CLASSES, Words, assert_same_numbers, at, batch, method, network, with_gradients
 from tests.methods.truth import Bank
@@ -308,13 +309,24 @@ def test_the_centre_sample_where_the_grid_is_no_quarter() -> None:
     assert found[0].tolist() == [1, 5, 8, 12, 15, 19]
 
 
+class _Says(torch.nn.Module):
+    """The same rows, whatever the pixels."""
+
+    def __init__(self, rows: Tensor):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.rows
+
+
 def test_the_pixels_of_labels_and_embedding_are_the_same() -> None:
     """Where the embedding shows the class at its own place, the prototypes become these classes' directions."""
     ours, data = _method(prototypes=1, embedding_width=CLASSES, threshold=1.0), batch()
     # the seen embedding is replaced by the one-hot label, rows as wide as D
     of_label = torch.where(data.labelled.label == 255, 0, data.labelled.label)[:, 2::4, 2::4].long()
     z = torch.nn.functional.one_hot(of_label, CLASSES).double().flatten(0, 2)
-    ours.embed = lambda embedding: z  # type: ignore[method-assign]
+    ours.project = _Says(z)
     ours(data, at(0))
     assert ours.bank is not None
     torch.testing.assert_close(ours.bank.prototypes[:, 0], torch.eye(CLASSES, dtype=torch.float64))
