@@ -11,6 +11,7 @@ from mpamatch import ops
 from mpamatch.benchmarks.backends import using
 
 SIZES = [(1, 1, 1, 1), (97, 17, 3, 4), (1000, 256, 5, 10), (777, 768, 19, 10)]  # N, D, C, K
+LABELS = [(1, 1, 1), (2, 37, 61), (1, 300, 1030)]  # B, H, W
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -18,8 +19,11 @@ def main() -> int:
     for n, d, c, k in SIZES:
         for dtype in DTYPES:
             exercise(n, d, c, k, dtype)
+    for shape in LABELS:
+        with using("cuda"):
+            ops.signed_distance(torch.randint(0, 4, shape, device="cuda", dtype=torch.uint8), 3)  # 3 is of no class
     torch.cuda.synchronize()
-    print(f"{len(SIZES) * len(DTYPES)} cases ran")
+    print(f"{len(SIZES) * len(DTYPES) + len(LABELS)} cases ran")
     return 0
 
 
