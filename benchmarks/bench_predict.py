@@ -37,8 +37,9 @@ from mpamatch.files import replacing
 from mpamatch.images import Colour, overlay, read_image
 from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled, to_predict
 from mpamatch.inference.tiles import origins
+from mpamatch.models.build import build_model
 from mpamatch.models.encoder import IMAGENET
-from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+from mpamatch.models.transunet import ModelConfig, TransUNet
 
 PLAIN, OURS, ALONE = "plain", "mpamatch", "model"
 TOLERANCE = {"32": 1e-4, "bf16": 0.1}  # of probabilities

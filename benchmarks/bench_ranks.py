@@ -38,7 +38,7 @@ from mpamatch.engine.build import open_data
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.loop import Trainer
 from mpamatch.methods import build_method
-from mpamatch.models.transunet import build_model
+from mpamatch.models.build import build_model
 
 LOOPBACK = Path("/sys/class/net/lo/statistics/rx_bytes")
 WINDOWS = 3  # of steps under the loopback counter; other processes can only add to it, so the least one counts

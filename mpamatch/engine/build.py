@@ -12,10 +12,11 @@ from mpamatch.engine.config import Config
 from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.methods import Method, build_method
+from mpamatch.models.build import build_model
 from mpamatch.models.image import ImageEncoder, build_image_encoder
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
 from mpamatch.models.text import build_text_encoder
-from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+from mpamatch.models.transunet import ModelConfig, TransUNet
 from mpamatch.models.weights import LICENCES, sha256
 
 

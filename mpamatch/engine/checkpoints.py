@@ -21,7 +21,8 @@ from mpamatch.files import replacing
 from mpamatch.inference.segmenter import Segmenter, precision_on, to_predict
 from mpamatch.methods import Method
 from mpamatch.models.adapters import MARK, merge_adapters
-from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+from mpamatch.models.build import build_model
+from mpamatch.models.transunet import ModelConfig, TransUNet
 from mpamatch.models.weights import sha256
 
 METHOD, OPTIMIZER = "method/", "optimizer/"

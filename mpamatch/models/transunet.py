@@ -7,13 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError
 from mpamatch.models.adapters import add_adapters
-from mpamatch.models.encoder import Encoder, build_encoder, conv_norm
+from mpamatch.models.encoder import Encoder, conv_norm
 from mpamatch.models.recompute import recomputed
-
-TUNINGS = ("full", "lora", "frozen")
-HEADS = ("decoder", "maps")
 
 
 @dataclass
@@ -167,23 +164,3 @@ class TransUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Prediction:
         return self.decode(self.encode(image), (image.shape[-2], image.shape[-1]))
-
-
-def build_model(config: ModelConfig, classes: int) -> TransUNet:
-    """The network of `config` for `classes` classes. Raises InputError where a field does not fit."""
-    if config.tuning not in TUNINGS:
-        raise unknown("model.tuning", config.tuning, TUNINGS)
-    if config.tuning != "full" and config.encoder_weights is None:
-        raise InputError(
-            f"model.tuning: {config.tuning} needs model.encoder_weights; the weights of a random encoder never learn."
-        )
-    if config.lora_rank < 1:
-        raise InputError(f"model.lora_rank: expected at least 1, got {config.lora_rank}.")
-    if config.head not in HEADS:
-        raise unknown("model.head", config.head, HEADS)
-    network = TransUNet
-    if config.head == "maps":
-        from mpamatch.models.prototype_maps import PrototypeMaps  # which builds on this file
-
-        network = PrototypeMaps
-    return network(build_encoder(config.encoder, config.encoder_weights, config.norm), classes, config)

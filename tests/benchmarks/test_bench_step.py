@@ -13,7 +13,7 @@ from mpamatch.benchmarks import bench_step
 from mpamatch.benchmarks.shares import inside_seconds, marked
 from mpamatch.engine.config import load_config
 from mpamatch.errors import InputError
-from mpamatch.models.transunet import build_model
+from mpamatch.models.build import build_model
 from tests.tiny import make_set, tiny_config, tiny_flags
 
 

@@ -14,9 +14,9 @@ from mpamatch.engine.build import build_training, open_data
 from mpamatch.engine.checkpoints import Progress, choose_device, load_segmenter, save_last
 from mpamatch.engine.loop import resume, train
 from mpamatch.errors import InputError
+from mpamatch.models.build import build_model
 from mpamatch.models.encoder import build_encoder
 from mpamatch.models.text import TextEncoder
-from mpamatch.models.transunet import build_model
 from tests.tiny import bitwise_equal, file_limit, make_set, read_checkpoint, silent, tiny_config, train_until
 
 START = {"method.context_tokens": 2, "method.text_encoder": "minilm"}

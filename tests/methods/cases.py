@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.methods import Method, build_method, config_class
-from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+from mpamatch.models.build import build_model
+from mpamatch.models.transunet import ModelConfig, TransUNet
 
 CLASSES = 3
 SIDE = 32

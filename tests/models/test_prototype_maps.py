@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mpamatch.errors import InputError
+from mpamatch.models.build import build_model
 from mpamatch.models.encoder import build_encoder
 from mpamatch.models.prototype_maps import PrototypeMaps, normalised
-from mpamatch.models.transunet import ModelConfig, build_model
+from mpamatch.models.transunet import ModelConfig
 from tests.methods.cases import lpd_network
 
 

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from mpamatch.errors import InputError
 from mpamatch.models import encoder as encoder_module
+from mpamatch.models.build import build_model
 from mpamatch.models.encoder import build_encoder
-from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+from mpamatch.models.transunet import ModelConfig, TransUNet
 
 CLASSES = 3
 NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 4}

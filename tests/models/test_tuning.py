@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mpamatch.errors import InputError
 from mpamatch.models.adapters import MARK, merge_adapters
-from mpamatch.models.transunet import ModelConfig, TransUNet, build_model
+from mpamatch.models.build import build_model
+from mpamatch.models.transunet import ModelConfig, TransUNet
 from tests.methods.cases import assert_same_numbers
 
 VIT = "vit_tiny_patch16_224"
