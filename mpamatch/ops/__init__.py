@@ -4,6 +4,7 @@ Pixels are rows; an ignored pixel has weight 0, so shapes are static and nothing
 return sums: what to divide by is the method's business. Half inputs accumulate in float32.
 """
 
+from mpamatch.ops import dispatch, selfcheck
 from mpamatch.ops.assignment_from_label import assignment_from_label
 from mpamatch.ops.checks import IGNORE
 from mpamatch.ops.prototype_contrast import prototype_contrast
@@ -13,6 +14,8 @@ from mpamatch.ops.pseudo_label import pseudo_label
 from mpamatch.ops.segmentation_loss import segmentation_loss
 from mpamatch.ops.signed_distance import signed_distance
 from mpamatch.ops.sinkhorn_assign import sinkhorn_assign
+
+dispatch.check_with(selfcheck.run)
 
 __all__ = [
     "IGNORE",

@@ -53,6 +53,22 @@ _wanted: tuple[str, ...] | None = None  # None: not read from the environment ye
 _verdicts: dict[tuple[str, str, str], str | None] = {}  # (operation, backend, device) -> why its self-check failed
 
 
+def _nobody(operation: str, backend: str, device: str) -> str | None:
+    raise RuntimeError("nothing checks the kernels: mpamatch.ops was not imported whole.")
+
+
+_self_check: Callable[[str, str, str], str | None] = _nobody
+
+
+def check_with(run: Callable[[str, str, str], str | None]) -> None:
+    """`run`(operation, backend, device) is the self-check from now on: why it failed, None where it passed.
+
+    It calls the operations, which call this module, so it is handed over instead of imported.
+    """
+    global _self_check
+    _self_check = run
+
+
 def wanted() -> tuple[str, ...]:
     """The backends that operations choose from, in order."""
     global _wanted
@@ -121,11 +137,9 @@ def failed(operation: str, backend: str, device: str) -> str | None:
     if backend == "eager":
         return None
     if key not in _verdicts:
-        from mpamatch.ops import selfcheck  # which calls the operations, and so this module
-
         _verdicts[key] = None  # so that the check itself gets the backend
         with _disable_current_modes():
-            _verdicts[key] = selfcheck.run(operation, backend, device)
+            _verdicts[key] = _self_check(operation, backend, device)
         if _verdicts[key] is not None:
             warnings.warn(
                 f"{operation}: the {backend} kernel is set aside on {device}, as {_verdicts[key]}; eager PyTorch runs.",

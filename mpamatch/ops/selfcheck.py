@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 from mpamatch.ops import dispatch
+from mpamatch.ops.prototype_contrast import prototype_contrast
+from mpamatch.ops.prototype_distance import prototype_distance
+from mpamatch.ops.prototype_update_ import prototype_update_
+from mpamatch.ops.pseudo_label import pseudo_label
+from mpamatch.ops.segmentation_loss import segmentation_loss
+from mpamatch.ops.signed_distance import signed_distance
+from mpamatch.ops.sinkhorn_assign import sinkhorn_assign
 
 PIXELS, WIDTH, CLASSES, PER_CLASS = 77, 24, 3, 4
 # Of the largest number of an output. Half precision takes other paths through a kernel, so it is checked too; what
@@ -60,8 +67,6 @@ def _assignment(label: Tensor) -> Tensor:
 
 
 def _distance(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.prototype_distance import prototype_distance
-
     embedding, prototypes, _, weight = _inputs(device, dtype)
     embedding, prototypes = embedding.requires_grad_(), prototypes.requires_grad_()
     distance, nearest = prototype_distance(embedding, prototypes)
@@ -70,8 +75,6 @@ def _distance(device: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _contrast(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.prototype_contrast import prototype_contrast
-
     embedding, prototypes, label, weight = _inputs(device, dtype)
     embedding, prototypes = embedding.requires_grad_(), prototypes.requires_grad_()
     results: list[Tensor] = []
@@ -85,15 +88,11 @@ def _contrast(device: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _sinkhorn(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.sinkhorn_assign import sinkhorn_assign
-
     embedding, prototypes, label, _ = _inputs(device, dtype)
     return [sinkhorn_assign(embedding, prototypes, label, epsilon=epsilon) for epsilon in (0.05, 0.01)]
 
 
 def _update(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.prototype_update_ import prototype_update_
-
     embedding, prototypes, label, weight = _inputs(device, dtype)
     updates = torch.arange(CLASSES * PER_CLASS, device=device).reshape(CLASSES, PER_CLASS)
     prototype_update_(prototypes, updates, embedding, _assignment(label), weight=weight)
@@ -107,8 +106,6 @@ def _maps(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _segmentation(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.segmentation_loss import segmentation_loss
-
     logits, label, weight = _maps(device, dtype)
     logits = logits.requires_grad_()
     cross_entropy, overlap = segmentation_loss(logits, label, weight=weight)
@@ -118,14 +115,10 @@ def _segmentation(device: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _pseudo(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.pseudo_label import pseudo_label
-
     return [*pseudo_label(_maps(device, dtype)[0])]
 
 
 def _signed(device: str, dtype: torch.dtype) -> list[Tensor]:
-    from mpamatch.ops.signed_distance import signed_distance
-
     return [signed_distance(_maps(device, dtype)[1], CLASSES + 1)]  # one more, absent
 
 

@@ -174,7 +174,7 @@ def _count_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(operation)
         return run(operation, backend, device)
 
-    monkeypatch.setattr(selfcheck, "run", counted)
+    monkeypatch.setattr(dispatch, "_self_check", counted)
     return asked
 
 
