@@ -33,7 +33,7 @@ def draw_study(
     left.set_title("thin: each seed, bold: the mean", fontsize=10)
     right.axhline(0, color=GREY, linewidth=1)
     right.set_ylabel("difference, points of mDice")
-    right.set_title(f"paired differences to {reference}, 95 % interval", fontsize=10)
+    right.set_title(f"paired differences, 95 % interval, to\n{reference}", fontsize=10)
     for one in (left, right):
         one.set_xticks(range(len(values)), values)
         one.set_xlabel(axis)
