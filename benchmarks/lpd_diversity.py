@@ -8,7 +8,6 @@ DATA is a prepared set with image-level labels. Runs that are in OUT are not tra
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -105,9 +104,7 @@ def _cosines(segmenter: Segmenter, model: PrototypeMaps, prepared: Prepared) -> 
         image = read_image(prepared.image_path(name))[: _side(segmenter), : _side(segmenter)]
         x = prepare_image(image, segmenter.scale, segmenter.mean, segmenter.std)
         found.append(model.decoder.cosines(model.encode(x[None]))[-1])
-        row = np.zeros(len(prepared.classes), dtype=np.float32)
-        row[list(prepared.present[name])] = 1
-        rows.append(torch.from_numpy(row[1:]))
+        rows.append(torch.from_numpy(prepared.present_row(name)[1:]))
     return torch.cat(found), torch.stack(rows)
 
 

@@ -83,6 +83,12 @@ class Prepared:
         """The images of a part that have an image-level label."""
         return tuple(name for name in self.parts[part] if name in self.present)
 
+    def present_row(self, name: str) -> NDArray[np.float32]:  # (C,)
+        """The image-level label of an image: 1 at the classes that it shows."""
+        row = np.zeros(len(self.classes), dtype=np.float32)
+        row[list(self.present[name])] = 1
+        return row
+
     def splits(self) -> tuple[str, ...]:
         """The names of the splits written so far."""
         return tuple(sorted(path.stem for path in (self.root / "splits").glob("*.json")))

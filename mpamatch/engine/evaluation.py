@@ -58,10 +58,8 @@ def _of_chunk(
     metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
     if known:
-        found = [
-            _told(segmenter, image, images.prepared.present[name])
-            for name, (image, _) in zip(names, pairs, strict=True)
-        ]
+        rows = (images.prepared.present_row(name) for name in names)
+        found = [_told(segmenter, image, row) for row, (image, _) in zip(rows, pairs, strict=True)]
     else:
         found = segmenter.probabilities([image for image, _ in pairs])
     for probability, (_, label) in zip(found, pairs, strict=True):
@@ -69,12 +67,10 @@ def _of_chunk(
     return metrics
 
 
-def _told(segmenter: Segmenter, image: np.ndarray, present: Sequence[int]) -> Tensor:  # (C, H, W)
+def _told(segmenter: Segmenter, image: np.ndarray, present: np.ndarray) -> Tensor:  # (C,) -> (C, H, W)
     """The probabilities of an image whose foreground classes are known."""
     assert isinstance(segmenter.model, PrototypeMaps)
-    row = torch.zeros(len(segmenter.class_names))
-    row[list(present)] = 1
-    with segmenter.model.known(row.to(segmenter.device)):
+    with segmenter.model.known(torch.from_numpy(present).to(segmenter.device)):
         return segmenter.probabilities(image)
 
 

@@ -76,10 +76,7 @@ class Feed(ABC):
         """The image-level labels of the images of a batch, for Labelled.present."""
         if not self.image_labels:
             return None
-        rows = torch.zeros(len(names), len(self.prepared.classes))
-        for row, name in zip(rows, names, strict=True):
-            row[list(self.prepared.present[name])] = 1
-        return rows
+        return torch.stack([torch.from_numpy(self.prepared.present_row(name)) for name in names])
 
     def names(self, stream: int) -> tuple[str, ...]:
         return self.labelled if stream == LABELLED else self.unlabelled
