@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from mpamatch.batch import Batch, pieces, to_device
-from mpamatch.data.feeds import dali_installed
-from mpamatch.data.feeds.torchvision import TorchvisionFeed
+from mpamatch.data.feeds import feed_class
 from mpamatch.errors import InputError
 from tests.data.places import NAMES, SHARED, feed_of, make_places, told
+from tests.tools.feeds import FEEDS, NEEDS_DALI
 
 PRESENT = {name: ((), (1,), (2, 4))[number % 3] for number, name in enumerate(NAMES)}
-DALI = pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")
-KINDS = ["torchvision", pytest.param("dali", marks=DALI)]
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +24,11 @@ def weak(tmp_path_factory):
 
 
 def made(kind: str, weak, **changes) -> Batch:
-    config = dataclasses.replace(SHARED, cache_mb=0)
-    if kind == "dali":
-        from mpamatch.data.feeds.dali import DaliFeed
-
-        feed = feed_of(weak, config, DaliFeed, strong_views=0, image_labels=True, **changes)
-    else:
-        feed = feed_of(weak, config, TorchvisionFeed, strong_views=0, image_labels=True, **changes)
-    return feed[3]
+    feed, config = feed_class(kind, torch.device("cpu")), dataclasses.replace(SHARED, cache_mb=0)
+    return feed_of(weak, config, feed, strong_views=0, image_labels=True, **changes)[3]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEEDS)
 def test_present_is_that_of_the_image_in_the_slot(kind, weak):
     batch = made(kind, weak).labelled
     assert batch.present is not None
@@ -49,7 +41,7 @@ def test_present_is_that_of_the_image_in_the_slot(kind, weak):
     assert bool((batch.label == 255).all())
 
 
-@DALI
+@NEEDS_DALI
 def test_both_feeds_give_the_same(weak):
     one, other = made("torchvision", weak).labelled, made("dali", weak).labelled
     torch.testing.assert_close(one.image, other.image, rtol=0, atol=1e-6)  # x/255 here, x·(1/255) there
@@ -57,7 +49,7 @@ def test_both_feeds_give_the_same(weak):
     assert torch.equal(one.present, other.present)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEEDS)
 def test_two_ranks_share_the_slots(kind, weak):
     halves = [made(kind, weak, rank=rank, ranks=2).labelled for rank in range(2)]
     whole = made(kind, weak).labelled
@@ -79,7 +71,7 @@ def test_present_is_cut_and_moved_with_the_batch(weak):
     assert torch.equal(torch.cat([first, second]), batch.labelled.present)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEEDS)
 def test_an_unreadable_image_is_named(kind, weak, tmp_path):
     prepared = dataclasses.replace(make_places(tmp_path), present=PRESENT)
     path = tmp_path / "images" / NAMES[2]

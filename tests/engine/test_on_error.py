@@ -6,19 +6,16 @@ import pytest
 from rich.console import Console
 
 from mpamatch.commands.train import report
-from mpamatch.data.feeds import dali_installed
 from mpamatch.data.prepared import training_lists
 from mpamatch.engine.loop import train
 from mpamatch.errors import InputError
 from tests.tiny import SPLIT, make_set, silent, tiny_config
+from tests.tools.feeds import NEEDS_DALI
 
 FEEDS = [
     {"data.feed": "torchvision", "data.workers": 0},
     {"data.feed": "torchvision", "data.workers": 1},
-    pytest.param(
-        {"data.feed": "dali"},
-        marks=pytest.mark.skipif(not dali_installed(), reason="DALI is not installed"),
-    ),
+    pytest.param({"data.feed": "dali"}, marks=NEEDS_DALI),
 ]
 
 

@@ -29,6 +29,7 @@ from tests.tiny import (
     tiny_flags,
     train_until,
 )
+from tests.tools.feeds import NEEDS_DALI
 
 LONG = {"engine.steps": 24, "engine.save_every": 3, "engine.validate_every": 8}
 # Name of a run that is killed → its method and fields.
@@ -37,7 +38,6 @@ KILLED = {
     "mean_teacher": ("mean_teacher", LONG),
     "dali": ("unimatch", {**LONG, "data.feed": "dali", "data.weak_colour": 0.5}),
 }
-DALI = pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")
 SHORT = {"engine.steps": 5, "engine.save_every": 2, "engine.validate_every": 4}
 
 
@@ -83,7 +83,7 @@ def killed(root, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["mpamatch", "mean_teacher", pytest.param("dali", marks=DALI)])
+@pytest.mark.parametrize("name", ["mpamatch", "mean_teacher", pytest.param("dali", marks=NEEDS_DALI)])
 def test_a_run_killed_by_sigkill_resumes_to_the_same_numbers(name, killed, root, tmp_path):
     method, fields = KILLED[name]
     done = read_checkpoint(killed / name / "checkpoints" / "last.safetensors")[1]["progress"]["step"]
