@@ -14,6 +14,7 @@ from mpamatch.methods.losses import weighted_mean
 from mpamatch.models.image import ImageEncoder
 from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps, normalised
 from mpamatch.models.prototypes import mean_cosines
+from mpamatch.models.towers import BesideTower
 from mpamatch.models.transunet import TransUNet
 from mpamatch.ops.unit import unit, working
 
@@ -46,7 +47,7 @@ class LPDConfig:
     weight_diversity: float = 0.5
 
 
-class LPD(Method):
+class LPD(BesideTower, Method):
     """.1·BCE₂ + BCE₃ + BCE₄, from `start` on + weight_contrast·(L_FG + L_BG + weight_area·area) +
     weight_diversity·L_div. The weights of the scales are model.map_weights."""
 
@@ -57,8 +58,7 @@ class LPD(Method):
         super().__init__(model)
         self.config = config
         _check(config, model, image)
-        # a tuple keeps the frozen tower out of the module tree
-        self._image: tuple[ImageEncoder, ...] = () if image is None else (image,)
+        self.keep_beside(image)
         self.pairs: Tensor
         self.mean: Tensor
         self.std: Tensor
@@ -75,7 +75,7 @@ class LPD(Method):
     @property
     def image(self) -> ImageEncoder | None:
         """The frozen encoder of the contrast."""
-        return self._image[0] if self._image else None
+        return cast(ImageEncoder, self._towers[0]) if self._towers else None
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         image, present = batch.labelled.image, batch.labelled.present
@@ -87,22 +87,24 @@ class LPD(Method):
         classification = [classification_loss(score, present) for score in self.maps.scores(cosines)]
         diversity = diversity_loss(cosines[-1], present, self.pairs, self.config.diversity_temperature)
         late, parts = self.config.weight_diversity * diversity, {"diversity": diversity.detach()}
-        if self._image:
-            contrast, parts_of_contrast = self.contrast(image, cosines, present)
+        if self.image is not None:
+            contrast, parts_of_contrast = self.contrast(self.image, image, cosines, present)
             late, parts = late + self.config.weight_contrast * contrast, parts | parts_of_contrast
         weights = self.model.config.map_weights
         loss = sum(w * term for w, term in zip(weights, classification, strict=True)) + begun * late
         named = {f"classification{scale}": term.detach() for scale, term in enumerate(classification, start=2)}
         return {"loss": loss, **named, **parts}
 
-    def contrast(self, image: Tensor, cosines: list[Tensor], present: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def contrast(
+        self, encoder: ImageEncoder, image: Tensor, cosines: list[Tensor], present: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_FG + L_BG + weight_area·area of one cut an image: where the map of a class that it shows is high."""
         cam = normalised(self.maps.class_maps(cosines).map)
         cut = (cam * present[:, :, None, None]).amax(1, keepdim=True)  # (B, 1, h, w)
         area = weighted_mean(cut.sum(), cut.new_full((), cut.numel()))
         whole = functional.interpolate(cut, size=image.shape[-2:], mode="bilinear", align_corners=False)
         both = torch.cat([image * whole, image * (1 - whole)])  # what is cut away gets the encoder's mean colour
-        seen = unit(working(self._image[0](both * self.std + self.mean)))  # (2B, D)
+        seen = unit(working(encoder(both * self.std + self.mean)))  # (2B, D)
         prototypes = unit(working(self.maps.prototypes)).unflatten(0, (self.maps.foreground, self.maps.per_class))
         foreground, background = seen.chunk(2)
         shown = present.to(seen.dtype)
@@ -118,11 +120,6 @@ class LPD(Method):
     def diagnostics(self) -> dict[str, Tensor]:
         of_class = self.maps.prototypes.unflatten(0, (self.maps.foreground, self.maps.per_class))
         return {f"prototypes/{name}": value for name, value in mean_cosines(of_class).items()}
-
-    def _apply(self, fn, recurse=True):
-        for tower in self._image:
-            tower._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
 
 def classification_loss(

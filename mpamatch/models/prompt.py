@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpamatch.errors import InputError
 from mpamatch.models.prompt_controls import random_words, shuffled
 from mpamatch.models.text import TextEncoder
+from mpamatch.models.towers import BesideTower
 from mpamatch.ops.unit import unit
 
 CONTROLS = {"shuffled": shuffled, "random": random_words}
@@ -28,14 +29,13 @@ GENERIC = (
 )
 
 
-class TextPrototypes(nn.Module):
+class TextPrototypes(BesideTower):
     """One unit vector per class: unit vectors of its descriptions, their mean, L2.
 
     `context`, (n, token_width) or where class_specific (C, n, token_width), starts as N(0, .02) and is all
     that trains. With context_tokens = 0 nothing does: the prototypes are computed once, the tower is let go.
 
-    The frozen tower moves with `.to` and is copied with the module, but is no submodule: its weights are in
-    neither `state_dict()` nor `parameters()`; `identity` says which they were. Raises InputError for a class
+    `identity` says which weights the frozen tower has. Raises InputError for a class
     without descriptions and for descriptions too long for the tower.
     """
 
@@ -63,12 +63,11 @@ class TextPrototypes(nn.Module):
         self.register_buffer("owner", owner.to(device), persistent=False)  # (S,) class of each description
         self.register_buffer("share", (share / share.sum(1, keepdim=True)).to(device), persistent=False)  # (C, S)
         self.register_buffer("fixed", None, persistent=False)  # (C, width)
-        self._tower: tuple[TextEncoder, ...] = (encoder,)  # a tuple keeps it out of the module tree
         if context_tokens == 0:
             with torch.no_grad():
                 self.fixed = self._mean(encoder.encode(self.tokens))
-            self._tower = ()
             return
+        self.keep_beside(encoder)
         shape = (context_tokens, encoder.token_width)
         start = torch.empty((len(descriptions), *shape) if class_specific else shape)
         self.context = nn.Parameter(start.normal_(0, CONTEXT_STD, generator=generator).to(device))
@@ -77,16 +76,11 @@ class TextPrototypes(nn.Module):
         if self.fixed is not None:
             return unit(self.fixed.float())
         context = self.context if self.context.dim() == 2 else self.context[self.owner]
-        return self._mean(self._tower[0].encode(self.tokens, context))
+        return self._mean(cast(TextEncoder, self._towers[0]).encode(self.tokens, context))
 
     def _mean(self, embedding: Tensor) -> Tensor:  # (S, width) -> (C, width)
         # product and sum, not a matrix product: autocast would take that to half precision
         return unit((self.share.float()[:, :, None] * unit(embedding.float())).sum(dim=1))
-
-    def _apply(self, fn, recurse=True):
-        for encoder in self._tower:
-            encoder._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
 
 def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str], seed: int = 0) -> list[list[str]]:

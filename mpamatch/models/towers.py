@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mpamatch.errors import InputError, unknown
 
@@ -16,6 +17,21 @@ CONCH_NEEDED = (
 )
 # What a folder in open_clip's own format calls its weights (open_clip 3, constants.py).
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class BesideTower(nn.Module):
+    """A module with a frozen `tower` that moves and is copied with it, but is no submodule: the tower's weights are in
+    neither `state_dict()` nor `parameters()`."""
+
+    _towers: tuple[nn.Module, ...] = ()  # none or one; a tuple keeps it out of the module tree
+
+    def keep_beside(self, tower: nn.Module | None) -> None:
+        self._towers = () if tower is None else (tower,)
+
+    def _apply(self, fn, recurse=True):
+        for tower in self._towers:
+            tower._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
 
 def without_draws(build: Callable[[], Any]) -> Any:

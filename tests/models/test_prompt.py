@@ -100,7 +100,7 @@ def test_class_specific_context_goes_to_the_descriptions_of_its_class(tower):
 def test_without_context_nothing_trains_and_the_tower_is_let_go(tower):
     prototypes = built(tower, context_tokens=0)
     assert list(prototypes.parameters()) == []
-    assert prototypes._tower == ()
+    assert prototypes._towers == ()
     torch.testing.assert_close(prototypes(), by_hand(tower, DESCRIPTIONS, [None, None]), atol=1e-6, rtol=1e-5)
     assert not prototypes().requires_grad
 
@@ -156,7 +156,7 @@ def test_a_copy_has_its_own_context_and_tower(tower):
         twin.context.add_(1)
     assert (twin() - before).abs().max() > 1e-3
     torch.testing.assert_close(prototypes(), before, atol=0, rtol=0)
-    assert not twin._tower[0].embedding.words.weight.requires_grad
+    assert not twin._towers[0].embedding.words.weight.requires_grad
 
 
 def test_autocast_leaves_unit_vectors_in_float32(tower):
