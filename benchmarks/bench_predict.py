@@ -35,11 +35,12 @@ from mpamatch.benchmarks.measure import Timed, Timing
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import replacing
 from mpamatch.images import Colour, overlay, read_image
-from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled, to_predict
+from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, most_probable, precision_on, scaled, to_predict
 from mpamatch.inference.tiles import origins
 from mpamatch.models.build import build_model
 from mpamatch.models.encoder import IMAGENET
-from mpamatch.models.transunet import ModelConfig, TransUNet
+from mpamatch.models.network import Network
+from mpamatch.models.transunet import TransUNet, TransUNetConfig
 
 PLAIN, OURS, ALONE = "plain", "mpamatch", "model"
 TOLERANCE = {"32": 1e-4, "bf16": 0.1}  # of probabilities
@@ -51,7 +52,7 @@ SHARPER = 4.0  # random logits have a deviation of .2 to .3: a trained network's
 class Model:
     """A network, its window and scale, how many windows one side of the large image has, how many images are read."""
 
-    config: ModelConfig
+    config: TransUNetConfig
     window: int
     scale: float
     windows: int
@@ -60,10 +61,10 @@ class Model:
 
 MODELS = {
     "small": Model(
-        ModelConfig(encoder="small_hybrid", decoder_width=96, decoder_channels=[64, 32, 16, 8], norm="group"),
+        TransUNetConfig(encoder="small_hybrid", decoder_width=96, decoder_channels=[64, 32, 16, 8], norm="group"),
         window=112, scale=0.5, windows=4, images=16,
     ),
-    "uni": Model(ModelConfig(encoder="uni"), window=256, scale=1.0, windows=2, images=4),
+    "uni": Model(TransUNetConfig(encoder="uni"), window=256, scale=1.0, windows=2, images=4),
 }  # fmt: skip
 
 
@@ -109,8 +110,8 @@ class Plain:
         self,
         image: np.ndarray,  # (H, W, 3) u8, at least a window large after scaling
     ) -> Tensor:  # (C, H, W) f32
-        of = self.segmenter
-        window, device, size = of.window, of.device, scaled(image.shape[:2], of.scale)
+        of = self.segmenter.settings
+        window, device, size = of.window, self.segmenter.device, scaled(image.shape[:2], of.scale)
         if min(size) < window:
             raise InputError(f"bench_predict: an image of {size} scaled pixels is smaller than the window of {window}.")
         x = torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -139,7 +140,9 @@ class Plain:
             image = read_image(file)
             label = next(self.labels([image]))
             Image.fromarray(label).save(out / "masks" / f"{file.stem}.png")
-            Image.fromarray(overlay(image, label, self.segmenter.colours)).save(out / "overlays" / f"{file.stem}.png")
+            Image.fromarray(overlay(image, label, self.segmenter.settings.colours)).save(
+                out / "overlays" / f"{file.stem}.png"
+            )
 
 
 class Ours:
@@ -177,19 +180,21 @@ def ways(model: Model, device: str) -> dict[str, Way]:
     }
 
 
-def random_network(model: Model) -> TransUNet:
+def random_network(model: Model) -> Network:
     torch.manual_seed(0)
     network = build_model(model.config, len(CLASSES)).eval()
+    assert isinstance(network, TransUNet)
     with torch.no_grad():
         network.decoder.head.weight.mul_(SHARPER)
     return network
 
 
 def segmenter_of(model: Model, network: nn.Module, precision: str = "32") -> Segmenter:
-    return Segmenter(
-        network, class_names=tuple(CLASSES), colours=tuple(CLASSES.values()), mean=IMAGENET[0], std=IMAGENET[1],
+    settings = SegmenterSettings(
+        class_names=tuple(CLASSES), colours=tuple(CLASSES.values()), mean=IMAGENET[0], std=IMAGENET[1],
         window=model.window, scale=model.scale, microns_per_pixel=None, precision=precision,
     )  # fmt: skip
+    return Segmenter(network, settings)
 
 
 def tissue(side: int, number: int) -> np.ndarray:  # (side, side, 3) u8
@@ -255,10 +260,10 @@ def choose(made: dict[str, Way], variants: str | None) -> dict[str, Way]:
 
 def check(way: Way, image: np.ndarray, expected: Tensor, row: PredictRow) -> PredictRow:
     """The row with how far its values are from plain's; a note where that is too far, or it does not run."""
-    if precision_on(way.segmenter.device, way.segmenter.precision) != way.segmenter.precision:
+    if precision_on(way.segmenter.device, way.segmenter.settings.precision) != way.segmenter.settings.precision:
         return replace(row, note="this processor only imitates bfloat16, so `mpamatch predict` takes float32")
     try:
-        largest, share, wrong = differences(way.probabilities(image), expected, way.segmenter.precision)
+        largest, share, wrong = differences(way.probabilities(image), expected, way.segmenter.settings.precision)
     except Exception as error:  # a variant that fails becomes a row that says so
         return replace(row, note=f"cannot run: {' '.join(str(error).split())[:120] or type(error).__name__}")
     return replace(row, difference=largest, labels_differ=share, note=wrong)
@@ -333,7 +338,7 @@ def _alone(model: Model, of: Segmenter) -> Callable[[], None]:
 
     @torch.inference_mode()
     def run() -> None:
-        for batch in windows.split(of.batch):
+        for batch in windows.split(of.settings.batch):
             of.model(batch)
         if windows.is_cuda:
             torch.cuda.synchronize()

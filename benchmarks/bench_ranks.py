@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from mpamatch import ranks
 from mpamatch.batch import to_device
 from mpamatch.benchmarks import measure, rows
 from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.commands.demo import make_tissue
 from mpamatch.data.splits import write_split
-from mpamatch.engine import world
 from mpamatch.engine.build import open_data
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.loop import Trainer
@@ -120,7 +120,7 @@ class Run:
     def step(self) -> None:
         trainer, clock = self.trainer, torch.full((), self.done, dtype=torch.int64)
         loss = trainer.step_module(to_device(trainer.feed[self.done], trainer.fabric.device), clock)["loss"]
-        trainer.fabric.backward(loss * world.size())
+        trainer.fabric.backward(loss * ranks.size())
         trainer.wrapped_optimizer.step()
         trainer.wrapped_optimizer.zero_grad()
         trainer.method.after_step(clock)
@@ -159,7 +159,7 @@ def measured(config: Config, steps: int) -> RankRow:
     return RankRow(
         model=config.recipe,
         how="measured",
-        ranks=world.size(),
+        ranks=ranks.size(),
         buckets=tally.calls["gradients"] // steps,
         calls=(tally.calls["prototypes"] + tally.calls["losses"]) // steps,
         loopback=run.loopback(steps),
@@ -177,9 +177,9 @@ def counted(losses: int) -> list[RankRow]:
     `losses`: bytes of the loss sums, as measured with as many classes.
     """
     config = load_config("folder", None, UNI)
-    config.method.embedding_width = 256
+    settings = replace(config.method, embedding_width=256)
     with torch.device("meta"):
-        method = build_method(config.method, build_model(config.model, CLASSES))
+        method = build_method(settings, build_model(config.model, CLASSES), [str(index) for index in range(CLASSES)])
     encoder = parameters(method.model.encoder)
     rest = parameters(method) - encoder
     trained = {"full": encoder, f"LoRA of rank {LORA_RANK}": adapters(method.model.encoder, LORA_RANK), "frozen": 0}
@@ -190,7 +190,7 @@ def counted(losses: int) -> list[RankRow]:
             ranks=2,
             gradients=4 * (part + rest),
             buckets=None,
-            prototypes=prototype_bytes(config.method, CLASSES),
+            prototypes=prototype_bytes(settings, CLASSES),
             losses=losses,
             calls=None,
             loopback=None,
@@ -251,16 +251,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data", help=argparse.SUPPRESS)
     given = list(sys.argv[1:] if words is None else words)
     arguments = parser.parse_args(given)
-    if world.started() == 1:
+    if ranks.started() == 1:
         return as_ranks(given)
     flags = ["--data.root", arguments.data, "--engine.device", "cpu"]
     found = [measured(load_config(name, None, flags), arguments.steps) for name in arguments.recipes.split(",")]
     found += counted(found[0].losses)
-    if world.rank() == 0:
+    if ranks.rank() == 0:
         rows.show("bytes per rank and step", HEADER, [cells(row) for row in found], text_columns=2)
         if arguments.out:
             append_rows(arguments.out, found)
-    return world.leave(0)
+    return ranks.leave(0)
 
 
 if __name__ == "__main__":

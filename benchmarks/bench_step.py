@@ -164,8 +164,8 @@ class Run:
 
 
 def first_step(config: Config) -> int:
-    """Where the prototype terms have their full weight."""
-    return int(getattr(config.method, "start", 0)) + int(getattr(config.method, "ramp", 0))
+    """Where all terms of the loss have their full weight."""
+    return config.trains.settled(config.method)
 
 
 def work(config: Config, variant: Variant, orders: Iterator[str], answer: Any) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mpamatch.benchmarks.command import run_main
 from mpamatch.data.prepared import Prepared, load_prepared
-from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.config import load_config
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import train
 from mpamatch.images import read_image
+from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.segmenter import Segmenter, evaluating, prepare_image
 from mpamatch.methods.lpd import LPDConfig, diversity_loss
 from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps
@@ -102,7 +102,7 @@ def _cosines(segmenter: Segmenter, model: PrototypeMaps, prepared: Prepared) -> 
     found, rows = [], []
     for name in prepared.with_present("validation"):
         image = read_image(prepared.image_path(name))[: _side(segmenter), : _side(segmenter)]
-        x = prepare_image(image, segmenter.scale, segmenter.mean, segmenter.std)
+        x = prepare_image(image, segmenter.settings.scale, segmenter.settings.mean, segmenter.settings.std)
         found.append(model.decoder.cosines(model.encode(x[None]))[-1])
         rows.append(torch.from_numpy(prepared.present_row(name)[1:]))
     return torch.cat(found), torch.stack(rows)
@@ -110,7 +110,7 @@ def _cosines(segmenter: Segmenter, model: PrototypeMaps, prepared: Prepared) -> 
 
 def _side(segmenter: Segmenter) -> int:
     """The side of a window in pixels of the image before it is scaled."""
-    return round(segmenter.window / segmenter.scale)
+    return round(segmenter.settings.window / segmenter.settings.scale)
 
 
 def _correlation(cosines: Tensor, present: Tensor, pairs: Tensor) -> float:

@@ -20,6 +20,6 @@ def load(run: str | Path, device: str = "auto") -> Segmenter:
 
     Raises InputError where `run` is no run folder with a trained model.
     """
-    from mpamatch.engine.checkpoints import load_segmenter  # torch comes with it; the command line's help needs none
+    from mpamatch.inference.checkpoint import load_segmenter  # torch comes with it; the command line's help needs none
 
     return load_segmenter(Path(run), device)

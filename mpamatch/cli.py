@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Of several ranks under torchrun one alone says why they end, whichever was the first to know.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    world = _world()
-    if world is None:
+    ranks = _ranks()
+    if ranks is None:
         return _guarded(words)
-    return world.leave(2 if world.refused() else _guarded(words))
+    return ranks.leave(2 if ranks.refused() else _guarded(words))
 
 
 def _guarded(words: list[str]) -> int:
@@ -59,24 +59,24 @@ def _guarded(words: list[str]) -> int:
             raise
         return _end(f"mpamatch: {f'{error.filename}: ' if error.filename else ''}{error.strerror}.", 2)
     except RuntimeError as error:
-        world = _world()
-        if world is None or not world.lost_another(error):
+        ranks = _ranks()
+        if ranks is None or not ranks.lost_another(error):
             raise
-        return world.left_alone(error)
+        return ranks.left_alone(error)
     except KeyboardInterrupt:
         return _end("mpamatch: interrupted", 130)
 
 
-def _world() -> Any:
+def _ranks() -> Any:
     """What knows of other ranks; None without torchrun, as torch takes seconds to import."""
-    return importlib.import_module("mpamatch.engine.world") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return importlib.import_module("mpamatch.ranks") if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def _end(sentence: str, code: int) -> int:
     """Shows why the command ends, once for all ranks; the exit code."""
-    world = _world()
-    if world:
-        world.say_once(sentence)
+    ranks = _ranks()
+    if ranks:
+        ranks.say_once(sentence)
     else:
         print(sentence, file=sys.stderr)
     return code
@@ -208,7 +208,9 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image files or folders of them")
     parser.add_argument("--out", required=True, help="folder for masks, overlays and areas.csv")
-    parser.add_argument("--overlap", type=float, default=1 / 3, help="share of a window that neighbours overlap (1/3)")
+    parser.add_argument(
+        "--overlap", type=float, help="share of a window that neighbours overlap (as in the run's validation)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
     return parser
 

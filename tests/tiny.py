@@ -40,7 +40,14 @@ FIELDS: dict[str, Any] = {
 OF_METHODS: dict[str, dict[str, Any]] = {
     "mpamatch": {"method.start": 0, "method.ramp": 1, "method.prototypes": 2, "method.embedding_width": 8},
     "pccs": {"method.start": 0, "method.contrast_start": 1, "method.ramp": 2, "method.embedding_width": 8},
-    "lpd": {"method.start": 1, "model.head": "maps", "model.prototypes": 3, "model.prototype_width": 6},
+    "lpd": {"method.start": 1, "model.prototypes": 3, "model.prototype_width": 6},
+}
+
+
+# What does nothing for a method, and so is refused.
+NOT_FOR = {
+    "supervised": ("data.unlabelled_batch",),
+    "lpd": ("data.unlabelled_batch", "model.decoder_width", "model.decoder_channels"),
 }
 
 
@@ -69,6 +76,8 @@ def make_set(root: Path) -> Prepared:
 def tiny_flags(root: Path, method: str, fields: Mapping[str, Any] | None = None) -> list[str]:
     """The words after `mpamatch train --recipe demo` for a run of seconds."""
     values = {"data.root": root, **FIELDS, "method.name": method, **OF_METHODS.get(method, {}), **(fields or {})}
+    for name in NOT_FOR.get(str(values["method.name"]), ()):
+        values.pop(name, None)
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 

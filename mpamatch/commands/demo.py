@@ -10,16 +10,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mpamatch import ranks
 from mpamatch.commands.evaluate import percent
 from mpamatch.data.cache import Images
 from mpamatch.data.prepared import Item, Prepared, load_prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
 from mpamatch.data.splits import write_split
-from mpamatch.engine import world
-from mpamatch.engine.checkpoints import load_segmenter
-from mpamatch.engine.config import Config, load_config
+from mpamatch.engine.config import Config, flags_for, load_config
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import choose_run, train
+from mpamatch.inference.checkpoint import load_segmenter
+from mpamatch.methods.towers import TEXT
 from mpamatch.models.text import MINILM, text_encoders
 from mpamatch.report.figures import draw_examples, draw_training
 
@@ -32,28 +33,28 @@ SHOWN = 5
 def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Console) -> int:
     """Makes tissue, trains supervised and `config.method` for the same steps, prints both, draws unseen images; 0."""
     began = time.perf_counter()
-    world.join(config.engine.device)
-    run = world.from_first(lambda: choose_run(folder, config))
+    ranks.join(config.engine.device)
+    run = ranks.from_first(lambda: choose_run(folder, config))
     say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
     say(f"making {TRAIN + VALIDATION + TEST} images of tissue in {run / 'tissue'}")
-    prepared, split = world.from_first(lambda: prepare(run / "tissue", config.engine.seed))
-    config.data.root, config.data.split = str(prepared.root), split
-    other = load_config("demo", None, [*_without_method(flags), "--method.name", "supervised"])
+    prepared, split = ranks.from_first(lambda: prepare(run / "tissue", config.engine.seed))
+    config = replace(config, data=replace(config.data, root=str(prepared.root), split=split))
+    other = load_config("demo", None, [*flags_for("supervised", flags), "--method.name", "supervised"])
     supervised = replace(other, data=config.data)
-    text = use_text(config)
+    config, text = use_text(config)
     say(f"text prototypes: {text}")
 
     runs = {"supervised": run / "supervised", config.method.name: run / config.method.name}
     results = {}
     for name, one in zip(runs, (supervised, config), strict=False):
         result = train(one, runs[name], console=console)
-        if world.rank() == 0:
-            draw_training(result.run)
+        if ranks.rank() == 0:
+            draw_training(result.run, result.losses, result.shares)
         results[name] = {
             **evaluate_run(result.run, None, "test", config.engine.device),
             "seconds": result.seconds_per_step,
         }
-    if world.rank() > 0:
+    if ranks.rank() > 0:
         return 0
     console.print(table(results, prepared))
     picture = draw_unseen(run / "figures" / "unseen.png", prepared, runs)
@@ -90,15 +91,16 @@ def make_tissue(root: Path, seed: int) -> Prepared:
     )
 
 
-def use_text(config: Config) -> str:
-    """Switches text prototypes on where MiniLM is installed; says which it was."""
-    if getattr(config.method, "text_encoder", None) != "none":
-        return getattr(config.method, "text_encoder", "not used by this method")
+def use_text(config: Config) -> tuple[Config, str]:
+    """Switches text prototypes on if the method can have them and MiniLM is installed; says which it was."""
+    if TEXT not in config.trains.towers:
+        return config, "not used by this method"
+    if chosen := TEXT.encoder(config.method):
+        return config, chosen
     missing = text_encoders()[MINILM]
     if missing:
-        return f"off ({missing} switches them on)"
-    config.method.text_encoder = MINILM
-    return "MiniLM, pathology descriptions"
+        return config, f"off ({missing} switches them on)"
+    return replace(config, method=replace(config.method, text_encoder=MINILM)), "MiniLM, pathology descriptions"
 
 
 def table(results: dict[str, dict[str, Any]], prepared: Prepared) -> Table:
@@ -125,14 +127,3 @@ def draw_unseen(path: Path, prepared: Prepared, runs: dict[str, Path]) -> Path:
         segmenter = load_segmenter(run)
         columns[name] = [segmenter.predict(image) for image in pictures]
     return draw_examples(path, pictures, columns, prepared.colours, prepared.class_names)
-
-
-def _without_method(flags: Sequence[str]) -> list[str]:
-    """The flags that also hold for the supervised run."""
-    kept, skip = [], False
-    for flag in flags:
-        if flag.startswith("--"):
-            skip = flag.startswith("--method.")
-        if not skip:
-            kept.append(flag)
-    return kept

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mpamatch.engine import world
+from mpamatch import ranks
 from mpamatch.engine.evaluation import evaluate_run
 
 
@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a table of scores and writes RUN/evaluation-PART.json; returns 0."""
     data = Path(arguments.data) if arguments.data else None
     scores = evaluate_run(Path(arguments.run), data, arguments.part, arguments.device)
-    console = Console(quiet=world.rank() > 0)
+    console = Console(quiet=ranks.rank() > 0)
     console.print(table(scores))
     for line in summary(scores):
         console.print(line, highlight=False)

@@ -2,13 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from mpamatch.engine import world
-from mpamatch.engine.checkpoints import load_segmenter
+from mpamatch import ranks
+from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.files import Areas, check_empty, list_images, predict_files, square_millimetres
 from mpamatch.inference.segmenter import Segmenter
 
@@ -16,19 +17,21 @@ from mpamatch.inference.segmenter import Segmenter
 def run(arguments: argparse.Namespace) -> int:
     """Predicts `arguments.inputs` with the run `arguments.run` into `arguments.out`; exit code 0.
 
-    `arguments.device` is auto, cpu or cuda; `arguments.overlap` the fraction of a side that windows share.
+    `arguments.device` is auto, cpu or cuda; `arguments.overlap` the share of a side that windows have in common, None
+    for that of the run.
     Raises InputError where the run, an input or the output folder is not as it should be.
     """
     inputs = [Path(given) for given in arguments.inputs]
     out = Path(arguments.out)
     list_images(inputs)  # a mistyped path is told before the seconds that loading a model takes
     check_empty(out)
-    if world.started() > 1:
-        world.join(arguments.device, patience=world.LONG)
+    if ranks.started() > 1:
+        ranks.join(arguments.device, patience=ranks.LONG)
     segmenter = load_segmenter(Path(arguments.run), arguments.device)
-    segmenter.overlap = arguments.overlap
-    rows = predict_files(segmenter, inputs, out, rank=world.rank(), ranks=world.size(), gather=world.gather)
-    console = Console(quiet=world.rank() > 0)
+    if arguments.overlap is not None:
+        segmenter = Segmenter(segmenter.model, replace(segmenter.settings, overlap=arguments.overlap))
+    rows = predict_files(segmenter, inputs, out, rank=ranks.rank(), ranks=ranks.size(), gather=ranks.gather)
+    console = Console(quiet=ranks.rank() > 0)
     console.print(summary(rows, segmenter))
     console.print(f"masks, overlays and areas.csv are in {out}", soft_wrap=True)
     return 0
@@ -36,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def summary(rows: Sequence[Areas], segmenter: Segmenter) -> Table:
     """One line per class over all images: pixels, share and, where the size of a pixel is known, mm²."""
-    microns = segmenter.microns_per_pixel
+    microns = segmenter.settings.microns_per_pixel
     total = sum(row.width * row.height for row in rows)
     table = Table(title=f"{len(rows)} image{'s' if len(rows) != 1 else ''}")
     table.add_column("class")

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mpamatch import ranks
 from mpamatch.commands.train import quiet_libraries
 from mpamatch.data.prepared import Prepared
 from mpamatch.data.splits import draw_splits, save_split
-from mpamatch.engine import world
 from mpamatch.engine.build import open_data
-from mpamatch.engine.config import load_config
-from mpamatch.errors import InputError, unknown
+from mpamatch.engine.config import flags_for, load_config
+from mpamatch.errors import InputError
 from mpamatch.files import read_json, replacing, write_json
 from mpamatch.methods import METHODS
 from mpamatch.studies import plans, scores
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Case], list[Point], list[Point]]:
     """What is to run, its points, and those that cannot. Checks everything, then writes study.json and the splits."""
-    if world.started() > 1:
+    if ranks.started() > 1:
         raise InputError("study: starts its own processes; leave out torchrun and say how many at a time with --jobs.")
     _check_numbers(arguments)
     steps = [] if arguments.steps is None else ["--engine.steps", str(arguments.steps)]
@@ -49,7 +49,7 @@ def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Case]
     plans.check_flags(study, methods, flags)
     file = Path(arguments.config) if arguments.config else None
     settings = arguments.recipe or Path(arguments.config).stem
-    base = load_config(arguments.recipe, file, [*plans.of_method(methods[0], flags), "--method.name", methods[0]]).data
+    base = load_config(arguments.recipe, file, [*flags_for(methods[0], flags), "--method.name", methods[0]]).data
     prepared = open_data(load_config(arguments.recipe, file, ["--data.root", base.root]))
     out = arguments.out or f"runs/study-{study.name}-{settings}"
     sweep = Sweep(out, base.root, arguments.recipe, arguments.config, arguments.test)
@@ -129,8 +129,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 def _methods(study: Study, arguments: argparse.Namespace) -> list[str]:
     methods = _words(arguments.methods, study.methods, "--methods")
     for method in methods:
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
+        METHODS.find(method)
     return methods
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpamatch.engine import world
+from mpamatch import ranks
 from mpamatch.engine.config import field_help, load_config
 from mpamatch.engine.loop import Result, resume, train
 from mpamatch.errors import InputError
@@ -18,9 +18,10 @@ SHOWN = 5  # names of skipped images
 def run(arguments: argparse.Namespace) -> int:
     """Trains, resumes, or with no argument at all runs the demo; returns 0."""
     if arguments.fields:
-        print(field_help())
+        for name, default, meaning in field_help():
+            print(f"--{name}: {meaning} (default: {default})")
         return 0
-    console = Console(quiet=world.rank() > 0)
+    console = Console(quiet=ranks.rank() > 0)
     quiet_libraries()
     if arguments.resume:
         if arguments.flags or arguments.recipe or arguments.config or arguments.run:
@@ -42,9 +43,9 @@ def report(result: Result, console: Console) -> None:
     """Figures, and the last lines a user reads."""
     from mpamatch.report.figures import draw_training
 
-    if world.rank() > 0:
+    if ranks.rank() > 0:
         return
-    figures = draw_training(result.run)
+    figures = draw_training(result.run, result.losses, result.shares)
     found = (
         "no validation labels, so the newest weights count as the best"
         if math.isnan(result.best_mdice)

@@ -1,13 +1,15 @@
 """What a run trains on and how crops are made."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
-from mpamatch.errors import unknown
+from annotated_types import Ge, Gt, Le, Len
 
-FEEDS = ("auto", "torchvision", "dali")
+from mpamatch.errors import InputError
+from mpamatch.settings import Count, Positive, Share, Whole, settings
 
 
-@dataclass
+@settings("data")
 class DataConfig:
     """The data of a run.
 
@@ -30,19 +32,18 @@ class DataConfig:
 
     root: str = ""
     split: str | None = None
-    crop: int = 256
-    scale: float = 1.0
-    zoom: list[float] = field(default_factory=lambda: [0.8, 1.25])
-    augment: str = "histology"
-    weak_colour: float = 0.0
-    batch: int = 4
-    unlabelled_batch: int = 4
-    feed: str = "auto"
-    on_error: str = "stop"
-    workers: int = 1
-    cache_mb: int = 1024
+    crop: Annotated[int, Ge(16)] = 256
+    scale: Annotated[float, Gt(0), Le(8)] = 1.0
+    zoom: Annotated[list[Positive], Len(2, 2)] = field(default_factory=lambda: [0.8, 1.25])
+    augment: Literal["histology", "natural"] = "histology"
+    weak_colour: Share = 0.0
+    batch: Count = 4
+    unlabelled_batch: Count = 4
+    feed: Literal["auto", "torchvision", "dali"] = "auto"
+    on_error: Literal["stop", "skip"] = "stop"
+    workers: Whole = 1
+    cache_mb: Whole = 1024
 
     def __post_init__(self) -> None:
-        for name, choices in (("feed", FEEDS), ("on_error", ("stop", "skip"))):
-            if getattr(self, name) not in choices:
-                raise unknown(f"data.{name}", str(getattr(self, name)), choices)
+        if self.zoom[0] > self.zoom[1]:
+            raise InputError(f"data.zoom: expected 0 < low <= high, got {self.zoom}.")

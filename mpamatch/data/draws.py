@@ -9,8 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from mpamatch.errors import InputError, unknown
-
 LABELLED, UNLABELLED, ORDER = 0, 1, 2  # independent streams
 AUGMENTS = ("histology", "natural")
 
@@ -93,14 +91,6 @@ class DrawSettings:
     zoom: tuple[float, float]
     weak_colour: float
     channels: int
-
-    def __post_init__(self) -> None:
-        if self.augment not in AUGMENTS:
-            raise unknown("data.augment", self.augment, AUGMENTS)
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise InputError(f"data.zoom: expected 0 < low <= high, got {list(self.zoom)}.")
-        if not 0 <= self.weak_colour <= 1:
-            raise InputError(f"data.weak_colour: expected 0 to 1, got {self.weak_colour}.")
 
 
 def draw(settings: DrawSettings, seed: int, stream: int, step: int, slot: int) -> SampleDraw:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -10,14 +9,12 @@ from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.prepared import Prepared, load_prepared, training_lists, weak_training_lists
 from mpamatch.engine.config import Config
 from mpamatch.errors import InputError
-from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.methods import Method, build_method
 from mpamatch.models.build import build_model
-from mpamatch.models.image import ImageEncoder, build_image_encoder
-from mpamatch.models.prompt import TextPrototypes, load_descriptions
-from mpamatch.models.text import build_text_encoder
-from mpamatch.models.transunet import ModelConfig, TransUNet
-from mpamatch.models.weights import LICENCES, sha256
+from mpamatch.models.learned import encoder_identity
+from mpamatch.models.network import Network
+from mpamatch.models.weights import LICENCES
 
 
 def open_data(config: Config) -> Prepared:
@@ -28,32 +25,13 @@ def open_data(config: Config) -> Prepared:
 
 
 def build_training(config: Config, prepared: Prepared, *, fresh: bool = True) -> Method:
-    """The method on its model, from the seed. The model comes first, so that runs of different methods with one seed
-    start from the same weights. `fresh=False` (resuming) leaves out weights that a checkpoint brings."""
+    """Builds the method on its network, from the seed. The network comes first, so that runs of different methods with
+    one seed start from the same weights. `fresh=False` (resuming) leaves out weights that a checkpoint brings."""
     torch.manual_seed(config.engine.seed)
-    model = build_model(_without_weights(config.model) if not fresh else config.model, len(prepared.classes))
+    brought = not fresh and config.model.tuning == "full"
+    model = build_model(replace(config.model, encoder_weights=None) if brought else config.model, len(prepared.classes))
     model.config = config.model
-    return build_method(config.method, model, _text(config.method, prepared), _image(config.method))
-
-
-def _without_weights(config: ModelConfig) -> ModelConfig:
-    return config if config.tuning != "full" else replace(config, encoder_weights=None)
-
-
-def _text(method: Any, prepared: Prepared) -> TextPrototypes | None:
-    name = getattr(method, "text_encoder", "none")
-    if name == "none":
-        return None
-    descriptions = load_descriptions(method.prompts, method.prompt_set, prepared.class_names, method.prompt_seed)
-    encoder = build_text_encoder(name, method.text_weights, method.text_tokenizer)
-    return TextPrototypes(
-        encoder, descriptions, context_tokens=method.context_tokens, class_specific=method.class_context
-    )
-
-
-def _image(method: Any) -> ImageEncoder | None:
-    name = getattr(method, "image_encoder", "none")
-    return None if name == "none" else build_image_encoder(name, method.image_weights)
+    return build_method(config.method, model, prepared.class_names)
 
 
 def build_feed(
@@ -80,10 +58,9 @@ def build_feed(
     )
 
 
-def build_segmenter(config: Config, prepared: Prepared, model: TransUNet) -> Segmenter:
+def build_segmenter(config: Config, prepared: Prepared, model: Network) -> Segmenter:
     """The model ready for whole images, as the configuration scales and tiles them."""
-    return Segmenter(
-        model,
+    settings = SegmenterSettings(
         class_names=prepared.class_names,
         colours=prepared.colours,
         mean=model.encoder.mean,
@@ -94,26 +71,17 @@ def build_segmenter(config: Config, prepared: Prepared, model: TransUNet) -> Seg
         overlap=config.engine.overlap,
         precision=config.engine.precision,
     )
+    return Segmenter(model, settings)
 
 
 def licence_notes(config: Config) -> list[str]:
     """Terms of the weights in use that not everybody may use, to be printed once."""
     used = [config.model.encoder] if config.model.encoder_weights else []
-    used += [getattr(config.method, field, "none") for field in ("text_encoder", "image_encoder")]
+    used += [tower.encoder(config.method) or "none" for tower in config.trains.towers]
     return [LICENCES[name] for name in dict.fromkeys(used) if name in LICENCES]
 
 
-def frozen_identity(config: Config, method: Method) -> dict[str, dict[str, str]]:
+def frozen_identity(method: Method) -> dict[str, dict[str, str]]:
     """What a checkpoint leaves out because it never changes: which weights, from where, with which SHA-256."""
-    identity: dict[str, dict[str, str]] = {}
-    if method.model.keeps_encoder:
-        weights = str(config.model.encoder_weights)
-        found = {"sha256": sha256(Path(weights))} if Path(weights).is_file() else {}
-        identity["encoder"] = {"name": config.model.encoder, "weights": weights, **found}
-    text = getattr(method, "text", None)
-    if text is not None:
-        identity["text"] = dict(text.identity)
-    image = getattr(method, "image", None)
-    if image is not None:
-        identity["image"] = dict(image.identity)
-    return identity
+    encoder = encoder_identity(method.model)
+    return ({"encoder": encoder} if encoder else {}) | method.identities

@@ -1,29 +1,34 @@
-"""One configuration: dataclasses from next to what they configure, recipes in YAML, any field from the command line."""
+"""One configuration: settings from next to what they configure, recipes in YAML, any field from the command line.
+
+Values go one way: recipe < file < flags, a mapping of sections → the settings classes, which check them once.
+"""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from annotated_types import Ge, Lt
 
 from mpamatch.data.config import DataConfig
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import replacing
-from mpamatch.methods import METHODS, config_class
-from mpamatch.models.transunet import ModelConfig
+from mpamatch.methods import METHODS, Method
+from mpamatch.models.build import network_config
+from mpamatch.models.network import NETWORKS
+from mpamatch.settings import Count, Fraction, NonNegative, fields_of, from_words, help_of, idle_fields, settings
 
 DEFAULT_METHOD = "mpamatch"
 OPTIONS = ("recipe", "config", "run", "resume")  # of `mpamatch train` beside the fields
-COMPILE = ("none", "default", "reduce-overhead")
 SECTIONS = ("data", "model", "method", "engine")
+_UNLABELLED = {"data.unlabelled_batch"}  # fields of no meaning to a method without unlabelled images
+Content = dict[str, dict[str, Any]]  # section → field → value
 
 
-@dataclass
+@settings("engine")
 class EngineConfig:
     """The loop.
 
@@ -48,55 +53,39 @@ class EngineConfig:
         overlap: of neighbouring windows in validation and prediction, as a share of the window.
     """
 
-    steps: int = 2000
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    power: float = 0.9
-    weight_decay: float = 0.01
-    precision: str = "32"
-    device: str = "auto"
-    seed: int = 0
-    compile: str = "none"
-    accumulate: int = 1
+    steps: Count = 2000
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: NonNegative = 1e-3
+    power: NonNegative = 0.9
+    weight_decay: NonNegative = 0.01
+    precision: Literal["32", "bf16", "64"] = "32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    accumulate: Count = 1
     fused: bool = True
     keep_memory: bool = True
-    channels_last: str = "auto"
-    validate_every: int = 100
-    save_every: int = 100
-    log_every: int = 10
-    overlap: float = 0.25
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("optimizer", ("adamw", "sgd")),
-            ("precision", ("32", "bf16", "64")),
-            ("device", ("auto", "cpu", "cuda")),
-            ("compile", COMPILE),
-            ("channels_last", ("auto", "true", "false")),
-        ):
-            if str(getattr(self, name)) not in choices:
-                raise unknown(f"engine.{name}", str(getattr(self, name)), choices)
-        for name in ("steps", "accumulate", "validate_every", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"engine.{name}: expected at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"engine.seed: expected 0 to 2^63 − 1, got {self.seed}.")
-        for name in ("learning_rate", "power", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"engine.{name}: expected at least 0, got {getattr(self, name)}.")
-        if not 0 <= self.overlap < 1:
-            raise InputError(f"engine.overlap: expected 0 <= overlap < 1, got {self.overlap}.")
+    channels_last: Literal["auto", "true", "false"] = "auto"
+    validate_every: Count = 100
+    save_every: Count = 100
+    log_every: Count = 10
+    overlap: Fraction = 0.25
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Everything that defines a run; saved in its config.yaml."""
 
     recipe: str
     data: DataConfig
-    model: ModelConfig
-    method: Any  # one of the configurations in mpamatch.methods
+    model: Any  # settings of the network that the method trains
+    method: Any  # settings of one of the methods
     engine: EngineConfig
+
+    @property
+    def trains(self) -> type[Method]:
+        """The class of the method."""
+        return METHODS[self.method.name]
 
 
 def recipes() -> list[str]:
@@ -106,109 +95,120 @@ def recipes() -> list[str]:
 
 
 def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequence[str] = ()) -> Config:
-    """Dataclass defaults < recipe < file < flags such as ["--method.threshold", "0.9"].
+    """Makes a configuration from defaults < recipe < file < flags such as ["--method.threshold", "0.9"].
 
-    Raises InputError in one sentence that names the field and the nearest right one.
+    Raises InputError in one sentence that names the field: an unknown one (and the nearest right one), a wrong value,
+    or one given by file or flag that would do nothing with the method, network and values chosen.
     """
-    content: dict[str, Any] = {}
-    if recipe is not None:
-        content = _recipe(recipe)
-    if file is not None:
-        content = _merged(content, _read_yaml(file))
-    name = str(_flag(flags, "method.name") or _get(content, "method", "name") or DEFAULT_METHOD)
-    parser = _parser(name)
-    values = dict(_flat(_for_method(content, name)))
-    source = str(file) if file else f"recipe {recipe!r}"
-    _check_keys(values, parser, source)
-    _check_flags(flags, parser)
-    try:
-        parser.parse_object({**values, "method.name": name})  # refuses wrong types, which set_defaults would let pass
-        parser.set_defaults({**values, "method.name": name})
-        parsed = parser.parse_args(list(flags))
-        made = parser.instantiate_classes(parsed)
-    except InputError:
-        raise
-    except Exception as error:  # jsonargparse raises its own ArgumentError, TypeError or ValueError by case
-        raise InputError(_one_sentence(error)) from error
-    return Config(recipe or (file.stem if file else "run"), made.data, made.model, made.method, made.engine)
+    content = _recipe(recipe) if recipe is not None else {}
+    own = _read_yaml(file) if file is not None else {}
+    content = _merged(content, own)
+    given = dict(_pairs(flags))
+    name = given.get("method.name") or (content.get("method") or {}).get("name") or DEFAULT_METHOD
+    method = METHODS.find(str(name))
+    classes = _classes(method)
+    chosen = _for_method(content, method)
+    _check_names(chosen, classes, str(file) if file else f"recipe {recipe!r}")
+    for field, word in given.items():
+        section, _, key = field.partition(".")
+        if section not in classes or key not in fields_of(classes[section]):
+            raise _unknown_flag(field, method, classes)
+        chosen.setdefault(section, {})[key] = from_words(classes[section], key, word)
+    made = {section: configuration(**chosen.get(section, {})) for section, configuration in classes.items()}
+    saved = "recipe" in own  # by a run, with every field
+    _check_idle(made, method, [*given, *([] if saved else _changed(_for_method(own, method), classes))])
+    return Config(recipe or (file.stem if file else "run"), **made)
 
 
-def field_help() -> str:
-    """The help text of every field, for the default method."""
-    return _parser(DEFAULT_METHOD).format_help()
+def load_saved(path: Path) -> Config:
+    """Reads the configuration of a run folder."""
+    if not path.is_file():
+        raise InputError(f"{path.parent}: is no run folder (it has no {path.name}).")
+    content = _read_yaml(path)
+    model = dict(content.get("model") or {})
+    if "head" in model:  # of a run from before networks had settings of their own
+        former = network_config(None, model)
+        content["model"] = dataclasses.asdict(former)
+    method = METHODS.find(str((content.get("method") or {}).get("name")))
+    chosen, classes = _for_method(content, method), _classes(method)
+    _check_names(chosen, classes, str(path))
+    made = {section: configuration(**chosen.get(section, {})) for section, configuration in classes.items()}
+    return Config(str(content.get("recipe", "run")), **made)
+
+
+def flags_for(method: str, flags: Sequence[str]) -> list[str]:
+    """The flags without those for fields of other methods and networks alone, and without the name of a method."""
+    chosen = METHODS.find(method)
+    known = {name for one in METHODS.values() for name in _names(_classes(one))}
+    others = known - {*_names(_classes(chosen))} | {"method.name"}
+    if not chosen.strong_views:
+        others |= _UNLABELLED
+    return [word for field, word in _pairs(flags) if field not in others for word in (f"--{field}", word)]
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML that `load_config(file=…)` reads back to the same."""
+    """Writes the resolved configuration as YAML that `load_saved` reads back to the same."""
     content = {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS}
     with replacing(path) as temporary:
         temporary.write_text(yaml.safe_dump({"recipe": config.recipe, **content}, sort_keys=False), encoding="utf-8")
 
 
-def load_saved(path: Path) -> Config:
-    """The configuration of a run folder."""
-    if not path.is_file():
-        raise InputError(f"{path.parent}: is no run folder (it has no {path.name}).")
-    content = _read_yaml(path)
-    config = load_config(file=path)
-    config.recipe = str(content.get("recipe", "run"))
-    return config
+def field_help() -> list[tuple[str, str, str]]:
+    """Every field of every section, method and network: its name, its default and what it means."""
+    lines = []
+    for section, configuration in _classes(METHODS[DEFAULT_METHOD]).items():
+        if section not in ("model", "method"):
+            lines += _help(section, configuration)
+    for network in NETWORKS.values():
+        lines += _help("model", network.configuration, f" ({network.name})")
+    for method in METHODS.values():
+        lines += _help("method", method.configuration, f" ({method.name})")
+    return lines
 
 
-def _recipe(name: str) -> dict[str, Any]:
+def _help(section: str, configuration: type, of: str = "") -> list[tuple[str, str, str]]:
+    meaning = help_of(configuration)
+    blank = configuration()
+    return [
+        (f"{section}.{name}{of}", str(getattr(blank, name)), meaning.get(name, ""))
+        for name in fields_of(configuration)
+        if f"{section}.{name}" != "method.name"
+    ]
+
+
+def _classes(method: type[Method]) -> dict[str, type]:
+    """The settings class of each section."""
+    return {
+        "data": DataConfig,
+        "model": method.network.configuration,
+        "method": method.configuration,
+        "engine": EngineConfig,
+    }
+
+
+def _recipe(name: str) -> Content:
     if name not in recipes():
         raise unknown("recipe", name, recipes())
     return yaml.safe_load((resources.files("mpamatch.recipes") / f"{name}.yaml").read_text(encoding="utf-8")) or {}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Content:
+    """The sections of a file, without empty ones. Raises InputError for one that is unknown or holds no settings."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file.") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
-    if content is not None and not isinstance(content, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: expected sections {', '.join(SECTIONS)}.")
-    return _sections(content or {}, path)
-
-
-def _sections(content: dict[Any, Any], path: Path) -> dict[str, Any]:
-    """The sections of a file, without empty ones. Raises InputError for one that is unknown or holds no settings."""
     for section, values in content.items():
         if section not in (*SECTIONS, "methods", "recipe"):
             raise InputError(f"{path}: {unknown('section', str(section), SECTIONS)}")
-        settings = list(values.values()) if section == "methods" and isinstance(values, dict) else []
-        if section != "recipe" and not all(isinstance(one, dict | None) for one in (values, *settings)):
+        inner = list(values.values()) if section == "methods" and isinstance(values, dict) else []
+        if section != "recipe" and not all(isinstance(one, dict | None) for one in (values, *inner)):
             raise InputError(f"{path}: {section}: expected settings such as engine: {{steps: 500}}, got {values!r}.")
     return {section: values for section, values in content.items() if values is not None}
-
-
-def _parser(method: str) -> ArgumentParser:
-    parser = ArgumentParser(prog="mpamatch train", exit_on_error=False, usage=None)
-    sections = {
-        "data": DataConfig,
-        "model": ModelConfig,
-        "method": config_class(method),
-        "engine": EngineConfig,
-    }
-    for section, configuration in sections.items():
-        parser.add_class_arguments(configuration, section)
-    return parser
-
-
-def _for_method(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The recipe with its `methods: {name: settings}` folded into `method`."""
-    of_methods = content.get("methods") or {}
-    for known in of_methods:
-        if known not in METHODS:
-            raise unknown("method", known, METHODS)
-    result = {k: v for k, v in content.items() if k not in ("methods", "recipe")}
-    own = dict(content.get("method") or {})
-    if own.get("name", name) != name:  # the recipe's method was changed by a flag: its own settings do not apply
-        own = {}
-    result["method"] = {**(of_methods.get(name) or {}), **own, "name": name}
-    return result
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,78 +219,83 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for section, values in content.items():
-        if isinstance(values, Mapping):
-            yield from ((f"{section}.{key}", value) for key, value in values.items())
-        else:
-            yield section, values
+def _for_method(content: Mapping[str, Any], method: type[Method]) -> Content:
+    """The settings that hold for `method`: `methods: {name: settings}` folded into `method`.
+
+    If a flag chose another method than the file's own, the settings of that one do not apply, and of the network's only
+    those that both networks have.
+    """
+    of_methods = content.get("methods") or {}
+    for known in of_methods:
+        METHODS.find(known)
+    result = {section: dict(content[section]) for section in SECTIONS if content.get(section)}
+    own = result.get("method", {})
+    before = own.get("name", method.name)
+    if before != method.name:
+        own = {}
+        former = METHODS.find(str(before)).network.configuration
+        known_here, known_there = fields_of(method.network.configuration), fields_of(former)
+        if "model" in result:
+            result["model"] = {k: v for k, v in result["model"].items() if k in known_here or k not in known_there}
+    result["method"] = {**(of_methods.get(method.name) or {}), **own, "name": method.name}
+    return result
 
 
-def _fields(parser: ArgumentParser) -> list[str]:
-    return [key for key in parser.get_defaults().keys() if "." in key]  # noqa: SIM118 - a jsonargparse Namespace
-
-
-def _check_keys(values: Mapping[str, Any], parser: ArgumentParser, source: str) -> None:
-    for key in values:
-        if key not in _fields(parser):
-            raise InputError(f"{source}: {unknown('field', key, _fields(parser))}")
-
-
-def _check_flags(flags: Sequence[str], parser: ArgumentParser) -> None:
-    known = _fields(parser)
-    expects_value = False
-    for flag, after in zip(flags, [*flags, "--"][1:], strict=True):
-        if flag.startswith("--"):
-            key, has_value, _ = flag[2:].partition("=")
-            if key not in known:
-                raise unknown("field", key, [*known, *OPTIONS])
-            if not has_value and after.startswith("--"):
-                raise InputError(f"{key}: expected a value after {flag}.")
-            expects_value = not has_value
-        elif expects_value:
-            expects_value = False
-        else:
+def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Field and word of each flag. Raises InputError for a word without a field, and for a field without a word."""
+    words = iter(flags)
+    for flag in words:
+        if not flag.startswith("--"):
             raise InputError(f"{flag!r}: expected a field such as --engine.steps before it.")
+        field, has_value, word = flag[2:].partition("=")
+        if not has_value:
+            word = next(words, "--")
+            if word.startswith("--"):
+                raise InputError(f"{field}: expected a value after {flag}.")
+        yield field, word
 
 
-def _flag(flags: Sequence[str], key: str) -> str | None:
-    """The value of a flag; where it stands twice the last one counts, as for every other field."""
-    found = None
-    for place, flag in enumerate(flags):
-        if flag == f"--{key}" and place + 1 < len(flags):
-            found = flags[place + 1]
-        if flag.startswith(f"--{key}="):
-            found = flag.partition("=")[2]
-    return found
+def _names(classes: Mapping[str, type]) -> list[str]:
+    return [f"{section}.{name}" for section, configuration in classes.items() for name in fields_of(configuration)]
 
 
-def _get(content: Mapping[str, Any], section: str, key: str) -> Any:
-    values = content.get(section)
-    return values.get(key) if isinstance(values, Mapping) else None
+def _check_names(content: Content, classes: Mapping[str, type], source: str) -> None:
+    for section, values in content.items():
+        for key in values:
+            if key not in fields_of(classes[section]):
+                raise InputError(f"{source}: {unknown('field', f'{section}.{key}', _names(classes))}")
 
 
-def _one_sentence(error: Exception) -> str:
-    """jsonargparse says `Parser key "a.b": Does not validate … Got value: x`; keep the key, the type and the value."""
-    text = " ".join(str(error).split())
-    key = re.search(r'key "([\w.]+)"|argument --?([\w.]+)', text)
-    wanted = re.search(
-        r"(?:Expected a|Expected|type) <?(?:class )?'?([\w\[\]., |]+?)'?>?[.:;]? (?:Got|Given|given)", text
-    )
-    got = re.search(r"(?:Got value|Given value): ?(.+?)(?: |$)", text)
-    if key:
-        expected = f"expected {wanted[1]}" if wanted else "has a value of the wrong type"
-        return f"{key[1] or key[2]}: {expected}{', got ' + got[1] if got else ''}."
-    return text if text.endswith(".") else f"{text}."
+def _unknown_flag(field: str, method: type[Method], classes: Mapping[str, type]) -> InputError:
+    """The error for a field that the chosen method has not: who has it, or which name is near."""
+    section, _, name = field.partition(".")
+    owners = []
+    if section == "method":
+        owners = [one.name for one in METHODS.values() if name in fields_of(one.configuration)]
+    elif section == "model":
+        owners = [one.name for one in METHODS.values() if name in fields_of(one.network.configuration)]
+    if owners:
+        return InputError(f"{field}: does nothing for {method.name}; it is a field of {', '.join(sorted(owners))}.")
+    return unknown("field", field, [*_names(classes), *OPTIONS])
 
 
-__all__ = [
-    "Config",
-    "EngineConfig",
-    "Namespace",
-    "field_help",
-    "load_config",
-    "load_saved",
-    "recipes",
-    "save_config",
-]
+def _changed(content: Content, classes: Mapping[str, type]) -> list[str]:
+    """The fields that a file sets to something else than their default."""
+    blank = {section: configuration() for section, configuration in classes.items()}
+    return [
+        f"{section}.{name}"
+        for section, values in content.items()
+        for name, value in values.items()
+        if getattr(blank[section], name) != value
+    ]
+
+
+def _check_idle(made: Mapping[str, Any], method: type[Method], given: Sequence[str]) -> None:
+    """Raises InputError for the first field among `given` that does nothing with the method or the other values."""
+    for field in given:
+        if field in _UNLABELLED and not method.strong_views:
+            raise InputError(f"{field}: does nothing for {method.name}, which takes no unlabelled images.")
+    for section, config in made.items():
+        for name, reason in idle_fields(config).items():
+            if f"{section}.{name}" in given:
+                raise InputError(f"{section}.{name}: does nothing unless {section}.{reason}.")

@@ -4,20 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from mpamatch import ranks
 from mpamatch.data.cache import Images
 from mpamatch.data.prepared import PARTS, Prepared, load_prepared
-from mpamatch.engine import world
-from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.metrics import SegmentationMetrics
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import write_json
+from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.segmenter import Segmenter
-from mpamatch.models.prototype_maps import PrototypeMaps
 
 TOGETHER = 8  # images whose windows share batches
 
@@ -38,9 +33,9 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool, 
         raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
     chunks = list(_chunks(names))
     mine = {
-        index: _of_chunk(segmenter, images, chunks[index], objects, known) for index in world.mine(range(len(chunks)))
+        index: _of_chunk(segmenter, images, chunks[index], objects, known) for index in ranks.mine(range(len(chunks)))
     }
-    by_chunk = {index: found for of_rank in world.gather(mine) for index, found in of_rank.items()}
+    by_chunk = {index: found for of_rank in ranks.gather(mine) for index, found in of_rank.items()}
     metrics = SegmentationMetrics(prepared.class_names, objects=objects)
     for index in range(len(chunks)):
         metrics.merge(by_chunk[index])
@@ -49,7 +44,7 @@ def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool, 
 
 def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> bool:
     """Whether the network can be told what an image shows, and all labelled images of the part say it."""
-    return isinstance(segmenter.model, PrototypeMaps) and set(prepared.labelled(part)) <= set(prepared.present)
+    return segmenter.takes_image_labels and set(prepared.labelled(part)) <= set(prepared.present)
 
 
 def _of_chunk(
@@ -58,20 +53,13 @@ def _of_chunk(
     metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
     if known:
-        rows = (images.prepared.present_row(name) for name in names)
-        found = [_told(segmenter, image, row) for row, (image, _) in zip(rows, pairs, strict=True)]
+        shown = (images.prepared.present_row(name) for name in names)
+        found = [segmenter.probabilities(image, one) for one, (image, _) in zip(shown, pairs, strict=True)]
     else:
         found = segmenter.probabilities([image for image, _ in pairs])
     for probability, (_, label) in zip(found, pairs, strict=True):
         metrics.update(probability.max(0).indices, label)
     return metrics
-
-
-def _told(segmenter: Segmenter, image: np.ndarray, present: np.ndarray) -> Tensor:  # (C,) -> (C, H, W)
-    """The probabilities of an image whose foreground classes are known."""
-    assert isinstance(segmenter.model, PrototypeMaps)
-    with segmenter.model.known(torch.from_numpy(present).to(segmenter.device)):
-        return segmenter.probabilities(image)
 
 
 def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:
@@ -82,8 +70,8 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
     classes differ.
     """
     config = load_saved(run / "config.yaml")
-    if world.started() > 1:
-        world.join(device, patience=world.LONG)
+    if ranks.started() > 1:
+        ranks.join(device, patience=ranks.LONG)
     segmenter = load_segmenter(run, device)
     prepared = load_prepared(data or Path(config.data.root))
     if prepared.class_names != segmenter.class_names:
@@ -96,7 +84,7 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
     if takes_image_labels(segmenter, prepared, part):
         told = evaluate(segmenter, images, part, objects=False, known=True)
         scores["with_image_labels"] = {name: value for name, value in told.items() if name not in ("part", "images")}
-    if world.rank() == 0:
+    if ranks.rank() == 0:
         write_json(run / f"evaluation-{part}.json", {"run": str(run), "data": str(prepared.root), **scores})
     return scores
 

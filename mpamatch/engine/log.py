@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,13 +20,21 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mpamatch.files import replacing
 
-SHOWN = ("loss", "labelled", "strong", "consistency", "image_contrast", "text_contrast")
-
 
 class RunLog:
     """Writes one line per call to metrics.jsonl and TensorBoard, and shows it. Rank 0 alone has one."""
 
-    def __init__(self, run: Path, steps: int, start: int, console: Console):
+    def __init__(
+        self,
+        run: Path,
+        steps: int,
+        start: int,
+        console: Console,
+        *,
+        losses: Sequence[str] = (),  # parts of the loss that the progress line shows
+        shares: Sequence[str] = (),  # fractions, 0 to 1, that it shows
+    ):
+        self.losses, self.shares = ("loss", *losses), shares
         self.path, self.steps, self.console = run / "metrics.jsonl", steps, console
         self._forget_after(start)
         self.file = self.path.open("a", encoding="utf-8")
@@ -70,9 +79,8 @@ class RunLog:
         self._line({"step": step, **values})
         for name, value in values.items():
             self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        shown = [f"{name} {values[name]:.3f}" for name in SHOWN if name in values]
-        if "confident" in values:
-            shown.append(f"confident {values['confident']:.0%}")
+        shown = [f"{name} {values[name]:.3f}" for name in self.losses if name in values]
+        shown += [f"{name} {values[name]:.0%}" for name in self.shares if name in values]
         if self.validation:
             shown.append(self.validation)
         self.bar.update(self.task, completed=step, parts="  ".join(shown))

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mpamatch import ranks
 from mpamatch.batch import Batch, pieces, to_device
 from mpamatch.data.cache import Images
 from mpamatch.data.prepared import Prepared
-from mpamatch.engine import world
 from mpamatch.engine.build import (
     build_feed,
     build_segmenter,
@@ -23,11 +23,12 @@ from mpamatch.engine.build import (
     licence_notes,
     open_data,
 )
-from mpamatch.engine.checkpoints import Progress, load_last, save_best, save_last
+from mpamatch.engine.checkpoints import Progress, load_last, save_last
 from mpamatch.engine.config import Config, EngineConfig, load_saved, save_config
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.engine.log import RunLog
 from mpamatch.errors import InputError
+from mpamatch.inference.checkpoint import best_checkpoint, save_segmenter
 from mpamatch.malloc import keep_freed_memory
 from mpamatch.methods import Method
 from mpamatch.ops import dispatch
@@ -37,7 +38,8 @@ from mpamatch.ops import dispatch
 class Result:
     """What a finished run hands back: its folder, the best validation score and when it was reached.
 
-    `skipped`: name → why, of the images that could not be used (data.on_error: skip).
+    `skipped`: name → why, of the images that could not be used (data.on_error: skip). `losses` and `shares`: what the
+    method logs.
     """
 
     run: Path
@@ -45,6 +47,8 @@ class Result:
     best_step: int
     seconds_per_step: float
     skipped: dict[str, str]
+    losses: tuple[str, ...]
+    shares: tuple[str, ...]
 
 
 def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> Result:
@@ -54,8 +58,8 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
     Raises InputError for anything wrong with configuration or data, before the folder is made.
     """
     prepared = open_data(config)
-    world.join(config.engine.device, config.engine.precision)
-    folder = world.from_first(lambda: choose_run(run, config))
+    ranks.join(config.engine.device, config.engine.precision)
+    folder = ranks.from_first(lambda: choose_run(run, config))
     return Trainer(config, prepared, console or Console()).fit(folder)
 
 
@@ -88,7 +92,7 @@ def new_run(run: Path | None, recipe: str) -> Path:
 
 def choose_run(run: Path | None, config: Config) -> Path:
     """The folder of a new run, or, after a restart by torchrun, the one that the same run had before."""
-    return Path(world.remembered(lambda: str(new_run(run, config.recipe)), run, config))
+    return Path(ranks.remembered(lambda: str(new_run(run, config.recipe)), run, config))
 
 
 class Trainer:
@@ -97,24 +101,24 @@ class Trainer:
     def __init__(self, config: Config, prepared: Prepared, console: Console, *, fresh: bool = True):
         self.config, self.prepared, self.console = config, prepared, console
         engine = config.engine
-        self.fabric = world.join(engine.device, engine.precision)
+        self.fabric = ranks.join(engine.device, engine.precision)
         self.method: Method = build_training(config, prepared, fresh=fresh)
-        rank, ranks = self.fabric.global_rank, self.fabric.world_size
-        _check_passes(config, ranks)
-        self.feed = build_feed(config, prepared, self.method, rank=rank, ranks=ranks, device=self.fabric.device)
-        self.frozen = frozen_identity(config, self.method)
+        rank, size = self.fabric.global_rank, self.fabric.world_size
+        _check_passes(config, size)
+        self.feed = build_feed(config, prepared, self.method, rank=rank, ranks=size, device=self.fabric.device)
+        self.frozen = frozen_identity(self.method)
         self.validation = Images(prepared, config.data.cache_mb)
         self.main = self.fabric.is_global_zero
 
         self.method.to(self.fabric.device)
-        world.synchronise_norms(self.method, self.fabric.device)
+        ranks.synchronise_norms(self.method, self.fabric.device)
         self.backends = dispatch.prepare(self.fabric.device.type)  # checks its kernels before the first step
         if engine.keep_memory and self.fabric.device.type == "cpu":
             keep_freed_memory()
         if _channels_last(engine, self.fabric.device):
             self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = _optimizer(self.method, engine)
-        module: Any = _compiled(self.method, engine, ranks) if engine.compile != "none" else self.method
+        module: Any = _compiled(self.method, engine, size) if engine.compile != "none" else self.method
         self.step_module, self.wrapped_optimizer = self.fabric.setup(module, self.optimizer, _reapply_compile=False)
         self.segmenter = build_segmenter(config, prepared, self.method.deployed)
 
@@ -122,7 +126,7 @@ class Trainer:
         """Trains in `run`, from its last checkpoint where it has one, and returns how it went."""
         last = last_checkpoint(run)
         progress = Progress()
-        if world.from_first(last.is_file):
+        if ranks.from_first(last.is_file):
             progress = load_last(last, self.method, self.optimizer, self.frozen)
         elif self.main:
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -132,18 +136,24 @@ class Trainer:
                 stale.unlink()
             self._announce(run, progress)
         engine, began, start = self.config.engine, time.perf_counter(), progress.step
-        log = RunLog(run, engine.steps, start, self.console) if self.main else None
+        log = self._log(run, start) if self.main else None
         if log:
             with log:
                 self._steps(run, progress, log)
         else:
             self._steps(run, progress, None)
         seconds = (time.perf_counter() - began) / max(engine.steps - start, 1)
-        return Result(run, progress.best, progress.best_step, seconds, self._skipped())
+        logged = (self.method.losses, self.method.shares)
+        return Result(run, progress.best, progress.best_step, seconds, self._skipped(), *logged)
+
+    def _log(self, run: Path, start: int) -> RunLog:
+        method = self.method
+        losses = method.losses if method.progress is None else method.progress
+        return RunLog(run, self.config.engine.steps, start, self.console, losses=losses, shares=method.shares)
 
     def _skipped(self) -> dict[str, str]:
         """The images that the feed of any rank skipped."""
-        return {name: why for of_rank in world.gather(self.feed.skipped) for name, why in of_rank.items()}
+        return {name: why for of_rank in ranks.gather(self.feed.skipped) for name, why in of_rank.items()}
 
     def _announce(self, run: Path, progress: Progress) -> None:
         say: Callable[[str], None] = lambda text: self.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
@@ -160,7 +170,7 @@ class Trainer:
         if progress.step:
             say(f"resumed at step {progress.step}")
         shares = self.fabric.world_size * config.engine.accumulate
-        if self.method.strong_views and config.data.unlabelled_batch == shares:
+        if self.method.mixes and config.data.unlabelled_batch == shares:
             say("one unlabelled image per pass has no neighbour to mix with: CutMix is off")
 
     def _steps(self, run: Path, progress: Progress, log: RunLog | None) -> None:
@@ -224,8 +234,7 @@ class Trainer:
         if best:
             progress.best, progress.best_step = (scores["mdice"] if scores else math.nan), done
             if self.main:
-                path = run / "checkpoints" / "best.safetensors"
-                save_best(path, self.method.deployed, self.segmenter, self.frozen)
+                save_segmenter(best_checkpoint(run), self.segmenter)
         if log and scores:
             log.write_validation(done, scores, best)
 

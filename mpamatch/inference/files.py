@@ -84,7 +84,7 @@ def predict_files(
     met = gather((rows, problem if isinstance(problem, InputError) else None))
     everywhere = in_order([found for found, _ in met])
     if everywhere and rank == 0:
-        write_areas(out / "areas.csv", everywhere, segmenter.class_names, segmenter.microns_per_pixel)
+        write_areas(out / "areas.csv", everywhere, segmenter.class_names, segmenter.settings.microns_per_pixel)
     for one in (problem, *(theirs for _, theirs in met)):
         if one is not None:
             raise one
@@ -133,7 +133,7 @@ def _write(
     out: Path,
 ) -> Areas:
     write_png(out / "masks" / f"{name}.png", label)
-    write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.colours))
+    write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.settings.colours))
     pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
     return Areas(file, name, image.shape[1], image.shape[0], tuple(pixels.tolist()))
 

@@ -4,6 +4,8 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -23,56 +25,72 @@ LARGEST_ON_DEVICE = 2**28
 MOST_AT_A_TIME = 8  # batches on a CPU: each holds its activations, of ViT-L and 8 windows of 256² 370 MB
 
 
-class Segmenter:
-    """A model with its classes, normalisation, window and scale.
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """What a network needs beside it to turn images into labels; saved with it.
 
-    `model(x)` takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window,
-    window). It runs where its parameters lie, and in evaluation mode: modes are put back after each call,
-    so a model that is being trained can be validated in between.
+    Attributes:
+        class_names: of the C classes, the background first.
+        colours: RGB 0..255, one per class.
+        mean, std: of RGB in 0..1, which images are normalised by.
+        window: side of the square that the network sees, in pixels of the scaled image.
+        scale: what every image is resized by before the network sees it (0.5: half the size); results come back at the
+            image's own size.
+        microns_per_pixel: of images before scaling; None if it is not known.
+        overlap: share of a side that neighbouring windows have in common, 0 <= overlap < 1.
+        batch: the most windows in one call of the network.
+        precision: 32, bf16, or 64 for a network of float64 parameters.
 
-    `scale` is what every image is resized by before the model sees it (0.5: half the size); results come
-    back at the image's own size. `microns_per_pixel`, where known, is that of images before scaling.
-    `overlap` is the fraction of a side that neighbouring windows share, `batch` the most windows in one
-    call of the model.
-
-    Raises InputError for numbers of colours and classes that differ, more than 255 classes (255 means
-    ignore), a scale that is not positive, or an unknown precision.
+    Raises InputError for numbers of colours and classes that differ, more than 255 classes (255 means ignore), a scale
+    that is not positive, or an unknown precision.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        class_names: Sequence[str],
-        colours: Sequence[Colour],
-        mean: Sequence[float],  # (3,) of RGB in 0..1
-        std: Sequence[float],  # (3,)
-        window: int,
-        scale: float,
-        microns_per_pixel: float | None,
-        overlap: float = 1 / 3,
-        batch: int = 8,
-        precision: str = "32",  # or "bf16"; "64" for a model of float64 parameters
-    ) -> None:
-        if len(class_names) != len(colours):
-            raise InputError(f"{len(class_names)} class names but {len(colours)} colours: give one of each per class.")
-        if not 1 <= len(class_names) <= 255:
-            raise InputError(f"{len(class_names)} classes: a label holds 1 to 255 (255 itself means ignore).")
-        if not scale > 0:
-            raise InputError(f"scale {scale}: must be above 0.")
-        if precision not in ("32", "bf16", "64"):
-            raise unknown("precision", precision, ["32", "bf16", "64"])
-        self.model = model
-        self.class_names = tuple(class_names)
-        self.colours = tuple(colours)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.window = window
-        self.scale = scale
-        self.microns_per_pixel = microns_per_pixel
-        self.overlap = overlap
-        self.batch = batch
-        self.precision = precision
+    class_names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    window: int
+    scale: float
+    microns_per_pixel: float | None
+    overlap: float = 1 / 3
+    batch: int = 8
+    precision: str = "32"
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "mean", "std"):  # JSON has lists alone
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "colours", tuple(tuple(colour) for colour in self.colours))
+        classes, colours = len(self.class_names), len(self.colours)
+        if classes != colours:
+            raise InputError(f"{classes} class names but {colours} colours: give one of each per class.")
+        if not 1 <= classes <= 255:
+            raise InputError(f"{classes} classes: a label holds 1 to 255 (255 itself means ignore).")
+        if not self.scale > 0:
+            raise InputError(f"scale {self.scale}: must be above 0.")
+        if self.precision not in ("32", "bf16", "64"):
+            raise unknown("precision", self.precision, ["32", "bf16", "64"])
+
+
+class Segmenter:
+    """A network with what it takes to use it on images of any size.
+
+    `model(x)` takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window, window). It
+    runs where its parameters lie, and in evaluation mode: modes are put back after each call, so a model that is being
+    trained can be validated in between.
+    """
+
+    def __init__(self, model: nn.Module, settings: SegmenterSettings) -> None:
+        self.model, self.settings = model, settings
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; a label's values are places in it."""
+        return self.settings.class_names
+
+    @property
+    def takes_image_labels(self) -> bool:
+        """Whether the network can be told which classes an image shows."""
+        return bool(getattr(self.model, "takes_image_labels", False))
 
     @property
     def device(self) -> torch.device:
@@ -81,26 +99,27 @@ class Segmenter:
         return torch.device("cpu") if parameter is None else parameter.device
 
     @overload
-    def probabilities(self, image: np.ndarray) -> Tensor: ...
+    def probabilities(self, image: np.ndarray, present: np.ndarray | None = None) -> Tensor: ...
 
     @overload
-    def probabilities(self, image: Sequence[np.ndarray]) -> list[Tensor]: ...
+    def probabilities(self, image: Sequence[np.ndarray], present: np.ndarray | None = None) -> list[Tensor]: ...
 
     def probabilities(
         self,
         image: np.ndarray | Sequence[np.ndarray],  # (H, W, 3) uint8, or several of any sizes
+        present: np.ndarray | None = None,  # (C,) 1 for the classes that all of them are known to show
     ) -> Tensor | list[Tensor]:
         """Class probabilities (C, H, W) float32 at the image's own size; a list of them for several images.
 
         They lie on the model's device, those of very large images in host memory. Several images share
-        batches.
+        batches. `present` is for a network that `takes_image_labels`.
 
         Raises InputError for an image that is not (H, W, 3) uint8 or a model with another number of classes.
         """
         if isinstance(image, np.ndarray):
-            return self.probabilities([image])[0]
-        home = self._home(sum(math.prod(scaled(one.shape[:2], self.scale)) for one in image))
-        return list(self._each(image, home))
+            return self.probabilities([image], present)[0]
+        home = self._home(sum(math.prod(scaled(one.shape[:2], self.settings.scale)) for one in image))
+        return list(self._each(image, home, present))
 
     def labels(
         self,
@@ -113,18 +132,26 @@ class Segmenter:
         """
         return (most_probable(probability) for probability in self._each(images))
 
-    def _each(self, images: Iterable[np.ndarray], home: torch.device | None = None) -> Iterator[Tensor]:
+    def _each(
+        self, images: Iterable[np.ndarray], home: torch.device | None = None, present: np.ndarray | None = None
+    ) -> Iterator[Tensor]:
         """Class probabilities of each image; while they are made it lies in `home`, else where there is room for it."""
         sizes: deque[tuple[int, int]] = deque()
 
         def prepared() -> Iterator[Tensor]:
             for image in images:
-                ready = prepare_image(image, self.scale, self.mean, self.std)
+                ready = prepare_image(image, self.settings.scale, self.settings.mean, self.settings.std)
                 sizes.append((image.shape[0], image.shape[1]))
                 yield ready.to(home or self._home(ready.shape[1] * ready.shape[2]))
 
+        told = () if present is None else (torch.from_numpy(present).to(self.device),)
         results = segment_each(
-            self._logits, prepared(), window=self.window, overlap=self.overlap, batch=self.batch, threads=self._threads
+            partial(self._logits, told=told),
+            prepared(),
+            window=self.settings.window,
+            overlap=self.settings.overlap,
+            batch=self.settings.batch,
+            threads=self._threads,
         )
         with evaluating(self.model):
             for result in results:
@@ -141,10 +168,11 @@ class Segmenter:
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         return most_probable(self.probabilities(pixels)).cpu().numpy()
 
-    def _logits(self, windows: Tensor) -> Tensor:
+    def _logits(self, windows: Tensor, told: tuple[Tensor, ...] = ()) -> Tensor:
         device = self.device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(windows.to(device, torch.float64 if self.precision == "64" else windows.dtype)).logits
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            x = windows.to(device, torch.float64 if self.settings.precision == "64" else windows.dtype)
+            logits = self.model(x, *told).logits
         if logits.shape[1] != len(self.class_names):
             raise InputError(
                 f"the model gives {logits.shape[1]} classes, but {len(self.class_names)} are named: "
@@ -174,7 +202,7 @@ class Segmenter:
         if probability.shape[1:] == (height, width):
             return probability
         probability = probability.to(self._home(height * width))
-        shrinks = self.scale > 1  # where it grows, antialiasing only takes twice as long
+        shrinks = self.settings.scale > 1  # where it grows, antialiasing only takes twice as long
         return F.interpolate(probability[None], size=(height, width), mode="bilinear", antialias=shrinks)[0]
 
 

@@ -1,44 +1,30 @@
-"""Methods: each one short class on the one loop, by the contract in `base`."""
+"""Methods: each one short class on the one loop, by the contract in `base`.
 
-from dataclasses import fields
+Every module of this folder is imported, so a method in a file of its own is known by `@register`. A class of another
+package becomes one by the same decorator, or by an entry point of the group `mpamatch.methods`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
 from typing import Any
 
-from mpamatch.errors import unknown
-from mpamatch.methods.base import Method
-from mpamatch.methods.fixmatch import FixMatch, FixMatchConfig
-from mpamatch.methods.lpd import LPD, LPDConfig
-from mpamatch.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
-from mpamatch.methods.mpamatch import MPAMatch, MPAMatchConfig
-from mpamatch.methods.pccs import PCCS, PCCSConfig
-from mpamatch.methods.supervised import Supervised, SupervisedConfig
-from mpamatch.methods.unimatch import UniMatch, UniMatchConfig
-from mpamatch.models.image import ImageEncoder
-from mpamatch.models.prompt import TextPrototypes
-from mpamatch.models.transunet import TransUNet
+from mpamatch.methods.base import METHODS, Method
+from mpamatch.models.network import Network
 
-METHODS: dict[str, tuple[type[Method], type]] = {
-    "supervised": (Supervised, SupervisedConfig),
-    "mean_teacher": (MeanTeacher, MeanTeacherConfig),
-    "fixmatch": (FixMatch, FixMatchConfig),
-    "unimatch": (UniMatch, UniMatchConfig),
-    "mpamatch": (MPAMatch, MPAMatchConfig),
-    "pccs": (PCCS, PCCSConfig),
-    "lpd": (LPD, LPDConfig),
-}
+register = METHODS.register
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+
+__all__ = ["METHODS", "Method", "build_method", "register"]
 
 
-def config_class(name: str) -> type:
-    """The configuration of a method. Raises InputError naming the nearest method."""
-    if name not in METHODS:
-        raise unknown("method.name", name, METHODS)
-    return METHODS[name][1]
+def build_method(config: Any, model: Network, class_names: Sequence[str]) -> Method:
+    """Builds the method that `config` (one of the methods' settings) describes, on `model`, with the towers it chooses.
 
-
-def build_method(
-    config: Any, model: TransUNet, text: TextPrototypes | None = None, image: ImageEncoder | None = None
-) -> Method:
-    """The method that `config` (one of the method configurations) describes, on `model`."""
-    method: Any = METHODS[config.name][0]
-    known = {field.name for field in fields(config)}
-    towers = ([text] if "text_encoder" in known else []) + ([image] if "image_encoder" in known else [])
-    return method(model, config, *towers)
+    Raises InputError for a network that the method does not train, and for a tower that cannot be built.
+    """
+    method = METHODS.find(config.name)
+    towers = {tower.name: tower.build(config, class_names) for tower in method.towers if tower.encoder(config)}
+    return method(model, config, **towers)

@@ -1,14 +1,13 @@
 """What FixMatch, UniMatch and MPAMatch share: pseudo-labels from the weak view and CutMix between neighbours."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mpamatch import ops
-from mpamatch.errors import InputError, unknown
 
-UNLABELLED_LOSSES = ("ce", "dice", "both")
+UnlabelledLoss = Literal["ce", "dice", "both"]
 
 
 class Targets(NamedTuple):
@@ -17,14 +16,6 @@ class Targets(NamedTuple):
     label: Tensor  # (B, H, W) u8
     weight: Tensor  # (B, H, W) f32: 1 where confident and valid
     valid: Tensor  # (B, H, W) bool
-
-
-def check_consistency(threshold: float, loss: str) -> None:
-    """Raises InputError for a threshold outside [0, 1] or an unknown kind of unlabelled loss."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f"method.threshold: expected 0 to 1, got {threshold}.")
-    if loss not in UNLABELLED_LOSSES:
-        raise unknown("method.unlabelled_loss", loss, UNLABELLED_LOSSES)
 
 
 def pseudo_targets(

@@ -1,18 +1,18 @@
 """FixMatch (NeurIPS 2020) for segmentation: weak view → pseudo-label → one strong view."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mpamatch.batch import Batch
-from mpamatch.methods.base import Method
-from mpamatch.methods.consistency import check_consistency, cutmix, cutmix_targets, inside, pseudo_targets
+from mpamatch.methods.base import METHODS, Method
+from mpamatch.methods.consistency import UnlabelledLoss, cutmix, cutmix_targets, inside, pseudo_targets
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
-from mpamatch.models.transunet import TransUNet
+from mpamatch.settings import Share, settings
 
 
-@dataclass
+@settings("method")
 class FixMatchConfig:
     """FixMatch.
 
@@ -21,20 +21,22 @@ class FixMatchConfig:
         unlabelled_loss: ce, dice (of confident pixels) or both.
     """
 
-    name: str = "fixmatch"
-    threshold: float = 0.95
-    unlabelled_loss: str = "ce"
+    name: Literal["fixmatch"] = "fixmatch"
+    threshold: Share = 0.95
+    unlabelled_loss: UnlabelledLoss = "ce"
 
 
+@METHODS.register
 class FixMatch(Method):
     """(L_labelled + L_strong)/2 as in UniMatch's repository."""
 
+    name = "fixmatch"
+    configuration = FixMatchConfig
+    config: FixMatchConfig
     strong_views = 1
-
-    def __init__(self, model: TransUNet, config: FixMatchConfig):
-        super().__init__(model)
-        check_consistency(config.threshold, config.unlabelled_loss)
-        self.config = config
+    mixes = True
+    losses = ("labelled", "strong")
+    shares = ("confident",)
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None

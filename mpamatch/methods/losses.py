@@ -9,15 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpamatch import ops
+from mpamatch.ranks import all_ranks
 
 SMOOTH = 1e-5
-
-
-def all_ranks() -> dist.ProcessGroup | None:
-    """The group of all ranks, or None where this process is alone."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return dist.group.WORLD
-    return None
 
 
 def over_ranks(local: Tensor) -> Tensor:

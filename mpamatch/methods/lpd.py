@@ -1,7 +1,6 @@
 """LPD (arXiv 2512.05922): weakly supervised, from image-level labels; learnable prototypes kept diverse."""
 
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -9,26 +8,26 @@ from torch.nn import functional
 
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
-from mpamatch.methods.base import Method
+from mpamatch.methods.base import METHODS, Method
 from mpamatch.methods.losses import weighted_mean
+from mpamatch.methods.towers import IMAGE, ImageSettings
 from mpamatch.models.image import ImageEncoder
+from mpamatch.models.network import Network
 from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps, normalised
 from mpamatch.models.prototypes import mean_cosines
 from mpamatch.models.towers import BesideTower
-from mpamatch.models.transunet import TransUNet
 from mpamatch.ops.unit import unit, working
+from mpamatch.settings import NonNegative, Positive, Whole, settings
 
 NEVER = -1e30  # a logit that adds nothing to a sum of exponentials and leaves it finite
 
 
-@dataclass
-class LPDConfig:
+@settings("method")
+class LPDConfig(ImageSettings):
     """LPD; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
     Attributes:
         start: step at which contrast and diversity begin, after the maps know something.
-        image_encoder: none, conch, or open_clip:MODEL; contrast of what the maps cut out, seen by this frozen encoder.
-        image_weights: checkpoint file of conch; checkpoint file or pretrained tag of an open_clip model.
         temperature: of the contrast.
         weight_contrast: of the contrast and the area.
         weight_area: of the area that the maps cut out, beside the contrast.
@@ -36,28 +35,35 @@ class LPDConfig:
         weight_diversity: of the diversity loss.
     """
 
-    name: str = "lpd"
-    start: int = 3000
-    image_encoder: str = "none"
-    image_weights: str | None = None
-    temperature: float = 0.07
-    weight_contrast: float = 0.1
-    weight_area: float = 0.0005
-    diversity_temperature: float = 0.07
-    weight_diversity: float = 0.5
+    name: Literal["lpd"] = "lpd"
+    start: Whole = 3000
+    temperature: Positive = 0.07
+    weight_contrast: NonNegative = 0.1
+    weight_area: NonNegative = 0.0005
+    diversity_temperature: Positive = 0.07
+    weight_diversity: NonNegative = 0.5
 
 
+@METHODS.register
 class LPD(BesideTower, Method):
     """.1·BCE₂ + BCE₃ + BCE₄, from `start` on + weight_contrast·(L_FG + L_BG + weight_area·area) +
     weight_diversity·L_div. The weights of the scales are model.map_weights."""
 
+    name = "lpd"
+    configuration = LPDConfig
+    model: PrototypeMaps
+    config: LPDConfig
+    network = PrototypeMaps
+    towers = (IMAGE,)
     image_labels = True
-    head = "maps"
+    losses = (
+        *("classification2", "classification3", "classification4"),
+        *("diversity", "foreground", "background", "area"),
+    )
 
-    def __init__(self, model: TransUNet, config: LPDConfig, image: ImageEncoder | None = None):
-        super().__init__(model)
-        self.config = config
-        _check(config, model, image)
+    def __init__(self, model: Network, config: LPDConfig, image: ImageEncoder | None = None):
+        super().__init__(model, config, image=image)
+        _check_width(self.model, image)
         self.keep_beside(image)
         self.pairs: Tensor
         self.mean: Tensor
@@ -70,7 +76,7 @@ class LPD(BesideTower, Method):
     @property
     def maps(self) -> MapsHead:
         """The prototypes and what compares them with the encoder's maps."""
-        return cast(PrototypeMaps, self.model).decoder
+        return self.model.decoder
 
     @property
     def image(self) -> ImageEncoder | None:
@@ -116,6 +122,10 @@ class LPD(BesideTower, Method):
             "background": of_background.detach(),
             "area": area.detach(),
         }
+
+    @classmethod
+    def settled(cls, config: Any) -> int:
+        return config.start
 
     def diagnostics(self) -> dict[str, Tensor]:
         of_class = self.maps.prototypes.unflatten(0, (self.maps.foreground, self.maps.per_class))
@@ -170,9 +180,7 @@ def contrast_loss(
     return weighted_mean(mean.sum(), (counts > 0).sum())
 
 
-def _check(config: LPDConfig, model: TransUNet, image: ImageEncoder | None) -> None:
-    if config.start < 0 or config.temperature <= 0 or config.diversity_temperature <= 0:
-        raise InputError("method: expected start >= 0, temperature > 0 and diversity_temperature > 0.")
+def _check_width(model: PrototypeMaps, image: ImageEncoder | None) -> None:
     if image is not None and image.width != model.config.prototype_width:
         raise InputError(
             f"model.prototype_width: {model.config.prototype_width}, but {image.identity['name']} gives vectors of "

@@ -1,19 +1,19 @@
 """Mean teacher (Tarvainen and Valpola, NeurIPS 2017): agree with an average of past selves."""
 
 import copy
-from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpamatch.batch import Batch
-from mpamatch.errors import InputError
-from mpamatch.methods.base import Method
+from mpamatch.methods.base import METHODS, Method
 from mpamatch.methods.losses import labelled_loss, weighted_mean
-from mpamatch.models.transunet import TransUNet
+from mpamatch.models.network import Network
+from mpamatch.settings import Count, Fraction, NonNegative, settings
 
 
-@dataclass
+@settings("method")
 class MeanTeacherConfig:
     """Mean teacher.
 
@@ -23,17 +23,17 @@ class MeanTeacherConfig:
         ramp: steps of the ramp-up exp(−5(1 − t/ramp)²).
     """
 
-    name: str = "mean_teacher"
-    decay: float = 0.99
-    weight: float = 1.0
-    ramp: int = 200
+    name: Literal["mean_teacher"] = "mean_teacher"
+    decay: Fraction = 0.99
+    weight: NonNegative = 1.0
+    ramp: Count = 200
 
 
 class Taught(Method):
     """A method whose `teacher`, an average of the network's past selves, predicts."""
 
-    def __init__(self, model: TransUNet):
-        super().__init__(model)
+    def __init__(self, model: Network, config: Any, **towers: nn.Module | None):
+        super().__init__(model, config, **towers)
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Taught":
@@ -42,22 +42,19 @@ class Taught(Method):
         return self
 
     @property
-    def deployed(self) -> TransUNet:
+    def deployed(self) -> Network:
         return self.teacher
 
 
+@METHODS.register
 class MeanTeacher(Taught):
     """L_labelled + weight · ramp · MSE(student on strong view, teacher on weak view)."""
 
+    name = "mean_teacher"
+    configuration = MeanTeacherConfig
+    config: MeanTeacherConfig
     strong_views = 1
-
-    def __init__(self, model: TransUNet, config: MeanTeacherConfig):
-        super().__init__(model)
-        if not 0 <= config.decay < 1 or config.ramp < 1:
-            raise InputError(
-                f"method.decay, method.ramp: expected 0 <= decay < 1, ramp >= 1, got {config.decay}, {config.ramp}."
-            )
-        self.config = config
+    losses = ("labelled", "consistency")
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None

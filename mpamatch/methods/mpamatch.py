@@ -1,40 +1,33 @@
 """MPAMatch (arXiv 2508.19574): UniMatch, and pixels contrasted with image prototypes and text prototypes."""
 
-from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mpamatch import ops
 from mpamatch.batch import Batch
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError
+from mpamatch.methods.base import METHODS
 from mpamatch.methods.consistency import Targets, pseudo_targets
 from mpamatch.methods.embedding import centre_sample, projection, rows
-from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
+from mpamatch.methods.losses import labelled_loss, share, weighted_mean
+from mpamatch.methods.towers import TEXT, TextSettings
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
+from mpamatch.models.network import Network
 from mpamatch.models.prompt import TextPrototypes
 from mpamatch.models.prototypes import PrototypeBank
-from mpamatch.models.transunet import TransUNet
 from mpamatch.ops.unit import unit
+from mpamatch.ranks import all_ranks
+from mpamatch.settings import Count, NonNegative, OnlyIf, Positive, Share, Whole, settings
 
-OPINIONS = ("none", "agree", "average")
 
-
-@dataclass
-class MPAMatchConfig(UniMatchConfig):
+@settings("method")
+class MPAMatchConfig(TextSettings, UniMatchConfig):
     """MPAMatch; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
     Attributes:
         image_prototypes: contrast with image prototypes.
-        text_encoder: none, minilm, conch, or open_clip:MODEL; contrast with text prototypes.
-        text_weights: checkpoint file of conch; checkpoint file or pretrained tag of an open_clip model.
-        text_tokenizer: tokenizer file of conch, where it does not lie beside the checkpoint.
-        prompts: pathology or generic descriptions of the classes, or a file of your own; as controls, shuffled
-            (each class gets another's pathology descriptions) or random (everyday words in their place).
-        prompt_set: whose pathology descriptions; the recipe fills it in.
-        prompt_seed: which draw of shuffled or random prompts.
-        context_tokens: learnable CoOp tokens before each description (0: none).
-        class_context: context tokens of each class's own.
         prototypes: image prototypes per class, K.
         embedding_width: channels of the pixel embedding, D.
         assignment: sinkhorn or nearest.
@@ -55,46 +48,52 @@ class MPAMatchConfig(UniMatchConfig):
             (the pseudo-label is that of the mean of both softmaxes). From `start` on.
     """
 
-    name: str = "mpamatch"
+    name: Literal["mpamatch"] = "mpamatch"  # type: ignore[assignment]
     image_prototypes: bool = True
-    text_encoder: str = "none"
-    text_weights: str | None = None
-    text_tokenizer: str | None = None
-    prompts: str = "pathology"
-    prompt_set: str | None = None
-    prompt_seed: int = 0
-    context_tokens: int = 1
-    class_context: bool = False
-    prototypes: int = 10
-    embedding_width: int = 256
-    assignment: str = "sinkhorn"
-    epsilon: float = 0.05
-    iterations: int = 3
-    temperature: float = 0.1
-    momentum: float = 0.999
+    prototypes: Annotated[Count, OnlyIf("image_prototypes")] = 10
+    embedding_width: Count = 256
+    assignment: Annotated[Literal["sinkhorn", "nearest"], OnlyIf("image_prototypes")] = "sinkhorn"
+    epsilon: Annotated[Positive, OnlyIf("assignment", ("sinkhorn",))] = 0.05
+    iterations: Annotated[Count, OnlyIf("assignment", ("sinkhorn",))] = 3
+    temperature: Positive = 0.1
+    momentum: Annotated[Share, OnlyIf("image_prototypes")] = 0.999
     same_class_negatives: bool = True
-    weight_labelled: float = 0.5
-    weight_unlabelled: float = 0.25
-    weight_prototype: float = 0.25
-    weight_image: float = 1.0
-    weight_text: float = 1.0
-    weight_alignment: float = 1.0
-    start: int = 0
-    ramp: int = 0
-    second_opinion: str = "none"
+    weight_labelled: NonNegative = 0.5
+    weight_unlabelled: NonNegative = 0.25
+    weight_prototype: NonNegative = 0.25
+    weight_image: Annotated[NonNegative, OnlyIf("image_prototypes")] = 1.0
+    weight_text: Annotated[NonNegative, OnlyIf("text_encoder")] = 1.0
+    weight_alignment: NonNegative = 1.0
+    start: Whole = 0
+    ramp: Whole = 0
+    second_opinion: Literal["none", "agree", "average"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.second_opinion != "none" and not self.image_prototypes:
+            raise InputError("method.second_opinion: needs method.image_prototypes true.")
+        if not self.image_prototypes and self.text_encoder == "none":
+            raise InputError(
+                "method.image_prototypes: without image and text prototypes there is nothing to contrast; take "
+                "unimatch."
+            )
 
 
+@METHODS.register
 class MPAMatch(UniMatch):
     """weight_labelled·L_labelled + weight_unlabelled·L_unlabelled + weight_prototype·(image terms + text terms)."""
 
+    name = "mpamatch"
+    configuration = MPAMatchConfig
     config: MPAMatchConfig
+    towers = (TEXT,)
+    losses = (*UniMatch.losses, "image_contrast", "image_alignment", "text_contrast", "text_alignment")
+    progress = ("labelled", "strong", "image_contrast", "text_contrast")
 
-    def __init__(self, model: TransUNet, config: MPAMatchConfig, text: TextPrototypes | None = None):
-        super().__init__(model, config)
-        _check(config, text)
+    def __init__(self, model: Network, config: MPAMatchConfig, text: TextPrototypes | None = None):
+        super().__init__(model, config, text=text)
         width = config.embedding_width
-        self.project = projection(model.embedding_width, width)
-        self.bank = PrototypeBank(model.classes, config.prototypes, width) if config.image_prototypes else None
+        self.project = projection(self.model.embedding_width, width)
+        self.bank = PrototypeBank(self.model.classes, config.prototypes, width) if config.image_prototypes else None
         self.text = text
         self.to_text = nn.Linear(width, text.width) if text is not None else None
 
@@ -193,26 +192,11 @@ class MPAMatch(UniMatch):
         )
         return weighted_mean(contrast, weight.sum()), weighted_mean(alignment, weight.sum())
 
+    @classmethod
+    def settled(cls, config: Any) -> int:
+        return config.start + config.ramp
+
     def diagnostics(self) -> dict[str, Tensor]:
         if self.bank is None:
             return {}
         return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
-
-
-def _check(config: MPAMatchConfig, text: TextPrototypes | None) -> None:
-    if config.assignment not in ("sinkhorn", "nearest"):
-        raise unknown("method.assignment", config.assignment, ("sinkhorn", "nearest"))
-    if config.second_opinion not in OPINIONS:
-        raise unknown("method.second_opinion", config.second_opinion, OPINIONS)
-    if config.second_opinion != "none" and not config.image_prototypes:
-        raise InputError("method.second_opinion: needs method.image_prototypes true.")
-    if not config.image_prototypes and text is None:
-        raise InputError(
-            "method.image_prototypes: without image and text prototypes there is nothing to contrast; take unimatch."
-        )
-    if not 0 <= config.momentum <= 1:
-        raise InputError(f"method.momentum: expected 0 to 1, got {config.momentum}.")
-    if config.iterations < 1 or config.start < 0 or config.ramp < 0 or config.context_tokens < 0:
-        raise InputError("method: expected iterations >= 1, start >= 0, ramp >= 0 and context_tokens >= 0.")
-    if config.prototypes < 1 or config.embedding_width < 1 or config.temperature <= 0 or config.epsilon <= 0:
-        raise InputError("method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0.")

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from mpamatch import ops
 from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
+from mpamatch.methods.base import METHODS
 from mpamatch.methods.embedding import centre_sample, projection, rows
-from mpamatch.methods.losses import all_ranks, labelled_loss, share, weighted_mean
+from mpamatch.methods.losses import labelled_loss, share, weighted_mean
 from mpamatch.methods.mean_teacher import Taught, ema_
 from mpamatch.methods.pccs_terms import (
     consistency,
@@ -23,12 +23,15 @@ from mpamatch.methods.pccs_terms import (
     pooled,
     prototypes_of,
 )
+from mpamatch.models.network import Network
 from mpamatch.models.prototypes import PrototypeBank
 from mpamatch.models.transunet import TransUNet
 from mpamatch.ops.unit import unit, working
+from mpamatch.ranks import all_ranks
+from mpamatch.settings import Count, Fraction, NonNegative, Positive, Share, Whole, settings
 
 
-@dataclass
+@settings("method")
 class PCCSConfig:
     """PCCS; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
@@ -52,24 +55,31 @@ class PCCSConfig:
         ramp: steps of the ramp-up exp(−5(1 − t/ramp)²) of the consistency.
     """
 
-    name: str = "pccs"
-    decay: float = 0.99
-    prototypes: int = 2
-    embedding_width: int = 256
-    levels: int = 16
-    uncertain: float = 0.25
-    temperature: float = 0.05
-    epsilon: float = 0.05
-    iterations: int = 4
-    momentum: float = 0.999
-    distance_share: float = 0.001
-    weight_contrast: float = 0.01
-    weight_auxiliary: float = 0.3
-    weight_consistency: float = 0.1
-    weight_entropy: float = 0.1
-    start: int = 200
-    contrast_start: int = 500
-    ramp: int = 30000
+    name: Literal["pccs"] = "pccs"
+    decay: Fraction = 0.99
+    prototypes: Count = 2
+    embedding_width: Count = 256
+    levels: Count = 16
+    uncertain: Share = 0.25
+    temperature: Positive = 0.05
+    epsilon: Positive = 0.05
+    iterations: Count = 4
+    momentum: Share = 0.999
+    distance_share: Share = 0.001
+    weight_contrast: NonNegative = 0.01
+    weight_auxiliary: NonNegative = 0.3
+    weight_consistency: NonNegative = 0.1
+    weight_entropy: NonNegative = 0.1
+    start: Whole = 200
+    contrast_start: Whole = 500
+    ramp: Count = 30000
+
+    def __post_init__(self) -> None:
+        if self.contrast_start < self.start:
+            raise InputError(
+                f"method.start, method.contrast_start: expected 0 <= start <= contrast_start, got {self.start}, "
+                f"{self.contrast_start}."
+            )
 
 
 class Lesson(NamedTuple):
@@ -85,18 +95,23 @@ class Lesson(NamedTuple):
         return self.label.shape[-2], self.label.shape[-1]
 
 
+@METHODS.register
 class PCCS(Taught):
     """L_labelled + weight_consistency·ramp·(squares + weight_entropy·entropies) + weight_contrast·contrast +
     weight_auxiliary·auxiliary. The teacher's classifier predicts."""
 
+    name = "pccs"
+    configuration = PCCSConfig
+    model: TransUNet
+    config: PCCSConfig
     strong_views = 1
+    losses = ("labelled", "consistency", "entropy", "level_contrast", "auxiliary")
+    shares = ("agreed",)
 
-    def __init__(self, model: TransUNet, config: PCCSConfig):
-        super().__init__(model)
-        _check(config)
-        self.config = config
+    def __init__(self, model: Network, config: PCCSConfig):
+        super().__init__(model, config)
         width = config.embedding_width
-        self.project = projection(model.embedding_width, width)
+        self.project = projection(self.model.embedding_width, width)
         self.bank = PrototypeBank(model.classes, config.prototypes, width)
         self.teacher_project = copy.deepcopy(self.project).requires_grad_(False)
 
@@ -182,27 +197,9 @@ class PCCS(Taught):
         ema_(self.teacher, self.model, step, self.config.decay)
         ema_(self.teacher_project, self.project, step, self.config.decay)
 
+    @classmethod
+    def settled(cls, config: Any) -> int:
+        return max(config.contrast_start, config.ramp)
+
     def diagnostics(self) -> dict[str, Tensor]:
         return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
-
-
-def _check(config: PCCSConfig) -> None:
-    for name in ("prototypes", "embedding_width", "levels", "iterations", "ramp"):
-        if getattr(config, name) < 1:
-            raise InputError(f"method.{name}: expected at least 1, got {getattr(config, name)}.")
-    for name in ("momentum", "distance_share", "uncertain"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"method.{name}: expected 0 to 1, got {getattr(config, name)}.")
-    for name in ("temperature", "epsilon"):
-        if not getattr(config, name) > 0:
-            raise InputError(f"method.{name}: expected more than 0, got {getattr(config, name)}.")
-    for name in ("weight_contrast", "weight_auxiliary", "weight_consistency", "weight_entropy"):
-        if not getattr(config, name) >= 0:
-            raise InputError(f"method.{name}: expected at least 0, got {getattr(config, name)}.")
-    if not 0 <= config.decay < 1:
-        raise InputError(f"method.decay: expected 0 <= decay < 1, got {config.decay}.")
-    if not 0 <= config.start <= config.contrast_start:
-        raise InputError(
-            f"method.start, method.contrast_start: expected 0 <= start <= contrast_start, got {config.start}, "
-            f"{config.contrast_start}."
-        )

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mpamatch import ops
-from mpamatch.methods.losses import all_ranks, over_ranks, weighted_mean
+from mpamatch.methods.losses import over_ranks, weighted_mean
 from mpamatch.ops.unit import unit, without_autocast, working
+from mpamatch.ranks import all_ranks
 
 NOTHING = -1e9  # the logarithm of a sum over nobody: exp of it is 0 in float32, and 0 times it stays finite
 

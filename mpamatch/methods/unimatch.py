@@ -1,21 +1,21 @@
 """UniMatch (CVPR 2023): two strong views and one feature-dropped view learn from the weak view's pseudo-label."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpamatch.batch import Batch
-from mpamatch.errors import InputError
-from mpamatch.methods.base import Method
-from mpamatch.methods.consistency import Targets, check_consistency, cutmix, cutmix_targets, inside, pseudo_targets
+from mpamatch.methods.base import METHODS, Method
+from mpamatch.methods.consistency import Targets, UnlabelledLoss, cutmix, cutmix_targets, inside, pseudo_targets
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
 from mpamatch.models.encoder import ChannelDropout
-from mpamatch.models.transunet import Prediction, TransUNet
+from mpamatch.models.network import Network, Prediction
+from mpamatch.models.transunet import TransUNet
+from mpamatch.settings import Fraction, NonNegative, Share, settings
 
 
-@dataclass
+@settings("method")
 class UniMatchConfig:
     """UniMatch.
 
@@ -27,12 +27,12 @@ class UniMatchConfig:
         weight_feature: of the feature-perturbed view.
     """
 
-    name: str = "unimatch"
-    threshold: float = 0.95
-    unlabelled_loss: str = "ce"
-    feature_dropout: float = 0.5
-    weight_strong: float = 0.5
-    weight_feature: float = 0.5
+    name: Literal["unimatch"] = "unimatch"
+    threshold: Share = 0.95
+    unlabelled_loss: UnlabelledLoss = "ce"
+    feature_dropout: Fraction = 0.5
+    weight_strong: NonNegative = 0.5
+    weight_feature: NonNegative = 0.5
 
 
 class Views(NamedTuple):
@@ -47,18 +47,22 @@ class Views(NamedTuple):
     mixed2: Tensor
 
 
+@METHODS.register
 class UniMatch(Method):
     """(L_labelled + ½·weight_strong·(s1 + s2) + weight_feature·fp)/2, all views in one encoder pass."""
 
+    name = "unimatch"
+    configuration: ClassVar[type] = UniMatchConfig
+    model: TransUNet
+    config: UniMatchConfig
     strong_views = 2
     feature_dropout = True
+    mixes = True
+    losses: ClassVar[tuple[str, ...]] = ("labelled", "strong", "feature")
+    shares = ("confident",)
 
-    def __init__(self, model: TransUNet, config: UniMatchConfig):
-        super().__init__(model)
-        check_consistency(config.threshold, config.unlabelled_loss)
-        if not 0 <= config.feature_dropout < 1:
-            raise InputError(f"method.feature_dropout: expected 0 <= share < 1, got {config.feature_dropout}.")
-        self.config = config
+    def __init__(self, model: Network, config: UniMatchConfig, **towers: nn.Module | None):
+        super().__init__(model, config, **towers)
         self.drop = ChannelDropout(model.encoder.channels, config.feature_dropout)
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:

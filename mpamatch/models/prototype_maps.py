@@ -1,19 +1,46 @@
 """LPD's network (arXiv 2512.05922): an encoder of four maps and learnable prototypes, whose cosines are class maps."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import field
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Len, Lt, MinLen
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError
 from mpamatch.models.encoder import Encoder
-from mpamatch.models.transunet import ModelConfig, Prediction, TransUNet
+from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.ops.unit import unit, working
+from mpamatch.settings import Count, NonNegative, Positive, settings
 
 LEAST = 1e-4  # of a score, so that its logarithm is finite
+
+
+@settings("model")
+class PrototypeMapsConfig(NetworkConfig):
+    """Maps of learnable prototypes.
+
+    Attributes:
+        prototypes: for each foreground class, K.
+        prototype_width: their size, D.
+        map_weights: of the maps of scales 2, 3 and 4, in the loss and in prediction.
+        background: the score of the background among maps of 0 to 1, in prediction.
+        test_flips: whether maps are means over the image and its two mirror images, in prediction.
+        test_scales: sizes of the image, as factors of its own, that maps are means over, in prediction.
+    """
+
+    prototypes: Count = 10
+    prototype_width: Annotated[int, Ge(2)] = 512
+    map_weights: Annotated[list[NonNegative], Len(3, 3)] = field(default_factory=lambda: [0.1, 1.0, 1.0])
+    background: Annotated[float, Gt(0), Lt(1)] = 0.3
+    test_flips: bool = True
+    test_scales: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [1.0])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not sum(self.map_weights) > 0:
+            raise InputError(f"model.map_weights: expected not all 0, got {self.map_weights}.")
 
 
 class ClassMaps(NamedTuple):
@@ -27,12 +54,16 @@ class MapsHead(nn.Module):
     """K prototypes for each foreground class, compared with scales 2, 3 and 4 of the encoder.
 
     Each scale has an MLP D → D/2 → C_i that brings the prototypes into its channels, and a learnable factor of the
-    cosines, from 1/.07. Raises InputError where a field does not fit, or the encoder has not four maps.
+    cosines, from 1/.07. Raises InputError if the encoder has not four maps.
     """
 
-    def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
+    def __init__(self, encoder: Encoder, classes: int, config: PrototypeMapsConfig):
         super().__init__()
-        _check(encoder, config)
+        if len(encoder.channels) != 4:
+            raise InputError(
+                f"model.encoder: {config.encoder} gives {len(encoder.channels)} feature maps, the maps of prototypes "
+                "need four; take mit_b0 to mit_b5, small_hybrid or small_conv."
+            )
         self.foreground, self.per_class = classes - 1, config.prototypes
         width = config.prototype_width
         self.prototypes = nn.Parameter(torch.randn(self.foreground * self.per_class, width))
@@ -75,40 +106,38 @@ class MapsHead(nn.Module):
         return self.class_maps(self.cosines(maps))
 
 
-class PrototypeMaps(TransUNet):
-    """forward(image (B,3,H,W) normalised) → Prediction; any H and W. `logits` are logarithms of scores: that of the
-    background is `config.background`, that of a class its map from 0 to 1, times the probability that the image shows
-    the class over that of the most probable class; the softmax of the logits is a score's share of their sum.
+@NETWORKS.register
+class PrototypeMaps(Network):
+    """An encoder of four maps and prototypes. `logits` are logarithms of scores: that of the background is
+    `config.background`, that of a class its map from 0 to 1, times the probability that the image shows the class over
+    that of the most probable class; the softmax of the logits is a score's share of their sum.
 
-    Maps are means over flips and scales of the image where the configuration says so (test-time augmentation).
-    `known` replaces the quotient by image-level labels.
+    Maps are means over flips and scales of the image if the configuration says so (test-time augmentation).
     """
 
+    name = "prototype_maps"
+    configuration = PrototypeMapsConfig
+    takes_image_labels = True
+    config: PrototypeMapsConfig
     decoder: MapsHead
 
-    def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
+    def __init__(self, encoder: Encoder, classes: int, config: PrototypeMapsConfig):
         super().__init__(encoder, classes, config)
-        self._present: Tensor | None = None
+        self.decoder = MapsHead(encoder, classes, config)
+        self.tune()
 
-    def head(self, encoder: Encoder, classes: int, config: ModelConfig) -> nn.Module:
-        return MapsHead(encoder, classes, config)
-
-    @contextmanager
-    def known(self, present: Tensor) -> Iterator[None]:  # (C,) 1 where the images show the class
-        """Within it the image-level label of all images that are predicted is known."""
-        self._present = present
-        try:
-            yield
-        finally:
-            self._present = None
-
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(
+        self,
+        image: Tensor,  # (B, 3, H, W) normalised
+        present: Tensor | None = None,  # (C,) 1 for the classes that the images are known to show
+    ) -> Prediction:
+        """Predicts a batch; image-level labels that are known take the place of the quotient of probabilities."""
         found = self._augmented(image)
         cam = normalised(found.map)
         gate = found.score.sigmoid()
         gate = gate / gate.amax(1, keepdim=True)
-        if self._present is not None:
-            gate = self._present[1:].to(gate).expand_as(gate)
+        if present is not None:
+            gate = present[1:].to(gate).expand_as(gate)
         size = image.shape[-2:]
         cam = functional.interpolate(cam * gate[:, :, None, None], size=size, mode="bilinear", align_corners=False)
         score = torch.cat([torch.full_like(cam[:, :1], self.config.background), cam], dim=1)
@@ -144,23 +173,3 @@ def normalised(map: Tensor) -> Tensor:  # (B, F, h, w) -> the same, 0 to 1
     """
     least, most = map.amin((-2, -1), keepdim=True), map.amax((-2, -1), keepdim=True)
     return (map - least) / (most - least).clamp(min=LEAST)
-
-
-def _check(encoder: Encoder, config: ModelConfig) -> None:
-    if len(encoder.channels) != 4:
-        raise InputError(
-            f"model.encoder: {config.encoder} gives {len(encoder.channels)} feature maps, model.head maps needs four; "
-            "take mit_b0 to mit_b5, small_hybrid or small_conv."
-        )
-    if config.prototypes < 1 or config.prototype_width < 2:
-        raise InputError(
-            "model.prototypes, model.prototype_width: expected prototypes >= 1 and prototype_width >= 2, "
-            f"got {config.prototypes} and {config.prototype_width}."
-        )
-    weights, scales = config.map_weights, config.test_scales
-    if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
-        raise InputError(f"model.map_weights: expected three numbers, none negative and not all 0, got {weights}.")
-    if not scales or min(scales) <= 0:
-        raise InputError(f"model.test_scales: expected one factor above 0 or more, got {scales}.")
-    if not 0 < config.background < 1:
-        raise InputError(f"model.background: expected above 0 and below 1, got {config.background}.")

@@ -1,67 +1,32 @@
 """TransUNet and TransUNi: an encoder, four blocks of ×2 with or without skips, and a head."""
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import field
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpamatch.errors import InputError
-from mpamatch.models.adapters import add_adapters
 from mpamatch.models.encoder import Encoder, conv_norm
+from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.models.recompute import recomputed
+from mpamatch.settings import Count, settings
 
 
-@dataclass
-class ModelConfig:
-    """The network.
+@settings("model")
+class TransUNetConfig(NetworkConfig):
+    """TransUNet.
 
     Attributes:
-        encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, mit_b0 to mit_b5, or any timm ViT by
-            name, such as vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
-        encoder_weights: nothing (random), a checkpoint file, timm or smp (published by them), hub (uni, uni2-h), or
-            hf-hub:ID.
-        head: decoder (TransUNet's); or maps of learnable prototypes, which the method lpd trains.
-        tuning: full, lora (adapters in the attention of a ViT) or frozen; the last two need encoder_weights.
-        lora_rank: rank of the adapters.
-        encoder_lr_scale: learning rate of a pretrained encoder as a factor of the heads'.
         decoder_width: channels of the 3×3 convolution before the first block.
         decoder_channels: channels of the four ×2 blocks; the second one's output, at stride 4, is the embedding.
-        norm: batch or group; group where a step sees one image.
         head_kernel: 1 (MPAMatch) or 3 (TransUNet).
-        checkpointing: whether backward computes the activations of encoder and decoder blocks again instead of keeping
-            them: less memory for more time.
-        prototypes: of the maps, for each foreground class, K.
-        prototype_width: their size, D.
-        map_weights: of the maps of scales 2, 3 and 4, in the loss and in prediction.
-        background: the score of the background among maps of 0 to 1, in prediction.
-        test_flips: whether maps are means over the image and its two mirror images, in prediction.
-        test_scales: sizes of the image, as factors of its own, that maps are means over, in prediction.
     """
 
-    encoder: str = "small_hybrid"
-    encoder_weights: str | None = None
-    tuning: str = "full"
-    lora_rank: int = 8
-    encoder_lr_scale: float = 0.1
-    head: str = "decoder"
-    decoder_width: int = 512
-    decoder_channels: list[int] = field(default_factory=lambda: [256, 128, 64, 16])
-    norm: str = "batch"
-    head_kernel: int = 1
-    checkpointing: bool = False
-    prototypes: int = 10
-    prototype_width: int = 512
-    map_weights: list[float] = field(default_factory=lambda: [0.1, 1.0, 1.0])
-    background: float = 0.3
-    test_flips: bool = True
-    test_scales: list[float] = field(default_factory=lambda: [1.0])
-
-
-class Prediction(NamedTuple):
-    logits: Tensor  # (B, C, H, W) at the input's size
-    embedding: Tensor  # (B, D, h, w) after the second ×2 block: stride 4 for a deepest map at stride 16
+    decoder_width: Count = 512
+    decoder_channels: Annotated[list[Count], Len(4, 4)] = field(default_factory=lambda: [256, 128, 64, 16])
+    head_kernel: Literal[1, 3] = 1
 
 
 class DecoderBlock(nn.Module):
@@ -79,15 +44,8 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """TransUNet's cascaded upsampler (arXiv 2102.04306, section 3.2) with an optional skip before each block."""
 
-    def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
+    def __init__(self, encoder: Encoder, classes: int, config: TransUNetConfig):
         super().__init__()
-        if len(config.decoder_channels) != 4:
-            raise InputError(f"model.decoder_channels: expected four widths, got {config.decoder_channels}.")
-        if config.decoder_width < 1 or min(config.decoder_channels) < 1:
-            widths = [config.decoder_width, *config.decoder_channels]
-            raise InputError(f"model.decoder_width, model.decoder_channels: expected at least 1 each, got {widths}.")
-        if config.head_kernel not in (1, 3):
-            raise InputError(f"model.head_kernel: expected 1 or 3, got {config.head_kernel}.")
         skip_at = dict(zip(encoder.strides[:-1], encoder.channels[:-1], strict=True))
         self.skip_index = [encoder.strides.index(s) if s in skip_at else -1 for s in (8, 4, 2, 1)]
         self.first = conv_norm(encoder.channels[-1], config.decoder_width, config.norm)
@@ -110,50 +68,23 @@ class Decoder(nn.Module):
         return Prediction(self.head(x), embedding)
 
 
-class TransUNet(nn.Module):
-    """forward(image (B,3,H,W) normalised) → Prediction; any H and W.
+@NETWORKS.register
+class TransUNet(Network):
+    """An encoder, four blocks of ×2, with the encoder's maps beside them as skips, and a 1×1 or 3×3 convolution.
 
     `encode` and `decode` are the two halves, so that a method decodes one encoding twice (feature perturbation).
     """
 
-    def __init__(self, encoder: Encoder, classes: int, config: ModelConfig):
-        super().__init__()
-        self.encoder, self.config = encoder, config
-        self.decoder: Any = self.head(encoder, classes, config)
-        self.classes, self.embedding_width = classes, config.decoder_channels[1]
-        self.frozen = config.tuning == "frozen"
-        if self.frozen:
-            self.encoder.requires_grad_(False)
-        if config.tuning == "lora":
-            add_adapters(self.encoder, config.lora_rank)
-        if config.checkpointing:
-            self.encoder.recompute()
-        self.train()
+    name = "transunet"
+    configuration = TransUNetConfig
+    decoder: Decoder
+    embedding_width: int  # D of Prediction.embedding
 
-    def head(self, encoder: Encoder, classes: int, config: ModelConfig) -> nn.Module:
-        """What follows the encoder."""
-        return Decoder(encoder, classes, config)
-
-    def train(self, mode: bool = True) -> "TransUNet":
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
-
-    @property
-    def keeps_encoder(self) -> bool:
-        """Whether the encoder's own weights never change, so that nobody needs to store them again."""
-        return self.config.tuning != "full"
-
-    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, shallow to deep; an image whose sides the patch does not divide is resized to the nearest that
-        it does (256 to 252 for a patch of 14), so that every map covers the image and nothing else."""
-        multiple = self.encoder.multiple
-        size = [max(1, (side + multiple // 2) // multiple) * multiple for side in image.shape[-2:]]
-        if size != list(image.shape[-2:]):
-            image = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.encoder(image)
+    def __init__(self, encoder: Encoder, classes: int, config: TransUNetConfig):
+        super().__init__(encoder, classes, config)
+        self.decoder = Decoder(encoder, classes, config)
+        self.embedding_width = config.decoder_channels[1]
+        self.tune()
 
     def decode(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Prediction:
         """`size`: height and width of the image, at which the logits come."""

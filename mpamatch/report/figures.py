@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from matplotlib.axes import Axes
 from mpamatch.files import replacing
 from mpamatch.images import overlay
 
-RAW = {"labelled", "strong", "feature", "consistency", "image_contrast", "text_contrast", "loss"}
 PROTOTYPES = {
     "prototypes/in_use": "share in use",
     "prototypes/cosine_within": "mean cosine, same class",
@@ -24,12 +24,21 @@ PROTOTYPES = {
 GREY = "0.4"
 
 
-def draw_training(run: Path) -> list[Path]:
-    """Writes RUN/figures/training.png, and prototypes.png for image prototypes. Returns their paths."""
+def draw_training(run: Path, losses: Sequence[str], shares: Sequence[str]) -> list[Path]:
+    """Draws the curves of a run: RUN/figures/training.png, and prototypes.png if it has image prototypes.
+
+    Args:
+        run: the run folder.
+        losses: the parts of the loss that its method logs.
+        shares: the fractions, 0 to 1, that its method logs.
+
+    Returns the paths of what was written; nothing for a run without a line of metrics.
+    """
     lines = _read(run / "metrics.jsonl")
     if not lines:
         return []
-    written = [_draw(run / "figures" / "training.png", [_losses, _agreement], lines)]
+    panels = [partial(_losses, names=("loss", *losses)), partial(_agreement, names=shares)]
+    written = [_draw(run / "figures" / "training.png", panels, lines)]
     if any("prototypes/in_use" in line for line in lines):
         written.append(_draw(run / "figures" / "prototypes.png", [_prototypes], lines))
     return written
@@ -76,17 +85,18 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _losses(axis: Axes, lines: list[dict[str, Any]]) -> None:
-    for name in sorted({key for line in lines for key in line} & RAW, key=lambda key: (key != "loss", key)):
+def _losses(axis: Axes, lines: list[dict[str, Any]], names: Sequence[str]) -> None:
+    for name in names:
         steps, values = _series(lines, name)
-        axis.plot(steps, values, label=name.replace("_", " "), linewidth=2 if name == "loss" else 1.2)
+        if steps:
+            axis.plot(steps, values, label=name.replace("_", " "), linewidth=2 if name == "loss" else 1.2)
     axis.set_title("loss and its parts, unweighted", fontsize=10)
     if axis.lines:
         axis.set_yscale("log")
         axis.legend(fontsize=8, frameon=False)
 
 
-def _agreement(axis: Axes, lines: list[dict[str, Any]]) -> None:
+def _agreement(axis: Axes, lines: list[dict[str, Any]], names: Sequence[str]) -> None:
     scored = [line for line in lines if "validation" in line]
     if scored:
         axis.plot(
@@ -96,12 +106,12 @@ def _agreement(axis: Axes, lines: list[dict[str, Any]]) -> None:
             markersize=3,
             label="validation mDice",
         )
-    steps, values = _series(lines, "confident")
-    if steps:
-        axis.plot(steps, values, label="share of confident pixels", color=GREY, linewidth=1.2)
+    shares = {name: _series(lines, name) for name in names}
+    for name, (steps, values) in shares.items():
+        axis.plot(steps, values, label=f"share of {name.replace('_', ' ')} pixels", color=GREY, linewidth=1.2)
     axis.set_ylim(0, 1)
     axis.set_title("validation and pseudo-labels", fontsize=10)
-    if scored or steps:
+    if axis.lines:
         axis.legend(fontsize=8, frameon=False, loc="lower right")
 
 

@@ -1,14 +1,15 @@
 """The studies: what each varies, over which values, and what every point is compared with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from mpamatch.data.splits import Split
+from mpamatch.engine.config import Config, flags_for
 from mpamatch.errors import InputError, unknown
-from mpamatch.methods import METHODS, config_class
-from mpamatch.models.prompt import load_descriptions
+from mpamatch.methods import METHODS
+from mpamatch.methods.towers import TEXT, descriptions
 from mpamatch.models.text import MINILM, text_encoders
+from mpamatch.settings import fields_of
 from mpamatch.studies.sweep import Case, Sweep
 
 NO_TEXT = "none"  # the point of `prompts` without text prototypes
@@ -136,7 +137,7 @@ def along(study: Study, point: Point) -> str:
 def possible(found: Sequence[Point], splits: Mapping[tuple[str, int], Split]) -> list[Point]:
     """Without those whose method learns from unlabelled images where a budget leaves none."""
     full = {budget for (budget, _), split in splits.items() if len(split.images) == split.of_images}
-    return [point for point in found if point.labelled not in full or not METHODS[point.method][0].strong_views]
+    return [point for point in found if point.labelled not in full or not METHODS[point.method].strong_views]
 
 
 def references(study: Study, found: Sequence[Point]) -> dict[tuple[str, str, str], tuple[str, str, str]]:
@@ -179,13 +180,13 @@ def cases(
     planned: list[Case] = []
     for seed in seeds:
         for point in found:
-            own = (*of_method(point.method, flags), *_settings(study, point, seed))
+            own = (*flags_for(point.method, flags), *_settings(study, point, seed))
             split = splits[point.labelled, seed]
             planned.append(Case(point.method, point.labelled, seed, split, point.trial, own))
     if study.text:
         planned = [_with_text(study, case, sweep) for case in planned]
     for case in planned[: len(found)]:
-        _check(sweep.configuration(case).method, class_names)
+        _check(sweep.configuration(case), class_names)
     return planned
 
 
@@ -198,23 +199,9 @@ def check_flags(study: Study, methods: Sequence[str], flags: Sequence[str]) -> N
         if name in (*OWN_FIELDS, study.varies):
             option = {"method.name": "--methods", "engine.seed": "--seeds"}.get(name, "--values")
             raise InputError(f"study {study.name}: sets {name} itself; say what it takes with {option}.")
-        if name.startswith("method.") and not any(of_method(method, [flag]) for method in methods):
-            known = {f"method.{field.name}" for method in methods for field in fields(config_class(method))}
+        known = {f"method.{field}" for method in methods for field in fields_of(METHODS[method].configuration)}
+        if name.startswith("method.") and name not in known:
             raise unknown("field", name, known)
-
-
-def of_method(method: str, flags: Sequence[str]) -> list[str]:
-    """The flags without those for fields of other methods."""
-    names = {field.name for field in fields(config_class(method))}
-    kept: list[str] = []
-    keeps = True
-    for flag in flags:
-        if flag.startswith("--"):
-            section, _, name = flag[2:].partition("=")[0].partition(".")
-            keeps = section != "method" or name in names
-        if keeps:
-            kept.append(flag)
-    return kept
 
 
 def _settings(study: Study, point: Point, seed: int) -> list[str]:
@@ -230,7 +217,8 @@ def _with_text(study: Study, case: Case, sweep: Sweep) -> Case:
     """The case with MiniLM where neither the recipe nor a flag says which text encoder, or that there is none."""
     if any(flag.partition("=")[0] == "--method.text_encoder" for flag in case.flags):
         return case
-    if sweep.configuration(case).method.text_encoder != "none":
+    config = sweep.configuration(replace(case, flags=()))  # its own settings need not make sense without text
+    if TEXT not in config.trains.towers or TEXT.encoder(config.method):
         return case
     missing = text_encoders()[MINILM]
     if missing:
@@ -241,6 +229,6 @@ def _with_text(study: Study, case: Case, sweep: Sweep) -> Case:
     return replace(case, flags=(*case.flags, "--method.text_encoder", MINILM))
 
 
-def _check(method: Any, class_names: Sequence[str]) -> None:
-    if getattr(method, "text_encoder", "none") != "none":
-        load_descriptions(method.prompts, method.prompt_set, class_names, method.prompt_seed)
+def _check(config: Config, class_names: Sequence[str]) -> None:
+    if TEXT in config.trains.towers and TEXT.encoder(config.method):
+        descriptions(config.method, class_names)

@@ -13,11 +13,11 @@ from mpamatch.benchmarks import bench_predict, rows
 from mpamatch.benchmarks.bench_predict import MODELS, OURS, PLAIN, Model, Ours, differences, tissue
 from mpamatch.engine.config import load_config
 from mpamatch.errors import InputError
-from mpamatch.models.transunet import ModelConfig
+from mpamatch.models.transunet import TransUNetConfig
 from tests.tiny import make_set
 
 TINY = Model(
-    ModelConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm="group"),
+    TransUNetConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm="group"),
     window=32, scale=0.5, windows=3, images=5,
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_the_small_model_is_the_recipes_and_the_other_one_is_uni():
     recipe = load_config("ebhi-seg-gland", None, [])
     small = MODELS["small"]
     assert (small.config, small.window, small.scale) == (recipe.model, recipe.data.crop, recipe.data.scale)
-    assert MODELS["uni"].config == ModelConfig(encoder="uni")
+    assert MODELS["uni"].config == TransUNetConfig(encoder="uni")
 
 
 @pytest.mark.parametrize("side", [64, 150, 171])

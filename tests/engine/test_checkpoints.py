@@ -9,11 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from mpamatch.engine import build, checkpoints
+from mpamatch import tensors
+from mpamatch.device import choose_device
 from mpamatch.engine.build import build_training, open_data
-from mpamatch.engine.checkpoints import Progress, choose_device, load_segmenter, save_last
+from mpamatch.engine.checkpoints import Progress, load_last, save_last
 from mpamatch.engine.loop import resume, train
 from mpamatch.errors import InputError
+from mpamatch.inference.checkpoint import load_segmenter
+from mpamatch.methods import towers
 from mpamatch.models.build import build_model
 from mpamatch.models.encoder import build_encoder
 from mpamatch.models.text import TextEncoder
@@ -44,7 +47,7 @@ def ids(texts, length):
 
 @pytest.fixture
 def tiny_text(monkeypatch):
-    monkeypatch.setattr(build, "build_text_encoder", lambda *_: TinyText())
+    monkeypatch.setattr(towers, "build_text_encoder", lambda *_: TinyText())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_another_text_tower_is_refused(root, tmp_path, tiny_text, monkeypatch):
     train_until(1, tiny_config(root, "mpamatch", START | {"engine.save_every": 1}), tmp_path / "run")
     encoder = TinyText()
     encoder.identity["sha256"] = "1" * 64
-    monkeypatch.setattr(build, "build_text_encoder", lambda *_: encoder)
+    monkeypatch.setattr(towers, "build_text_encoder", lambda *_: encoder)
     with pytest.raises(InputError, match=r"last\.safetensors: was trained on other frozen weights"):
         resume(tmp_path / "run", console=silent())
 
@@ -156,7 +159,7 @@ def test_a_tuned_encoder_needs_its_first_weights_no_more(root, tmp_path, encoder
     assert all(bitwise_equal(value, best[name]) for name, value in segmenter.model.state_dict().items())
     assert not segmenter.model.training
     assert segmenter.class_names == ("background", "gland")
-    assert (segmenter.window, segmenter.scale, segmenter.microns_per_pixel) == (32, 1.0, 0.5)
+    assert (segmenter.settings.window, segmenter.settings.scale, segmenter.settings.microns_per_pixel) == (32, 1.0, 0.5)
 
 
 # A disk that is full
@@ -190,7 +193,7 @@ def saved(root, tmp_path):
 def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(saved, monkeypatch, error):
     path, save_again = saved
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoints, "save_file", fails_half_way(error))
+    monkeypatch.setattr(tensors, "save_file", fails_half_way(error))
     with pytest.raises(InputError, match=r"last\.safetensors: .*No space left on device") as raised:
         save_again()
     assert "\n" not in str(raised.value)
@@ -268,7 +271,7 @@ def test_progress_without_validation_survives_the_file(root, tmp_path):
     method = build_training(tiny_config(root), open_data(tiny_config(root)))
     optimizer = torch.optim.AdamW(method.parameters())
     save_last(tmp_path / "last.safetensors", method, optimizer, Progress(4, math.nan, 4), {})
-    progress = checkpoints.load_last(tmp_path / "last.safetensors", method, optimizer, {})
+    progress = load_last(tmp_path / "last.safetensors", method, optimizer, {})
     assert math.isnan(progress.best)
     assert (progress.step, progress.best_step) == (4, 4)
 

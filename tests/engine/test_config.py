@@ -11,8 +11,9 @@ from mpamatch.engine.config import EngineConfig, field_help, load_config, load_s
 from mpamatch.errors import InputError
 from mpamatch.methods import METHODS
 from mpamatch.methods.mpamatch import MPAMatchConfig
+from mpamatch.models.network import NETWORKS
 from mpamatch.models.prompt import load_descriptions
-from mpamatch.models.transunet import ModelConfig
+from mpamatch.models.transunet import TransUNetConfig
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def one_sentence(error: pytest.ExceptionInfo) -> str:
 def test_without_anything_the_defaults_of_the_dataclasses_hold():
     config = load_config()
     assert config.data == DataConfig()
-    assert config.model == ModelConfig()
+    assert config.model == TransUNetConfig()
     assert config.method == MPAMatchConfig()
     assert config.engine == EngineConfig()
     assert config.recipe == "run"
@@ -74,7 +75,7 @@ def test_flags_take_a_value_after_a_space_or_an_equals_sign():
 def test_the_last_of_two_equal_flags_counts_also_for_the_method():
     flags = ["--method.name", "fixmatch", "--method.name", "unimatch", "--engine.steps", "4", "--engine.steps", "5"]
     config = load_config(flags=flags)
-    assert isinstance(config.method, METHODS["unimatch"][1])
+    assert isinstance(config.method, METHODS["unimatch"].configuration)
     assert config.method.name == "unimatch"
     assert config.engine.steps == 5
 
@@ -86,7 +87,7 @@ def test_the_last_of_two_equal_flags_counts_also_for_the_method():
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_holds_for_every_method_and_is_saved_as_it_was(recipe, method, tmp_path):
     config = load_config(recipe, None, ["--method.name", method])
-    assert type(config.method) is METHODS[method][1]
+    assert type(config.method) is METHODS[method].configuration
     assert config.method.name == method
     save_config(config, tmp_path / "config.yaml")
     assert load_saved(tmp_path / "config.yaml") == config
@@ -115,7 +116,7 @@ def test_methods_section_gives_each_method_its_own_settings(written):
     file = written("methods:\n  fixmatch: {threshold: 0.7}\n  mean_teacher: {ramp: 3}\nmethod: {name: fixmatch}\n")
     assert load_config(file=file).method.threshold == 0.7
     assert load_config(file=file, flags=["--method.name", "mean_teacher"]).method.ramp == 3
-    assert load_config(file=file, flags=["--method.name", "unimatch"]).method == METHODS["unimatch"][1]()
+    assert load_config(file=file, flags=["--method.name", "unimatch"]).method == METHODS["unimatch"].configuration()
 
 
 def test_settings_of_the_method_stand_over_those_of_methods(written):
@@ -128,7 +129,7 @@ def test_settings_of_one_method_do_not_reach_another(written):
     """`method: {name: mpamatch, start: 5}` and a flag for another method: that one has no field `start`."""
     file = written("method: {name: mpamatch, start: 5, threshold: 0.5}\n")
     config = load_config(file=file, flags=["--method.name", "fixmatch"])
-    assert config.method == METHODS["fixmatch"][1]()
+    assert config.method == METHODS["fixmatch"].configuration()
 
 
 # Saved and read back
@@ -153,12 +154,19 @@ def test_a_folder_without_configuration_is_no_run(tmp_path):
     assert str(tmp_path) in one_sentence(error)
 
 
-def test_field_help_lists_the_fields_with_their_meaning():
-    text = field_help()
-    for section, configuration in (("data", DataConfig), ("model", ModelConfig), ("engine", EngineConfig)):
+def test_field_help_lists_the_fields_of_all_methods_and_networks_with_their_meaning():
+    listed = {name: (default, meaning) for name, default, meaning in field_help()}
+    for section, configuration in (("data", DataConfig), ("engine", EngineConfig)):
         for field in dataclasses.fields(configuration):
-            assert f"--{section}.{field.name}" in text
-    assert "optimizer steps" in text
+            assert f"{section}.{field.name}" in listed
+    for network in NETWORKS.values():
+        for field in dataclasses.fields(network.configuration):
+            assert f"model.{field.name} ({network.name})" in listed
+    for method in METHODS.values():
+        for field in dataclasses.fields(method.configuration)[1:]:
+            assert f"method.{field.name} ({method.name})" in listed or field.name == "name"
+    assert listed["engine.steps"] == ("2000", "optimizer steps.")
+    assert [name for name, (_, meaning) in listed.items() if not meaning] == []
 
 
 # What is wrong, in one sentence
@@ -171,7 +179,10 @@ def test_field_help_lists_the_fields_with_their_meaning():
         (["--method.threshhold", "1"], "unknown field 'method.threshhold': did you mean 'method.threshold'?"),
         (["--method.name", "unimtch"], "unknown method.name 'unimtch': did you mean 'unimatch'?"),
         (["--method.name=unimtch"], "unknown method.name 'unimtch': did you mean 'unimatch'?"),
-        (["--method.name", "fixmatch", "--method.epsilon", "1"], "unknown field 'method.epsilon'"),
+        (
+            ["--method.name", "fixmatch", "--method.epsilon", "1"],
+            "method.epsilon: does nothing for fixmatch; it is a field of",
+        ),
         (["--engine.steps", "many"], "engine.steps: expected int, got many."),
         (["--engine.steps", "3.5"], "engine.steps: expected int, got 3.5."),
         (["--engine.steps", "0"], "engine.steps: expected at least 1, got 0."),
@@ -190,8 +201,8 @@ def test_field_help_lists_the_fields_with_their_meaning():
         (["--engine.optimizer", "adm"], "unknown engine.optimizer 'adm': did you mean 'adamw'?"),
         (["--engine.precision", "16"], "unknown engine.precision '16'"),
         (["--engine.device", "gpu"], "unknown engine.device 'gpu'"),
-        (["--engine.overlap", "1"], "engine.overlap: expected 0 <= overlap < 1, got 1.0."),
-        (["--data.zoom", "wide"], "data.zoom: expected list, got wide."),
+        (["--engine.overlap", "1"], "engine.overlap: expected 0 <= overlap < 1, got 1."),
+        (["--data.zoom", "wide"], "data.zoom: expected list of float, got wide."),
         (["--data.crop", "[3]"], "data.crop: expected int"),
         (["--engine.steps"], "engine.steps: expected"),
         (["5"], "'5': expected a field such as --engine.steps before it."),
@@ -215,7 +226,7 @@ def test_a_wrong_flag(flags, says):
         ("engin: {steps: 3}", "'engin"),
         ("method: supervised", "method"),
         ("method: {name: superviced}", "unknown method.name 'superviced': did you mean 'supervised'?"),
-        ("methods: {mpmatch: {start: 1}}", "unknown method 'mpmatch': did you mean 'mpamatch'?"),
+        ("methods: {mpmatch: {start: 1}}", "unknown method.name 'mpmatch': did you mean 'mpamatch'?"),
         ("methods: [mpamatch]", "methods"),
         ("methods: {mpamatch: 5}", "methods"),
         ("methods: {mpamatch: {strt: 5}}", "unknown field 'method.strt': did you mean 'method.start'?"),

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from mpamatch.data.cache import Images
 from mpamatch.engine import loop
-from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.evaluation import evaluate
+from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.models import conch_image, encoder, text
 from mpamatch.models.encoder import build_encoder
 from mpamatch.models.weights import sha256

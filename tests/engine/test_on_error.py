@@ -1,6 +1,7 @@
 """A run whose images break: stopped by name, or through to the end with the skipped ones told."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -37,7 +38,7 @@ def test_a_run_stops_at_a_broken_image_or_skips_it_and_says_so(fields, broken, t
     config = tiny_config(root, "fixmatch", {**fields, "engine.steps": 8})
     with pytest.raises(InputError, match=r"images/.*cannot be decoded"):
         train(config, tmp_path / "stopped", console=silent())
-    config.data.on_error = "skip"
+    config = replace(config, data=replace(config.data, on_error="skip"))
     result = train(config, tmp_path / "run", console=silent())
     assert sorted(result.skipped) == names
     said = io.StringIO()

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from mpamatch import cli
-from mpamatch.engine import evaluation, world
+from mpamatch import cli, ranks
+from mpamatch.engine import evaluation
 from mpamatch.engine.build import build_training, open_data
-from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.loop import Trainer, train
 from mpamatch.errors import InputError
+from mpamatch.inference.checkpoint import load_segmenter
 from tests.tiny import make_set, read_checkpoint, read_metrics, silent, tiny_config, tiny_flags
 from tests.tools.ranks import run_ranks
 
@@ -234,14 +234,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _together(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "who": (world.rank(), world.size(), world.started()),
-        "gather": world.gather({"rank": rank}),
-        "first": world.from_first(lambda: f"made by {rank}"),
-        "mine": list(world.mine("abcd")),
-        "none": list(world.mine([])),
+        "who": (ranks.rank(), ranks.size(), ranks.started()),
+        "gather": ranks.gather({"rank": rank}),
+        "first": ranks.from_first(lambda: f"made by {rank}"),
+        "mine": list(ranks.mine("abcd")),
+        "none": list(ranks.mine([])),
     }
     try:
-        world.from_first(_refuse)
+        ranks.from_first(_refuse)
     except InputError as error:
         found["error"] = str(error)
     return found
@@ -265,11 +265,11 @@ def test_ranks_gather_share_and_agree(three):
 def test_one_process_is_the_only_rank(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "7")  # of somebody else: torchrun names itself too
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert (world.rank(), world.size(), world.started()) == (0, 1, 1)
-    assert world.gather("a") == ["a"]
-    assert world.from_first(lambda: "b") == "b"
-    assert list(world.mine("abc")) == ["a", "b", "c"]
-    assert world.board() is None
+    assert (ranks.rank(), ranks.size(), ranks.started()) == (0, 1, 1)
+    assert ranks.gather("a") == ["a"]
+    assert ranks.from_first(lambda: "b") == "b"
+    assert list(ranks.mine("abc")) == ["a", "b", "c"]
+    assert ranks.board() is None
 
 
 # Batch norm
@@ -279,7 +279,7 @@ def _norms(root: Path) -> str:
     config = tiny_config(root, "mean_teacher", {"data.batch": 3, "data.unlabelled_batch": 3})
     method = build_training(config, open_data(config))
     names, modes = list(method.state_dict()), [part.training for part in method.modules()]
-    world.synchronise_norms(method, torch.device("cuda"))  # only replaces modules
+    ranks.synchronise_norms(method, torch.device("cuda"))  # only replaces modules
     kinds = {type(part) for part in method.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     assert kinds == {nn.SyncBatchNorm}
     assert list(method.state_dict()) == names
@@ -317,5 +317,5 @@ def test_ranks_that_cannot_join_are_told_why(everywhere, here, device, says, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=says) as error:
-        world.join(device)
+        ranks.join(device)
     assert "\n" not in str(error.value)

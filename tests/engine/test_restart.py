@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from mpamatch.engine import world
+from mpamatch import ranks
 from mpamatch.engine.loop import choose_run, train
 from mpamatch.errors import InputError
 from tests.engine.test_ranks import as_torchrun_does
@@ -113,8 +113,8 @@ def prepared_names(root: Path) -> list[str]:
 def board(monkeypatch):
     """A store in the place of torchrun's, and no waiting for torchrun to look."""
     store = dist.HashStore()
-    monkeypatch.setattr(world.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(world, "board", lambda: store)
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ranks, "board", lambda: store)
     return store
 
 
@@ -144,18 +144,18 @@ def test_a_folder_that_was_there_before_is_refused_also_after_a_restart(board, r
 
 def test_one_rank_speaks_for_all_and_no_restart_tries_again(board, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not world.refused()
-    world.say_once("first")
-    world.say_once("second")
+    assert not ranks.refused()
+    ranks.say_once("first")
+    ranks.say_once("second")
     assert capsys.readouterr().err == "first\n"
-    assert world.refused()
-    assert world.left_alone(RuntimeError("gloo")) == 1
+    assert ranks.refused()
+    assert ranks.left_alone(RuntimeError("gloo")) == 1
     assert capsys.readouterr().err == ""
 
 
 def test_a_rank_waits_until_the_first_has_spoken(board, capsys):
     board.add("refused", 1)  # another rank is about to speak
-    waiting = threading.Thread(target=world.say_once, args=("second",))
+    waiting = threading.Thread(target=ranks.say_once, args=("second",))
     waiting.start()
     waiting.join(timeout=0.1)
     assert waiting.is_alive()
@@ -166,8 +166,8 @@ def test_a_rank_waits_until_the_first_has_spoken(board, capsys):
 
 
 def test_a_rank_left_alone_says_so_where_nobody_else_has(board, capsys):
-    assert world.left_alone(RuntimeError("gloo: closed by peer\nmore")) == 1
-    assert world.left_alone(RuntimeError("gloo: closed by peer\nmore")) == 1
+    assert ranks.left_alone(RuntimeError("gloo: closed by peer\nmore")) == 1
+    assert ranks.left_alone(RuntimeError("gloo: closed by peer\nmore")) == 1
     assert capsys.readouterr().err == "mpamatch: another rank is gone, so rank 0 ends too (gloo: closed by peer).\n"
 
 
@@ -177,15 +177,15 @@ def test_a_rank_left_alone_says_so_where_nobody_else_has(board, capsys):
 def test_ranks_meet_at_a_place_of_their_own_among_what_the_dead_have_left(monkeypatch):
     """Three ranks, one after the other as threads; old greetings lie in the store, and one of them was answered."""
     store, who, places = dist.HashStore(), threading.local(), {}
-    monkeypatch.setattr(world, "started", lambda: 3)
-    monkeypatch.setattr(world, "rank", lambda: who.rank)
+    monkeypatch.setattr(ranks, "started", lambda: 3)
+    monkeypatch.setattr(ranks, "rank", lambda: who.rank)
     for key, value in (("hello/1", "dead"), ("hello/2", "dead too"), ("welcome/dead", "grave"), ("grave/1", "")):
         store.set(key, value)
 
     def meet(rank: int, wait: float) -> None:
         who.rank = rank
         time.sleep(wait)
-        places[rank] = (world._invite if rank == 0 else world._accept)(store, world.LONG)
+        places[rank] = (ranks._invite if rank == 0 else ranks._accept)(store, ranks.LONG)
 
     threads = [threading.Thread(target=meet, args=each, daemon=True) for each in ((0, 0.0), (1, 0.1), (2, 0.2))]
     for thread in threads:

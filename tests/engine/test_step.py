@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from mpamatch.batch import pieces
 from mpamatch.engine.build import open_data
-from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.loop import Means, Trainer, resume, train
 from mpamatch.errors import InputError
 from mpamatch.images import read_image
+from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.models.adapters import MARK
 from tests.methods.cases import assert_same_numbers, batch, gradients
 from tests.tiny import assert_same_run, make_set, read_checkpoint, read_metrics, silent, tiny_config, train_until

@@ -4,13 +4,12 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from mpamatch.commands.evaluate import summary
-from mpamatch.engine.checkpoints import load_segmenter
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import train
 from mpamatch.errors import InputError
+from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.models.prototype_maps import PrototypeMaps
 from tests.tiny import make_set, read_metrics, silent, tiny_config
 
@@ -92,11 +91,3 @@ def test_a_set_without_image_level_labels_is_refused(prepared, tmp_path):
     with pytest.raises(InputError, match="no training image has an image-level label"):
         train(tiny_config(own, "lpd"), tmp_path / "run", console=silent())
     assert not (tmp_path / "run").exists()
-
-
-def test_known_labels_do_not_stay(run):
-    model = load_segmenter(run, "cpu").model
-    assert isinstance(model, PrototypeMaps)
-    with pytest.raises(KeyError), model.known(torch.zeros(2)):
-        raise KeyError
-    assert model._present is None

@@ -4,6 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from mpamatch.commands import predict
 from mpamatch.errors import InputError
 from mpamatch.inference import files as module
 from mpamatch.inference.files import list_images, named_apart, predict_files
-from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 
 
 class Bright(nn.Module):
@@ -25,8 +26,7 @@ class Bright(nn.Module):
 
 
 def make(microns_per_pixel: float | None = None) -> Segmenter:
-    return Segmenter(
-        Bright(),
+    settings = SegmenterSettings(
         class_names=("background", "gland"),
         colours=((0, 0, 0), (0, 200, 83)),
         mean=(0, 0, 0),
@@ -35,6 +35,7 @@ def make(microns_per_pixel: float | None = None) -> Segmenter:
         scale=1.0,
         microns_per_pixel=microns_per_pixel,
     )
+    return Segmenter(Bright(), settings)
 
 
 def save(path: Path, height: int = 20, width: int = 40, bright: int = 10) -> Path:
@@ -218,7 +219,14 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         asked.append((run, device))
         return segmenter
 
+    used: list[float] = []
+
+    def predict_files(segmenter: Segmenter, *arguments: Any, **options: Any) -> list[module.Areas]:
+        used.append(segmenter.settings.overlap)
+        return module.predict_files(segmenter, *arguments, **options)
+
     monkeypatch.setattr(predict, "load_segmenter", load_segmenter)
+    monkeypatch.setattr(predict, "predict_files", predict_files)
     run = predict.run
 
     out = tmp_path / "out"
@@ -231,7 +239,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     }
     assert run(argparse.Namespace(**given)) == 0
     assert asked == [(Path("runs/x"), "cpu")]
-    assert segmenter.overlap == 0.5
+    assert used == [0.5]
     assert names(out) == ["areas.csv", "masks", "overlays"]
     printed = capsys.readouterr().out
     assert "25.0%" in printed
@@ -242,3 +250,5 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(InputError, match=r"gone\.png"):
         run(missing)
     assert len(asked) == 1  # told before a model is loaded
+    assert run(argparse.Namespace(**{**given, "out": str(tmp_path / "again"), "overlap": None})) == 0
+    assert used[1] == segmenter.settings.overlap != 0.5  # that of the run

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.inference import segmenter as module
-from mpamatch.inference.segmenter import Segmenter, evaluating, precision_on, prepare_image
+from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, evaluating, precision_on, prepare_image
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0)}
 
@@ -41,7 +41,7 @@ def make(model: nn.Module | None = None, **changes: Any) -> Segmenter:
         **HALF,
         **changes,
     }
-    return Segmenter(model or Brightness(), **settings)
+    return Segmenter(model or Brightness(), SegmenterSettings(**settings))
 
 
 def left_dark(height: int, width: int) -> np.ndarray:

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
-from mpamatch.methods import Method, build_method, config_class
+from mpamatch.methods import METHODS as BY_NAME
+from mpamatch.methods import Method
 from mpamatch.models.build import build_model
-from mpamatch.models.transunet import ModelConfig, TransUNet
+from mpamatch.models.network import Network
+from mpamatch.models.prototype_maps import PrototypeMapsConfig
+from mpamatch.models.transunet import TransUNet, TransUNetConfig
 
 CLASSES = 3
 SIDE = 32
 CHANNELS = 16 + 32 + 64 + 128  # of the encoder's maps, which channel noise covers
 TEXT_WIDTH = 6
 METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch", "pccs", "lpd")
-MAPS: dict[str, Any] = {"head": "maps", "prototypes": 3, "prototype_width": 6}
+MAPS: dict[str, Any] = {"prototypes": 3, "prototype_width": 6}
 # About half of the pixels of an untrained `network` are this sure, so a threshold here splits them.
 THRESHOLD = 0.65
 
@@ -39,10 +42,9 @@ class Words(nn.Module):
 def network(*, norm: str = "group", seed: int = 0, **fields: Any) -> TransUNet:
     """About 100,000 parameters; the head is sharpened so that confidences spread over (1/3, 1)."""
     torch.manual_seed(seed)
-    config = ModelConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm=norm, **fields)
-    model = build_model(config, CLASSES)
-    if config.head == "maps":
-        return model
+    size: dict[str, Any] = {"encoder": "small_conv", "decoder_width": 16, "decoder_channels": [16, 8, 8, 8]}
+    model = build_model(TransUNetConfig(**{"norm": norm, **size, **fields}), CLASSES)
+    assert isinstance(model, TransUNet)
     with torch.no_grad():
         model.decoder.head.weight.mul_(4)
     return model
@@ -66,16 +68,19 @@ def method(
         settings = {"prototypes": 3, "embedding_width": 8} | settings
     if name == "pccs":
         settings = {"embedding_width": 8, "start": 0, "contrast_start": 0, "ramp": 4} | settings
-    fields = dict(model or {})
     if name == "lpd":
-        settings, fields = {"start": 0} | settings, MAPS | fields
-    net = network(norm=norm, seed=seed, **fields)
-    return build_method(config_class(name)(**settings), net, Words() if text else None).to(dtype).train()  # type: ignore[arg-type]
+        settings = {"start": 0} | settings
+    net = (lpd_network if name == "lpd" else network)(norm=norm, seed=seed, **(model or {}))
+    towers = {"text": Words()} if text else {}
+    if text:
+        settings = {"text_encoder": "words"} | settings
+    return BY_NAME[name](net, BY_NAME[name].configuration(**settings), **towers).to(dtype).train()
 
 
-def lpd_network(**fields: Any) -> TransUNet:
+def lpd_network(*, norm: str = "group", seed: int = 0, **fields: Any) -> Network:
     """A network that lpd trains."""
-    return network(**(MAPS | fields))
+    torch.manual_seed(seed)
+    return build_model(PrototypeMapsConfig(**{"encoder": "small_conv", "norm": norm, **MAPS, **fields}), CLASSES)
 
 
 def batch(

@@ -8,6 +8,7 @@ from mpamatch import ops
 from mpamatch.errors import InputError
 from mpamatch.methods import consistency
 from mpamatch.methods.consistency import Targets
+from mpamatch.methods.fixmatch import FixMatchConfig
 from tests.methods import truth
 
 
@@ -114,4 +115,4 @@ def test_the_ends_of_the_threshold(threshold: float, counted: float) -> None:
 )
 def test_settings_that_cannot_be(threshold: float, loss: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        consistency.check_consistency(threshold, loss)
+        FixMatchConfig(threshold=threshold, unlabelled_loss=loss)  # type: ignore[arg-type]

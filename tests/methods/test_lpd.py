@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
-from mpamatch.methods import build_method
 from mpamatch.methods.lpd import LPD, LPDConfig, contrast_loss, diversity_loss
+from mpamatch.methods.supervised import Supervised, SupervisedConfig
 from mpamatch.models.image import ImageEncoder
 from tests.methods.cases import CLASSES, at, lpd_network, method, network, weak_batch, with_gradients
 from tests.tools.nosync import assert_no_sync
@@ -155,7 +155,7 @@ def colours() -> ImageEncoder:
 
 def with_encoder(dtype: torch.dtype = torch.float64, **settings) -> LPD:
     model = lpd_network(prototypes=3, prototype_width=6)
-    ours = build_method(LPDConfig(start=0, **settings), model, image=colours())
+    ours = LPD(model, LPDConfig(start=0, **settings), image=colours())
     assert isinstance(ours, LPD)
     return ours.to(dtype).train()
 
@@ -204,13 +204,13 @@ def test_contrast_and_diversity_wait_for_their_start():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match=r"model\.head: decoder is not what this method trains; take maps"):
+    with pytest.raises(InputError, match=r"method\.name: lpd trains a PrototypeMaps, got a TransUNet"):
         LPD(network(), LPDConfig())
-    with pytest.raises(InputError, match=r"model\.head: maps is not what this method trains; take decoder"):
-        method("supervised", model={"head": "maps"})
+    with pytest.raises(InputError, match=r"method\.name: supervised trains a TransUNet, got a PrototypeMaps"):
+        Supervised(lpd_network(), SupervisedConfig())
     with pytest.raises(InputError, match=r"take --model\.prototype_width 6"):
-        build_method(LPDConfig(), lpd_network(prototype_width=8), image=colours())
-    with pytest.raises(InputError, match="diversity_temperature > 0"):
+        LPD(lpd_network(prototype_width=8), LPDConfig(), image=colours())
+    with pytest.raises(InputError, match=r"method\.diversity_temperature: expected more than 0, got 0\.0"):
         method("lpd", diversity_temperature=0.0)
 
 

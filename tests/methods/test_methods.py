@@ -1,6 +1,7 @@
 """Every method's loss and gradients against plain float64 torch; teachers; what the optimizer gets."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.methods import Method, build_method, config_class
+from mpamatch.methods import METHODS as BY_NAME
+from mpamatch.methods import Method
 from mpamatch.methods.mean_teacher import MeanTeacher
+from mpamatch.methods.supervised import Supervised, SupervisedConfig
 from mpamatch.models.encoder import ChannelDropout
 from tests.methods import truth
 from tests.methods.cases import METHODS, assert_same_numbers, at, batch, method, network, with_gradients
@@ -180,7 +183,7 @@ def _names(ours: Method) -> dict[int, str]:
 @pytest.mark.parametrize("name", METHODS)
 def test_parameter_groups_hold_each_trained_parameter_once(name: str, weights: str | None) -> None:
     ours = method(name, text=name == "mpamatch")
-    ours.model.config.encoder_weights, ours.model.config.encoder_lr_scale = weights, 0.05
+    ours.model.config = replace(ours.model.config, encoder_weights=weights, encoder_lr_scale=0.05)
     groups, names = ours.parameter_groups(), _names(ours)
     held = [names[id(p)] for group in groups for p in group["params"]]
     assert sorted(held) == sorted(name for name, p in ours.named_parameters() if p.requires_grad)
@@ -196,7 +199,7 @@ def test_parameter_groups_hold_each_trained_parameter_once(name: str, weights: s
 def test_a_frozen_encoder_is_in_no_group() -> None:
     model = network()
     model.encoder.requires_grad_(False)
-    ours = build_method(config_class("supervised")(), model)
+    ours = Supervised(model, SupervisedConfig())
     names = _names(ours)
     held = [names[id(p)] for group in ours.parameter_groups() for p in group["params"]]
     assert held
@@ -238,4 +241,4 @@ def test_settings_that_cannot_be(name: str, settings: dict[str, Any], says: str)
 
 def test_an_unknown_method_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="unimatch"):
-        config_class("unimach")
+        BY_NAME.find("unimach")

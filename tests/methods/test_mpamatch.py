@@ -9,9 +9,8 @@ from torch import Tensor
 from mpamatch import ops
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
-from mpamatch.methods import build_method, config_class
 from mpamatch.methods.embedding import centre_sample
-from mpamatch.methods.mpamatch import MPAMatch
+from mpamatch.methods.mpamatch import MPAMatch, MPAMatchConfig
 from tests.methods import truth
 from tests.methods.cases import CLASSES, Words, assert_same_numbers, at, batch, method, network, with_gradients
 from tests.methods.truth import Bank
@@ -404,10 +403,10 @@ def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
 
 
 def test_the_defaults_are_those_of_the_paper_and_its_root() -> None:
-    config = config_class("mpamatch")()
-    ours = build_method(config, network(), Words())  # type: ignore[arg-type]
+    ours = MPAMatch(network(), MPAMatchConfig(text_encoder="words"), text=Words())  # type: ignore[arg-type]
     assert isinstance(ours, MPAMatch)
     assert ours.bank is not None
     assert ours.bank.prototypes.shape == (CLASSES, 10, 256)
+    config = ours.config
     assert (config.threshold, config.temperature, config.epsilon, config.iterations) == (0.95, 0.1, 0.05, 3)
     assert ops.IGNORE == 255

@@ -422,7 +422,7 @@ def test_teacher_and_student_see_their_own_view() -> None:
         ({"epsilon": float("nan")}, "method.epsilon"),
         ({"weight_contrast": -1.0}, "method.weight_contrast: expected at least 0"),
         ({"weight_entropy": float("nan")}, "method.weight_entropy"),
-        ({"start": -1}, "method.start, method.contrast_start"),
+        ({"start": -1}, "method.start: expected at least 0"),
         ({"start": 5, "contrast_start": 4}, "method.start, method.contrast_start"),
     ],
     ids=str,

@@ -7,8 +7,7 @@ import torch
 from mpamatch.errors import InputError
 from mpamatch.models.build import build_model
 from mpamatch.models.encoder import build_encoder
-from mpamatch.models.prototype_maps import PrototypeMaps, normalised
-from mpamatch.models.transunet import ModelConfig
+from mpamatch.models.prototype_maps import PrototypeMaps, PrototypeMapsConfig, normalised
 from tests.methods.cases import lpd_network
 
 
@@ -60,12 +59,10 @@ def test_logits_are_scores_at_the_size_of_the_image(size):
 def test_a_known_label_strikes_out_the_other_classes_and_is_forgotten():
     model = model_of()
     alone = model(image()).logits
-    with model.known(torch.tensor([0.0, 0.0, 1.0])):
-        told = model(image()).logits.exp()
+    told = model(image(), torch.tensor([0.0, 0.0, 1.0])).logits.exp()
     assert float(told[:, 1].max()) == pytest.approx(1e-4)
     assert float(told[:, 2].amax((1, 2)).min()) > 0.5
-    with model.known(torch.zeros(3)):
-        assert bool((model(image()).logits.argmax(1) == 0).all())
+    assert bool((model(image(), torch.zeros(3)).logits.argmax(1) == 0).all())
     assert torch.equal(model(image()).logits, alone)
 
 
@@ -128,14 +125,13 @@ def test_mit_takes_its_weights_from_a_file_with_the_publishers_names(tmp_path):
     ("fields", "says"),
     [
         ({"prototypes": 0}, "model.prototypes"),
-        ({"map_weights": [1.0, 1.0]}, "three numbers"),
+        ({"map_weights": [1.0, 1.0]}, "model.map_weights: expected 3 values"),
         ({"map_weights": [0.0, 0.0, 0.0]}, "not all 0"),
         ({"test_scales": []}, "model.test_scales"),
         ({"background": 1.0}, "model.background"),
-        ({"encoder": "vit_tiny_patch16_224"}, "gives 1 feature maps, model.head maps needs four"),
-        ({"head": "map"}, "unknown model.head 'map': did you mean 'maps'"),
+        ({"encoder": "vit_tiny_patch16_224"}, "gives 1 feature maps, the maps of prototypes need four"),
     ],
 )
 def test_settings_that_cannot_be(fields, says):
     with pytest.raises(InputError, match=says):
-        build_model(ModelConfig(**({"encoder": "small_conv", "head": "maps"} | fields)), 3)
+        build_model(PrototypeMapsConfig(**({"encoder": "small_conv"} | fields)), 3)

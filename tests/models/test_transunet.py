@@ -12,7 +12,7 @@ from mpamatch.errors import InputError
 from mpamatch.models import encoder as encoder_module
 from mpamatch.models.build import build_model
 from mpamatch.models.encoder import build_encoder
-from mpamatch.models.transunet import ModelConfig, TransUNet
+from mpamatch.models.transunet import TransUNet, TransUNetConfig
 
 CLASSES = 3
 NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 4}
@@ -22,7 +22,7 @@ VARIANTS = {
     "narrow14_reg": {"model_name": "vit_base_patch14_reg4_dinov2", **NARROW},
     "narrow_hybrid": {"model_name": "vit_base_r50_s16_224", **NARROW},
 }
-TINY = ModelConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8])
+TINY = TransUNetConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8])
 
 
 @pytest.fixture(autouse=True)
@@ -231,8 +231,8 @@ def test_gradients_stay_off_where_the_caller_turned_them_off():
         ({"tuning": "frozen"}, ["model.tuning", "needs model.encoder_weights"]),
         ({"tuning": "froze"}, ["unknown model.tuning 'froze'", "'frozen'"]),
         ({"norm": "bach"}, ["unknown model.norm 'bach'", "'batch'"]),
-        ({"head_kernel": 2}, ["model.head_kernel", "1 or 3", "2"]),
-        ({"decoder_channels": [8, 8, 8]}, ["model.decoder_channels", "four widths", "[8, 8, 8]"]),
+        ({"head_kernel": 2}, ["model.head_kernel", "1, 3", "2"]),
+        ({"decoder_channels": [8, 8, 8]}, ["model.decoder_channels", "4 values", "[8, 8, 8]"]),
         ({"encoder": "smal_conv"}, ["unknown model.encoder 'smal_conv'", "'small_conv'"]),
         ({"encoder_weights": "/nowhere/weights.pth"}, ["/nowhere/weights.pth", "no such checkpoint file"]),
         ({"decoder_width": 0}, ["model.decoder_width"]),

@@ -13,7 +13,7 @@ from torch import Tensor
 from mpamatch.errors import InputError
 from mpamatch.models.adapters import MARK, merge_adapters
 from mpamatch.models.build import build_model
-from mpamatch.models.transunet import ModelConfig, TransUNet
+from mpamatch.models.transunet import TransUNet, TransUNetConfig
 from tests.methods.cases import assert_same_numbers
 
 VIT = "vit_tiny_patch16_224"
@@ -32,7 +32,7 @@ def weights(tmp_path_factory) -> Path:
 def network(weights: Path | None, encoder: str = VIT, **fields) -> TransUNet:
     torch.manual_seed(0)
     given = None if weights is None else str(weights)
-    return build_model(ModelConfig(encoder=encoder, encoder_weights=given, **{**SMALL, **fields}), 3)
+    return build_model(TransUNetConfig(encoder=encoder, encoder_weights=given, **{**SMALL, **fields}), 3)
 
 
 def image(n: int = 2) -> Tensor:

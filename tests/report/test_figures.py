@@ -13,6 +13,7 @@ LINES = [
     {"step": 20, "loss": 1.0, "labelled": 0.5, "strong": 0.25, "seconds": 0.1, "confident": 0.75},
     {"step": 20, "validation": {"mdice": 0.75, "miou": 0.6}},
 ]
+LOGGED = (("labelled", "strong", "feature"), ("confident",))  # a method's losses and shares; no line has a feature
 HEALTH = {"prototypes/in_use": 0.9, "prototypes/cosine_within": 0.3, "prototypes/cosine_between": -0.2}
 
 
@@ -38,7 +39,7 @@ def curves(axis):
 
 
 def test_the_curves_are_those_of_the_run(tmp_path, kept_open):
-    paths = draw_training(written(tmp_path, LINES))
+    paths = draw_training(written(tmp_path, LINES), *LOGGED)
     assert paths == [tmp_path / "figures" / "training.png"]
     losses, agreement = kept_open[0].axes
     assert curves(losses) == {
@@ -57,7 +58,7 @@ def test_the_curves_are_those_of_the_run(tmp_path, kept_open):
 
 def test_prototypes_are_drawn_where_there_are_some(tmp_path, kept_open):
     lines = [{**line, **HEALTH} if "loss" in line else line for line in LINES]
-    paths = draw_training(written(tmp_path, lines))
+    paths = draw_training(written(tmp_path, lines), *LOGGED)
     assert [path.name for path in paths] == ["training.png", "prototypes.png"]
     (axis,) = kept_open[1].axes
     assert curves(axis) == {
@@ -69,7 +70,7 @@ def test_prototypes_are_drawn_where_there_are_some(tmp_path, kept_open):
 
 def test_pictures_can_be_opened_and_leave_no_figure_behind(tmp_path):
     before = figures.plt.get_fignums()
-    (path,) = draw_training(written(tmp_path, LINES))
+    (path,) = draw_training(written(tmp_path, LINES), *LOGGED)
     with Image.open(path) as image:
         image.load()
         assert image.width > image.height > 200
@@ -79,13 +80,13 @@ def test_pictures_can_be_opened_and_leave_no_figure_behind(tmp_path):
 
 @pytest.mark.parametrize("lines", [[line for line in LINES if "loss" in line], [LINES[1]], [{"step": 1, "loss": 1.0}]])
 def test_a_run_without_validation_or_losses_yet_is_drawn(tmp_path, lines):
-    (path,) = draw_training(written(tmp_path, lines))
+    (path,) = draw_training(written(tmp_path, lines), *LOGGED)
     assert path.is_file()
 
 
 def test_a_run_without_metrics_has_no_figures(tmp_path):
-    assert draw_training(tmp_path) == []
-    assert draw_training(written(tmp_path, [])) == []
+    assert draw_training(tmp_path, *LOGGED) == []
+    assert draw_training(written(tmp_path, []), *LOGGED) == []
     assert not (tmp_path / "figures").exists()
 
 

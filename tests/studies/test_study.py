@@ -145,9 +145,7 @@ def test_a_failed_run_does_not_stop_the_others(done, case, tmp_path):
     said = []
     sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
     assert run_cases(sweep, [bad, case], jobs=0, say=said.append) == [bad.name]
-    assert said[0] == (
-        f"{bad.name}: failed: method: expected prototypes >= 1, embedding_width >= 1, temperature > 0 and epsilon > 0."
-    )
+    assert said[0] == (f"{bad.name}: failed: method.prototypes: expected at least 1, got 0.")
     assert [result["name"] for result in read_results(tmp_path)] == [case.name]
 
 
@@ -156,7 +154,7 @@ def test_a_run_in_a_process_of_its_own_gives_the_same_result(done, case, tmp_pat
     bad = Case("mpamatch", "2", 0, case.split, "bad", (*case.flags, "--method.prototypes", "0"))
     own = Sweep(str(tmp_path / "own"), data, "demo")
     assert run_cases(own, [case, bad], jobs=2, say=said.append) == [bad.name]
-    assert any("failed: method: expected prototypes >= 1" in line for line in said)
+    assert any("failed: method.prototypes: expected at least 1" in line for line in said)
     (found,) = read_results(tmp_path / "own")
     here = run_case(Sweep(str(tmp_path / "here"), data, "demo"), case)
     assert found.keys() == here.keys()
@@ -184,7 +182,7 @@ def test_two_processes_never_train_one_run(done, case, tmp_path):
         ("prototypes", ["--seeds", "0"], "--seeds: expected at least 1, got 0."),
         ("prototypes", ["--jobs", "-1"], "--jobs: expected at least 0"),
         ("prototypes", ["--values", "1,,3"], "--values '1,,3': expected words with commas"),
-        ("prototypes", ["--methods", "mpamach"], "unknown method 'mpamach': did you mean 'mpamatch'?"),
+        ("prototypes", ["--methods", "mpamach"], "unknown method.name 'mpamach': did you mean 'mpamatch'?"),
         ("prototypes", ["--labelled", "90"], "--labelled 90: must be from 1 to"),
         ("prototypes", ["--labelled", "2", "--data.split", "labelled-1-seed0"], "--labelled: draws a split per seed"),
         ("labels", ["--labelled", "2"], "--labelled: study labels draws its own splits"),

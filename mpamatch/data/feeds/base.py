@@ -122,14 +122,5 @@ class Feed(ABC):
 
 def _check(config: DataConfig, ranks: int) -> None:
     for name, size in (("data.batch", config.batch), ("data.unlabelled_batch", config.unlabelled_batch)):
-        if size < 1 or size % ranks:
+        if size % ranks:
             raise InputError(f"{name}: {size} images do not divide over {ranks} ranks; choose a multiple of {ranks}.")
-    if config.workers < 0 or config.cache_mb < 0:
-        found = f"{config.workers} and {config.cache_mb}"
-        raise InputError(f"data.workers, data.cache_mb: expected at least 0 each, got {found}.")
-    if len(config.zoom) != 2:
-        raise InputError(f"data.zoom: expected two numbers, got {config.zoom}.")
-    if not 0 < config.scale <= 8 or config.crop < 16:
-        raise InputError(
-            f"data.scale, data.crop: expected 0 < scale <= 8 and crop >= 16, got {config.scale} and {config.crop}."
-        )

@@ -11,22 +11,29 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
-from mpamatch.engine.checkpoints import choose_device
+from mpamatch.device import choose_device
 from mpamatch.errors import InputError
-from mpamatch.methods.losses import all_ranks
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 LONG = timedelta(days=2)  # patience where one rank may have far more to do than another
 Value = TypeVar("Value")
+
+
+def all_ranks() -> dist.ProcessGroup | None:
+    """The group of all ranks, or None if this process is alone."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.group.WORLD
+    return None
 
 
 def started() -> int:
@@ -46,12 +53,15 @@ def rank() -> int:
     return int(os.environ["RANK"]) if started() > 1 else 0
 
 
-def join(device: str, precision: str = "32", *, patience: timedelta = timedelta(minutes=30)) -> Fabric:
+def join(device: str, precision: str = "32", *, patience: timedelta = timedelta(minutes=30)) -> "Fabric":
     """Joins the other ranks, each on a device of its own, and waits until all are there; a second call changes nothing.
 
     `patience` is how long a rank waits for the others in any later exchange; those of a rank that died learn of it at
     once. Raises InputError for more ranks than GPUs, and for machines with different numbers of ranks.
     """
+    from lightning_fabric import Fabric  # seconds to import: a process alone that only predicts needs none
+    from lightning_fabric.strategies import DDPStrategy
+
     ranks, local = started(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() > 1 else 1
     accelerator = choose_device(device).type
     if accelerator == "cuda" and local > torch.cuda.device_count():

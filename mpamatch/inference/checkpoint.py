@@ -1,0 +1,68 @@
+"""The checkpoint that predicts, RUN/checkpoints/best.safetensors: a network and all it takes to use it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mpamatch.device import choose_device
+from mpamatch.errors import InputError
+from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, precision_on, to_predict
+from mpamatch.models.adapters import merge_adapters
+from mpamatch.models.build import build_model, network_config
+from mpamatch.models.learned import check_identity, encoder_identity, learned_state, load_learned
+from mpamatch.tensors import read_tensors, write_tensors
+
+
+def best_checkpoint(run: Path) -> Path:
+    """Where a run keeps the network that predicts."""
+    return run / "checkpoints" / "best.safetensors"
+
+
+def save_segmenter(path: Path, segmenter: Segmenter) -> None:
+    """Writes the network of `segmenter` and its settings. A frozen encoder is named, not written."""
+    network: Any = segmenter.model
+    identity = encoder_identity(network)
+    about = {
+        "network": network.name,
+        "model": dataclasses.asdict(network.config),
+        "segmenter": dataclasses.asdict(segmenter.settings),
+        "frozen": {"encoder": identity} if identity else {},
+    }
+    write_tensors(path, learned_state(network), about)
+
+
+def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
+    """Loads the trained network of a run folder (its best checkpoint), ready to predict.
+
+    Raises InputError if `run` is no run folder, has no checkpoint yet, or needs a frozen encoder's file that has
+    changed or gone.
+    """
+    path = best_checkpoint(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run folder.")
+    if not path.is_file():
+        raise InputError(f"{run}: is no run folder with a trained model (it has no checkpoints/best.safetensors).")
+    tensors, about = read_tensors(path)
+    if "model" not in about:
+        raise InputError(f"{path}: holds no network to predict with; it was written for something else.")
+    config, place = network_config(about.get("network"), about["model"]), choose_device(device)
+    settings = _settings(about)
+    if config.tuning == "full":
+        network = build_model(dataclasses.replace(config, encoder_weights=None), len(settings.class_names))
+    else:
+        check_identity(about["frozen"]["encoder"], path)
+        network = build_model(config, len(settings.class_names))
+    if settings.precision == "64":
+        network.double()
+    load_learned(network, tensors, path)
+    if config.tuning == "lora":
+        merge_adapters(network.encoder)
+    settings = dataclasses.replace(settings, precision=precision_on(place, settings.precision))
+    return Segmenter(to_predict(network, place), settings)
+
+
+def _settings(about: dict[str, Any]) -> SegmenterSettings:
+    """The settings in a checkpoint; in one of version 0.1.0 they stand beside the other entries."""
+    known = [field.name for field in dataclasses.fields(SegmenterSettings)]
+    values = about.get("segmenter") or {name: about[name] for name in known if name in about}
+    return SegmenterSettings(**values)

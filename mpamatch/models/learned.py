@@ -1,0 +1,54 @@
+"""What of a module's state was learned here and belongs in a checkpoint: frozen encoders stay in their own files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mpamatch.errors import InputError
+from mpamatch.models.adapters import MARK
+from mpamatch.models.network import Network
+from mpamatch.models.weights import sha256
+
+
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of `module` without the encoders' own weights if these never change; adapters are learned."""
+    given = tuple(
+        f"{name}.encoder." if name else "encoder."
+        for name, part in module.named_modules()
+        if isinstance(part, Network) and part.keeps_encoder
+    )
+    return {name: value for name, value in module.state_dict().items() if not name.startswith(given) or MARK in name}
+
+
+def load_learned(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Loads what `learned_state` gave. Raises InputError if names or shapes do not fit."""
+    wanted = learned_state(module)
+    if set(wanted) != set(state) or any(wanted[name].shape != state[name].shape for name in wanted):
+        wrong = sorted(set(wanted) ^ set(state)) or [n for n in wanted if wanted[n].shape != state[n].shape]
+        raise InputError(f"{source}: does not fit this configuration; the first difference is {wrong[0]}.")
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(state[name])
+
+
+def encoder_identity(network: Network) -> dict[str, str] | None:
+    """Which weights an encoder that never changes has: its name, their source and, for a file, its SHA-256.
+
+    None for an encoder that is trained, whose weights the checkpoint holds.
+    """
+    if not network.keeps_encoder:
+        return None
+    weights = str(network.config.encoder_weights)
+    found = {"sha256": sha256(Path(weights))} if Path(weights).is_file() else {}
+    return {"name": network.config.encoder, "weights": weights, **found}
+
+
+def check_identity(identity: dict[str, str], source: Path) -> None:
+    """Raises InputError if the file of a frozen encoder's weights has changed or is gone."""
+    weights = Path(identity["weights"])
+    if "sha256" in identity and not weights.is_file():
+        raise InputError(f"{source}: needs the frozen encoder's file {weights}, which is not there.")
+    if "sha256" in identity and sha256(weights) != identity["sha256"]:
+        raise InputError(f"{source}: was trained on another version of {weights} (its SHA-256 differs).")

@@ -1,0 +1,111 @@
+"""What every network has in common: an encoder, how it is tuned, and what it predicts."""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpamatch.errors import InputError
+from mpamatch.models.adapters import add_adapters
+from mpamatch.models.encoder import Encoder
+from mpamatch.registry import Registry
+from mpamatch.settings import Count, NonNegative, OnlyIf, settings
+
+
+@settings("model")
+class NetworkConfig:
+    """An encoder and how it is tuned.
+
+    Attributes:
+        encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, mit_b0 to mit_b5, or any timm ViT by
+            name, such as vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
+        encoder_weights: nothing (random), a checkpoint file, timm or smp (published by them), hub (uni, uni2-h), or
+            hf-hub:ID.
+        tuning: full, lora (adapters in the attention of a ViT) or frozen; the last two need encoder_weights.
+        lora_rank: rank of the adapters.
+        encoder_lr_scale: learning rate of a pretrained encoder as a factor of the other layers'.
+        norm: batch or group; group if a step sees one image.
+        checkpointing: whether backward computes the activations of encoder and decoder blocks again instead of keeping
+            them: less memory for more time.
+    """
+
+    encoder: str = "small_hybrid"
+    encoder_weights: str | None = None
+    tuning: Literal["full", "lora", "frozen"] = "full"
+    lora_rank: Annotated[Count, OnlyIf("tuning", ("lora",))] = 8
+    encoder_lr_scale: Annotated[NonNegative, OnlyIf("encoder_weights")] = 0.1
+    norm: Literal["batch", "group"] = "batch"
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tuning != "full" and self.encoder_weights is None:
+            raise InputError(
+                f"model.tuning: {self.tuning} needs model.encoder_weights; the weights of a random encoder never learn."
+            )
+
+
+class Prediction(NamedTuple):
+    """What a network says about a batch of images."""
+
+    logits: Tensor  # (B, C, H, W) at the input's size
+    embedding: Tensor  # (B, D, h, w): of TransUNet after the second ×2 block, stride 4 for a deepest map at stride 16
+
+
+class Network(nn.Module, ABC):
+    """forward(image (B,3,H,W) normalised) → Prediction; any H and W.
+
+    Class attributes: `name`, by which a checkpoint knows the class; `configuration`, its settings; and
+    `takes_image_labels`, whether forward also takes `present` (C,), 1 for the classes that the images are known to
+    show.
+
+    Raises InputError if the encoder cannot be tuned as the configuration says.
+    """
+
+    name: ClassVar[str]
+    configuration: ClassVar[type[NetworkConfig]]
+    takes_image_labels: ClassVar[bool] = False
+
+    def __init__(self, encoder: Encoder, classes: int, config: NetworkConfig):
+        super().__init__()
+        self.encoder, self.classes, self.config = encoder, classes, config
+        self.frozen = config.tuning == "frozen"
+
+    def tune(self) -> None:
+        """Freezes the encoder, or adds adapters to it, as the configuration says; the last step of construction."""
+        if self.frozen:
+            self.encoder.requires_grad_(False)
+        if self.config.tuning == "lora":
+            add_adapters(self.encoder, self.config.lora_rank)
+        if self.config.checkpointing:
+            self.encoder.recompute()
+        self.train()
+
+    def train(self, mode: bool = True) -> "Network":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether the encoder's own weights never change, so that nobody needs to store them again."""
+        return self.config.tuning != "full"
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps, shallow to deep; an image whose sides the patch does not divide is resized to the nearest that
+        it does (256 to 252 for a patch of 14), so that every map covers the image and nothing else."""
+        multiple = self.encoder.multiple
+        size = [max(1, (side + multiple // 2) // multiple) * multiple for side in image.shape[-2:]]
+        if size != list(image.shape[-2:]):
+            image = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder(image)
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Prediction:
+        """Predicts a batch of images."""
+
+
+NETWORKS: Registry[type[Network]] = Registry(Network, "network", "mpamatch.networks")  # type: ignore[type-abstract]

@@ -1,0 +1,235 @@
+"""Settings: dataclasses with ranges in their fields' types, checked once, when they are made.
+
+`@settings("engine")` makes a frozen dataclass whose values are checked by pydantic; whatever is wrong comes as one
+InputError that names the field, such as "engine.steps: expected at least 1, got 0.". The sentences are built from
+pydantic's structured errors and from the fields' own types, never from another library's prose.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from mpamatch.errors import InputError, unknown
+
+# The ranges that fields share.
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass(frozen=True)
+class OnlyIf:
+    """Marks a field that does nothing unless `field` of the same settings is one of `values`; `values` empty: unless it
+    is set at all, to something other than None, "none" or false."""
+
+    field: str
+    values: tuple[Any, ...] = ()
+
+    def holds(self, config: Any) -> bool:
+        value = getattr(config, self.field)
+        return value in self.values if self.values else value not in (None, "none", False)
+
+    def __str__(self) -> str:
+        return f"{self.field} is {' or '.join(map(str, self.values)) or 'set'}"
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def settings(section: str) -> Callable[[Class], Class]:
+    """Makes a frozen dataclass whose fields are checked against their types when an instance is made.
+
+    Args:
+        section: what stands before a field's name in messages and on the command line, such as "engine".
+
+    The class raises InputError for a value of the wrong type or outside its range; checks of several fields together
+    stand in its `__post_init__`, which may raise InputError too.
+    """
+
+    def make(plain: Class) -> Class:
+        checked: Any = checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(
+            _with_words(plain)
+        )
+        init = checked.__init__
+
+        @functools.wraps(init)
+        def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                init(self, *args, **kwargs)
+            except ValidationError as error:
+                raise _sentence(section, type(self), error) from None
+
+        checked.__init__ = checked_init
+        return checked
+
+    return make
+
+
+def fields_of(configuration: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a settings class by name."""
+    return {field.name: field for field in dataclasses.fields(configuration)}
+
+
+def from_words(configuration: type, name: str, word: str) -> Any:
+    """The value that a word of the command line stands for: text for a field of text, else as YAML reads it.
+
+    So `--data.split 5` and `split: 5` are the same, and `--data.zoom [0.8, 1.2]` is a list.
+    """
+    kind = get_type_hints(configuration)[name]
+    if word in ("null", "None") and type(None) in _alternatives(kind):
+        return None
+    if _is_text(kind):
+        return word
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def idle_fields(config: Any) -> dict[str, str]:
+    """The fields of `config` that do nothing with its other values, each with what would change that."""
+    idle: dict[str, str] = {}
+    for name, kind in get_type_hints(type(config), include_extras=True).items():
+        for mark in _marks(kind):
+            if isinstance(mark, OnlyIf) and not mark.holds(config):
+                idle[name] = str(mark)
+    return idle
+
+
+def help_of(configuration: type) -> dict[str, str]:
+    """What each field means: the entries of "Attributes:" in the docstrings of the class and those it derives from."""
+    found: dict[str, str] = {}
+    for cls in reversed(configuration.__mro__):
+        _, _, attributes = (cls.__doc__ or "").partition("Attributes:\n")
+        for name, text in re.findall(r"^        (\w+): ((?:.|\n {12})+)", attributes, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return {name: found[name] for name in fields_of(configuration) if name in found}
+
+
+def _with_words(plain: Class) -> Class:
+    """The class with each field's type taking the words that YAML would turn into something else.
+
+    `precision: 32` and `channels_last: true` are words for a field of text, and true is no number.
+    """
+    hints = get_type_hints(plain, include_extras=True)
+    own = inspect.get_annotations(plain)
+    plain.__annotations__ = {name: _of_words(hints[name]) if name in hints else kind for name, kind in own.items()}
+    return plain
+
+
+def _of_words(kind: Any) -> Any:
+    if _is_text(kind):
+        return Annotated[kind, BeforeValidator(_as_word)]
+    return kind if bool in _alternatives(kind) else Annotated[kind, BeforeValidator(_no_truth)]
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether the values of a field are text: free, or words to choose from."""
+    return any(one is str or any(isinstance(word, str) for word in get_args(one)) for one in _alternatives(kind))
+
+
+def _as_word(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("no truth value")
+    return value
+
+
+def _sentence(section: str, configuration: type, error: ValidationError) -> InputError:
+    """The first fault of `error` in one sentence."""
+    fault: Mapping[str, Any] = error.errors()[0]
+    raised = fault.get("ctx", {}).get("error")
+    if isinstance(raised, InputError):  # of __post_init__
+        return raised
+    known = get_type_hints(configuration, include_extras=True)
+    name, value = str(fault["loc"][0]), fault["input"]
+    field = f"{section}.{name}"
+    if name not in known:
+        return unknown("field", field, [f"{section}.{one}" for one in fields_of(configuration)])
+    kind = known[name]
+    if fault["type"] == "literal_error":
+        return unknown(field, str(value), _choices(kind))
+    if fault["type"].startswith(("greater_than", "less_than")):
+        inner = len(fault["loc"]) > 1  # an item of a list
+        limits = _range(_marks(get_args(_bare(kind))[0] if inner else kind), name)
+        return InputError(f"{field}: expected {limits}{' each' if inner else ''}, got {value}.")
+    if fault["type"] in ("too_short", "too_long"):
+        return InputError(f"{field}: expected {_length(_marks(kind))}, got {value}.")
+    return InputError(f"{field}: expected {_described(kind)}, got {_shown(value)}.")
+
+
+def _bare(kind: Any) -> Any:
+    """The type without what Annotated says of it."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _alternatives(kind: Any) -> Sequence[Any]:
+    """The members of a union, or the type itself."""
+    kind = _bare(kind)
+    return [_bare(one) for one in get_args(kind)] if get_origin(kind) in (Union, types.UnionType) else [kind]
+
+
+def _marks(kind: Any) -> list[Any]:
+    """What Annotated says of a type, or of one member of a union."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return [mark for one in get_args(kind) for mark in _marks(one)]
+    said = getattr(kind, "__metadata__", ())
+    return [one for mark in said for one in (mark if isinstance(mark, GroupedMetadata) else (mark,))]
+
+
+def _choices(kind: Any) -> list[str]:
+    return [str(word) for one in _alternatives(kind) if get_origin(one) is Literal for word in get_args(one)]
+
+
+def _range(marks: Sequence[Any], name: str) -> str:
+    """The range that marks such as Ge(0) and Lt(1) state, in words."""
+    limits = [mark for mark in marks if isinstance(mark, Ge | Gt | Le | Lt)]
+    bounds: dict[type, Any] = {type(mark): getattr(mark, type(mark).__name__.lower()) for mark in limits}
+    low, high = bounds.get(Ge, bounds.get(Gt)), bounds.get(Le, bounds.get(Lt))
+    if low is None:
+        return f"at most {high}" if Le in bounds else f"less than {high}"
+    if high is None:
+        return f"at least {low}" if Ge in bounds else f"more than {low}"
+    if Ge in bounds and Le in bounds:
+        return f"{low} to {high}"
+    return f"{low} {'<=' if Ge in bounds else '<'} {name} {'<=' if Le in bounds else '<'} {high}"
+
+
+def _length(marks: Sequence[Any]) -> str:
+    least = next((mark.min_length for mark in marks if isinstance(mark, MinLen)), 0)
+    most = next((mark.max_length for mark in marks if isinstance(mark, MaxLen)), None)
+    return f"{least} values" if least == most else f"at least {least} values"
+
+
+def _described(kind: Any) -> str:
+    kind = _bare(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (list, tuple):
+        inner = [_described(one) for one in get_args(kind) if one is not ...]
+        return f"list of {inner[0]}" if inner else "list"
+    names = ["nothing" if one is type(None) else getattr(one, "__name__", str(one)) for one in _alternatives(kind)]
+    return " or ".join("text" if name == "str" else name for name in names)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,45 @@
+"""Tensors in a file: safetensors with one JSON object beside them, written whole or not at all; no pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mpamatch.errors import InputError
+from mpamatch.files import replacing
+
+KEY = "mpamatch"  # of the JSON in the file's metadata
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes `tensors` and `about` (plain values) in one file that replaces the former one in one rename.
+
+    Raises InputError if the file cannot be written.
+    """
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata={KEY: json.dumps(about)})
+        except SafetensorError as error:  # a full disk comes as this, not as OSError
+            raise OSError(None, str(error)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_tensors` wrote: the tensors, on the CPU, and what the file says about them.
+
+    Raises InputError if there is no such file, or one that something else wrote.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise InputError(f"{path}: is no readable checkpoint ({error}).") from error
+    if KEY not in metadata:
+        raise InputError(f"{path}: was not written by mpamatch.")
+    return tensors, json.loads(metadata[KEY])
