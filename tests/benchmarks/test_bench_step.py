@@ -161,11 +161,12 @@ def test_what_cannot_be_compared(tmp_path, more, says):
 
 
 def test_random_weights_stand_in_for_a_frozen_encoder(tmp_path):
-    config = tiny_config(tmp_path, "mpamatch")
-    config.model.tuning = "frozen"
+    fields = {"model.tuning": "frozen", "model.encoder_weights": bench_step.RANDOM}
+    config = tiny_config(tmp_path, "mpamatch", fields)
     with bench_step.random_weights(config) as flags:
         assert flags[0] == "--model.encoder_weights"
-        config.model.encoder_weights = flags[1]
-        assert build_model(config.model, 2).frozen
-    with bench_step.random_weights(config) as flags:
-        assert flags == []
+        named = tiny_config(tmp_path, "mpamatch", {**fields, "model.encoder_weights": flags[1]})
+        network = build_model(named.model, 2)
+        assert network.frozen
+        with bench_step.random_weights(named) as more:
+            assert more == []

@@ -16,7 +16,6 @@ from mpamatch.data.draws import (
     generator,
     image_index,
 )
-from mpamatch.errors import InputError
 
 CROP, COUNT, CHANNELS = 64, 1500, 8
 NEUTRAL = Colour()
@@ -265,20 +264,3 @@ def test_weak_colour_scales_the_weak_view_alone(augment):
     furthest = max(abs(weak.brightness - 1) for weak, _ in half)
     assert 0.9 * spread < furthest <= spread
     assert 0.15 < shares([weak.blur > 0 for weak, _ in half]) < 0.35
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "sentence"),
-    [
-        ("augment", "histolgy", "unknown data.augment 'histolgy': did you mean 'histology'?"),
-        ("zoom", (0.0, 1.0), "data.zoom: expected 0 < low <= high"),
-        ("zoom", (2.0, 1.0), "data.zoom: expected 0 < low <= high"),
-        ("weak_colour", 1.5, "data.weak_colour: expected 0 to 1, got 1.5"),
-        ("weak_colour", -0.1, "data.weak_colour: expected 0 to 1"),
-    ],
-)
-def test_settings_that_do_not_fit_are_named(field, value, sentence):
-    right = {"augment": "natural", "crop": 64, "zoom": (0.5, 2.0), "weak_colour": 0.0, "channels": 0}
-    with pytest.raises(InputError) as caught:
-        DrawSettings(**(right | {field: value}))
-    assert sentence in str(caught.value)

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import shutil
@@ -5,6 +6,7 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 
 from mpamatch.engine.build import build_training, open_data
 from mpamatch.engine.config import load_saved
@@ -260,3 +262,11 @@ def test_a_configuration_that_cannot_train_leaves_no_folder(fields, says, root, 
         train(tiny_config(root, "mpamatch", fields), tmp_path / "run", console=silent())
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("method", "told"), [("fixmatch", True), ("unimatch", True), ("mean_teacher", False)])
+def test_that_cutmix_is_off_is_told_of_methods_that_mix(method, told, root, tmp_path):
+    said = io.StringIO()
+    config = tiny_config(root, method, {"engine.steps": 1, "data.unlabelled_batch": 1})
+    train(config, tmp_path / "run", console=Console(file=said, width=500))
+    assert ("CutMix is off" in said.getvalue()) is told

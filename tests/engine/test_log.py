@@ -1,0 +1,32 @@
+"""The progress line shows what the method logs."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mpamatch.engine.log import RunLog
+from mpamatch.engine.loop import Trainer
+from mpamatch.methods import METHODS
+from tests.tiny import make_set, silent, tiny_config
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return make_set(tmp_path_factory.mktemp("set") / "tissue")
+
+
+def test_losses_and_shares_are_shown_and_nothing_else(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with RunLog(tmp_path, 10, 0, console, losses=("labelled", "entropy"), shares=("agreed",)) as log:
+        log.write(1, {"loss": 2.0, "labelled": 1.0, "entropy": 0.5, "agreed": 0.25, "learning_rate": 0.1, "area": 3.0})
+        assert log.bar.tasks[0].fields["parts"] == "loss 2.000  labelled 1.000  entropy 0.500  agreed 25%"
+
+
+@pytest.mark.parametrize("method", ["pccs", "lpd", "mpamatch"])
+def test_the_trainer_hands_over_what_its_method_declares(method, prepared, tmp_path):
+    trainer = Trainer(tiny_config(prepared.root, method), prepared, silent())
+    with trainer._log(tmp_path, 0) as log:
+        declared = METHODS[method]
+        assert log.losses == ("loss", *(declared.progress or declared.losses))
+        assert log.shares == declared.shares
