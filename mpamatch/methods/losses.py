@@ -34,8 +34,8 @@ def dice(overlap: Tensor) -> Tensor:  # (3, C): Σ w p y, Σ w p², Σ w y over 
     """Mean over the classes that occur of 1 − (2 Σwpy + ε)/(Σwp² + Σwy + ε); 0 where none occurs. ε = 1e-5."""
     shared, predicted, true = overlap
     loss = 1 - (2 * shared + SMOOTH) / (predicted + true + SMOOTH)
-    present = (true > 0).to(loss.dtype)
-    return (loss * present).sum() / present.sum().clamp(min=1)
+    occurs = (true > 0).to(loss.dtype)
+    return (loss * occurs).sum() / occurs.sum().clamp(min=1)
 
 
 def labelled_loss(

@@ -121,7 +121,7 @@ def run_case(sweep: Sweep, case: Case) -> Result:
         "name": case.name,
         "validation_mdice": max((score for score in scores if score is not None), default=None),
         "seconds": float(np.median([line["seconds"] for line in steps])),
-        "confident": steps[-1].get("confident"),
+        **{name: steps[-1].get(name) for name in config.trains.shares},
         "prototypes": {key: value for key, value in steps[-1].items() if key.startswith("prototypes/")},
         **({"test": test} if test else {}),
     }
