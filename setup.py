@@ -150,7 +150,11 @@ if __name__ == "__main__":
     setup(
         packages=[*find_packages(include=["mpamatch", "mpamatch.*"]), "mpamatch.kernels", "mpamatch.benchmarks"],
         package_dir={"mpamatch.kernels": "kernels", "mpamatch.benchmarks": "benchmarks"},
-        package_data={"mpamatch.recipes": ["*.yaml", "prompts/*.yaml"], "mpamatch.kernels": ["tiles/*.json"]},
+        package_data={
+            "mpamatch.recipes": ["*.yaml", "prompts/*.yaml"],
+            "mpamatch.models.encoders": ["presets.yaml"],
+            "mpamatch.kernels": ["tiles/*.json"],
+        },
         ext_modules=[] if PURE else [Extension(f"mpamatch.{name}", [], optional=name == "_cuda") for name in NATIVE],
         cmdclass={"build": Build, "build_ext": BuildNative},
     )

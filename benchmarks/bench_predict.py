@@ -38,7 +38,7 @@ from mpamatch.images import Colour, overlay, read_image
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, most_probable, precision_on, scaled, to_predict
 from mpamatch.inference.tiles import origins
 from mpamatch.models.build import build_model
-from mpamatch.models.encoder import IMAGENET
+from mpamatch.models.encoders.preset import IMAGENET
 from mpamatch.models.network import Network
 from mpamatch.models.transunet import TransUNet, TransUNetConfig
 

@@ -41,7 +41,7 @@ from mpamatch.engine.build import open_data
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.loop import Trainer
 from mpamatch.errors import InputError, unknown
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from mpamatch.ops import dispatch
 
 PROFILED = 3  # steps behind the shares

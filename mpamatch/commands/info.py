@@ -13,7 +13,7 @@ from rich.table import Table
 from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
-from mpamatch.models.encoder import MIT, PRESETS, SMALL
+from mpamatch.models.encoders import presets
 from mpamatch.models.text import text_encoders
 from mpamatch.ops import dispatch, native
 
@@ -45,7 +45,7 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "tiles": dispatch.tiles(),
         "feeds": {name: missing or "available" for name, missing in feeds().items()},
         "methods": list(METHODS),
-        "encoders": [*SMALL, *PRESETS, *MIT, "any ViT of timm by name"],
+        "encoders": [*presets(), "any ViT of timm by name"],
         "text encoders": {name: missing or "available" for name, missing in text_encoders().items()},
         "recipes": recipes(),
     }

@@ -13,8 +13,8 @@ from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.methods import Method, build_method
 from mpamatch.models.build import build_model
 from mpamatch.models.learned import encoder_identity
+from mpamatch.models.licences import licence_of
 from mpamatch.models.network import Network
-from mpamatch.models.weights import LICENCES
 
 
 def open_data(config: Config) -> Prepared:
@@ -77,8 +77,8 @@ def build_segmenter(config: Config, prepared: Prepared, model: Network) -> Segme
 def licence_notes(config: Config) -> list[str]:
     """Terms of the weights in use that not everybody may use, to be printed once."""
     used = [config.model.encoder] if config.model.encoder_weights else []
-    used += [tower.encoder(config.method) or "none" for tower in config.trains.towers]
-    return [LICENCES[name] for name in dict.fromkeys(used) if name in LICENCES]
+    used += [name for tower in config.trains.towers if (name := tower.encoder(config.method))]
+    return [note for name in dict.fromkeys(used) if (note := licence_of(name))]
 
 
 def frozen_identity(method: Method) -> dict[str, dict[str, str]]:

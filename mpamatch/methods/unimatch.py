@@ -9,7 +9,7 @@ from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS, Method
 from mpamatch.methods.consistency import Targets, UnlabelledLoss, cutmix, cutmix_targets, inside, pseudo_targets
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
-from mpamatch.models.encoder import ChannelDropout
+from mpamatch.models.layers import ChannelDropout
 from mpamatch.models.network import Network, Prediction
 from mpamatch.models.transunet import TransUNet
 from mpamatch.settings import Fraction, NonNegative, Share, settings

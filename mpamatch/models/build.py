@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from mpamatch.models.network import NETWORKS, Network, NetworkConfig
 from mpamatch.models.prototype_maps import PrototypeMaps
 from mpamatch.models.transunet import TransUNet

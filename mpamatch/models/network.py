@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mpamatch.errors import InputError
 from mpamatch.models.adapters import add_adapters
-from mpamatch.models.encoder import Encoder
+from mpamatch.models.encoders import Encoder
 from mpamatch.registry import Registry
 from mpamatch.settings import Count, NonNegative, OnlyIf, settings
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError
-from mpamatch.models.encoder import Encoder
+from mpamatch.models.encoders import Encoder
 from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.ops.unit import unit, working
 from mpamatch.settings import Count, NonNegative, Positive, settings

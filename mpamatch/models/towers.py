@@ -15,6 +15,11 @@ CONCH_NEEDED = (
     "its checkpoint is given on request (MahmoodLab/conch on Hugging Face, CC BY-NC-ND 4.0); download it and give the "
     "file."
 )
+# Terms of weights that not everybody may use, by the name of their tower.
+LICENCES = {
+    CONCH: "CONCH weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); "
+    "do not redistribute them or models tuned from them.",
+}
 # What a folder in open_clip's own format calls its weights (open_clip 3, constants.py).
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 

@@ -8,7 +8,8 @@ from annotated_types import Len
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpamatch.models.encoder import Encoder, conv_norm
+from mpamatch.models.encoders import Encoder
+from mpamatch.models.layers import conv_norm
 from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.models.recompute import recomputed
 from mpamatch.settings import Count, settings

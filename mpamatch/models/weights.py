@@ -12,16 +12,6 @@ from torch import Tensor, nn
 from mpamatch.errors import InputError
 
 SHOWN = 4
-# Terms of weights that not everybody may use, by the name of their encoder.
-LICENCES = {
-    name: f"{title} weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); "
-    "do not redistribute them or models tuned from them."
-    for name, title in (("uni", "UNI"), ("uni2-h", "UNI2-h"), ("conch", "CONCH"))
-} | {
-    f"mit_b{size}": "MiT weights as published with SegFormer: NVIDIA Source Code License, for research or evaluation "
-    "only, not commercially."
-    for size in range(6)
-}
 
 
 def sha256(path: Path) -> str:
@@ -73,3 +63,9 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise InputError(f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}.")
     module.load_state_dict(dict(state))
+
+
+def load_backbone(module: nn.Module, file: str) -> None:
+    """Loads a checkpoint file but for its classifier (`head.`). Raises InputError as the two above do."""
+    state = {name: value for name, value in read_state_dict(Path(file)).items() if not name.startswith("head.")}
+    load_checked(module, state, file)

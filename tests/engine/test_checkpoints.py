@@ -18,7 +18,7 @@ from mpamatch.errors import InputError
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.methods import towers
 from mpamatch.models.build import build_model
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from mpamatch.models.text import TextEncoder
 from tests.tiny import bitwise_equal, file_limit, make_set, read_checkpoint, silent, tiny_config, train_until
 

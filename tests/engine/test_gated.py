@@ -12,9 +12,10 @@ from mpamatch.data.cache import Images
 from mpamatch.engine import loop
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.inference.checkpoint import load_segmenter
-from mpamatch.models import conch_image, encoder, text
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models import conch_image, text
+from mpamatch.models.encoders import build_encoder
 from mpamatch.models.weights import sha256
+from tests.models.narrow import narrow as narrow_preset
 from tests.models.published import conch_image_shapes, conch_text_shapes, filled, write_conch_tokenizer
 from tests.tiny import make_set, read_checkpoint, read_metrics, tiny_config
 
@@ -27,8 +28,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def narrow(monkeypatch):
     """UNI2-h and CONCH as the loaders know them, but narrow and of one block."""
-    uni2 = encoder.PRESETS["uni2-h"] | {"embed_dim": 48, "depth": 1, "num_heads": 4}
-    monkeypatch.setitem(encoder.PRESETS, "uni2-h", uni2)
+    narrow_preset(monkeypatch, "uni2-h", embed_dim=48, depth=1, num_heads=4)
     conch = text.CONCH_TEXT | {"width": 32, "heads": 2, "layers": 1, "output_dim": 16}
     monkeypatch.setattr(text, "CONCH_TEXT", conch)
 

@@ -18,7 +18,7 @@ from mpamatch.engine.config import load_saved
 from mpamatch.engine.log import RunLog
 from mpamatch.engine.loop import resume, train
 from mpamatch.methods import METHODS
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from tests.tiny import (
     assert_same_run,
     make_set,

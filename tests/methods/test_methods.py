@@ -13,7 +13,7 @@ from mpamatch.methods import METHODS as BY_NAME
 from mpamatch.methods import Method
 from mpamatch.methods.mean_teacher import MeanTeacher
 from mpamatch.methods.supervised import Supervised, SupervisedConfig
-from mpamatch.models.encoder import ChannelDropout
+from mpamatch.models.layers import ChannelDropout
 from tests.methods import truth
 from tests.methods.cases import METHODS, assert_same_numbers, at, batch, method, network, with_gradients
 

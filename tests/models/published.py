@@ -134,6 +134,62 @@ UNI2 = vit_shapes(1536, 24, 8192, 14) | {
 }
 
 
+def mit_shapes(widths: tuple[int, ...], depths: tuple[int, ...]) -> Shapes:
+    """SegFormer's encoder of four stages, whose attention reduces keys and values 8, 4, 2 and 1 times."""
+    shapes: Shapes = {}
+    for stage, (width, depth, reduced) in enumerate(zip(widths, depths, (8, 4, 2, 1), strict=True), start=1):
+        kernel, inputs = (7, 3) if stage == 1 else (3, widths[stage - 2])
+        shapes |= {
+            f"patch_embed{stage}.proj.weight": (width, inputs, kernel, kernel),
+            f"patch_embed{stage}.proj.bias": (width,),
+            **norm(f"patch_embed{stage}.norm", width),
+            **norm(f"norm{stage}", width),
+        }
+        for block in range(depth):
+            parts = {
+                **norm("norm1", width),
+                **norm("norm2", width),
+                "attn.q.weight": (width, width),
+                "attn.q.bias": (width,),
+                "attn.kv.weight": (2 * width, width),
+                "attn.kv.bias": (2 * width,),
+                "attn.proj.weight": (width, width),
+                "attn.proj.bias": (width,),
+                "mlp.fc1.weight": (4 * width, width),
+                "mlp.fc1.bias": (4 * width,),
+                "mlp.dwconv.dwconv.weight": (4 * width, 1, 3, 3),
+                "mlp.dwconv.dwconv.bias": (4 * width,),
+                "mlp.fc2.weight": (width, 4 * width),
+                "mlp.fc2.bias": (width,),
+            }
+            if reduced > 1:
+                parts |= {
+                    "attn.sr.weight": (width, width, reduced, reduced),
+                    "attn.sr.bias": (width,),
+                    **norm("attn.norm", width),
+                }
+            shapes |= {f"block{stage}.{block}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+WIDE = (64, 128, 320, 512)
+# The state dict that a preset's checkpoint file holds.
+PUBLISHED: dict[str, Shapes] = {
+    "uni": UNI,
+    "uni2-h": UNI2,
+    "mit_b0": mit_shapes((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b1": mit_shapes(WIDE, (2, 2, 2, 2)),
+    "mit_b2": mit_shapes(WIDE, (3, 4, 6, 3)),
+    "mit_b3": mit_shapes(WIDE, (3, 4, 18, 3)),
+    "mit_b4": mit_shapes(WIDE, (3, 8, 27, 3)),
+    "mit_b5": mit_shapes(WIDE, (3, 6, 40, 3)),
+}
+
+
 def write_conch_tokenizer(file: Path, texts: list[str], special: tuple[str, ...] | None = None) -> Path:
     """A tokenizer of the published kind (lower-case byte-level BPE, the same special ids) that knows these words."""
     tokenizer = Tokenizer(models.BPE())

@@ -6,7 +6,7 @@ import torch
 
 from mpamatch.errors import InputError
 from mpamatch.models.build import build_model
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from mpamatch.models.prototype_maps import PrototypeMaps, PrototypeMapsConfig, normalised
 from tests.methods.cases import lpd_network
 

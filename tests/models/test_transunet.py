@@ -9,26 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError
-from mpamatch.models import encoder as encoder_module
 from mpamatch.models.build import build_model
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from mpamatch.models.transunet import TransUNet, TransUNetConfig
+from tests.models.narrow import add_variants
 
 CLASSES = 3
-NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 4}
-VARIANTS = {
-    "narrow16": {"model_name": "vit_base_patch16_224", **NARROW},
-    "narrow8": {"model_name": "vit_base_patch8_224", **NARROW},
-    "narrow14_reg": {"model_name": "vit_base_patch14_reg4_dinov2", **NARROW},
-    "narrow_hybrid": {"model_name": "vit_base_r50_s16_224", **NARROW},
-}
 TINY = TransUNetConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8])
 
 
 @pytest.fixture(autouse=True)
 def variants(monkeypatch):
-    for name, arguments in VARIANTS.items():
-        monkeypatch.setitem(encoder_module.PRESETS, name, arguments)
+    add_variants(monkeypatch)
 
 
 def model_of(encoder: str = "small_conv", **changes) -> TransUNet:

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.models import encoder as encoder_module
-from mpamatch.models.encoder import build_encoder
+from mpamatch.models.encoders import build_encoder
 from mpamatch.models.weights import load_checked, read_state_dict, sha256
+from tests.models.narrow import narrow
 from tests.models.published import vit_shapes
 
 
@@ -147,8 +147,7 @@ def test_a_long_list_of_differences_is_cut_and_counted():
 @pytest.fixture
 def small_uni(monkeypatch) -> dict[str, Tensor]:
     """A state dict of UNI's names for a UNI of two narrow blocks, which the preset then stands for."""
-    narrow = {"model_name": "vit_large_patch16_224", "embed_dim": 32, "depth": 2, "num_heads": 4, "init_values": 1e-5}
-    monkeypatch.setitem(encoder_module.PRESETS, "uni", narrow)
+    narrow(monkeypatch, "uni", embed_dim=32, depth=2, num_heads=4)
     shapes = vit_shapes(32, 2, 128, 16) | {"cls_token": (1, 1, 32), "pos_embed": (1, 197, 32)}
     shapes |= {f"blocks.{block}.mlp.fc2.weight": (32, 128) for block in range(2)}
     g = torch.Generator().manual_seed(0)

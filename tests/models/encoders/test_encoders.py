@@ -1,4 +1,4 @@
-"""Encoders: maps as stated, prefix tokens dropped, names refused with the nearest, whole channels dropped."""
+"""Encoders: maps as stated, prefix tokens dropped, names refused with the nearest."""
 
 from itertools import pairwise
 
@@ -8,34 +8,15 @@ import torch
 from torch import nn
 
 from mpamatch.errors import InputError
-from mpamatch.models import encoder as encoder_module
-from mpamatch.models.encoder import (
-    ChannelDropout,
-    Encoder,
-    HybridViTEncoder,
-    ViTEncoder,
-    build_encoder,
-    conv_norm,
-)
-
-NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 4}
-# Real architectures of timm, narrowed so that each builds in well under a second.
-VARIANTS = {
-    "narrow16": {"model_name": "vit_base_patch16_224", **NARROW},
-    "narrow8": {"model_name": "vit_base_patch8_224", **NARROW},
-    "narrow32": {"model_name": "vit_base_patch32_224", **NARROW},
-    "narrow14_reg": {"model_name": "vit_base_patch14_reg4_dinov2", **NARROW},
-    "narrow16_no_prefix": {"model_name": "vit_base_patch16_siglip_gap_224", **NARROW},
-    "narrow_hybrid": {"model_name": "vit_base_r50_s16_224", **NARROW},
-    "narrow_hybrid_s32": {"model_name": "vit_large_r50_s32_224", **NARROW},
-    "narrow_hybrid_stem": {"model_name": "vit_tiny_r_s16_p8_224", **NARROW},
-}
+from mpamatch.models.encoders import Encoder, build_encoder
+from mpamatch.models.encoders.hybrid import HybridViTEncoder
+from mpamatch.models.encoders.vit import ViTEncoder
+from tests.models.narrow import WIDTH, add_variants, narrow
 
 
 @pytest.fixture(autouse=True)
 def variants(monkeypatch):
-    for name, arguments in VARIANTS.items():
-        monkeypatch.setitem(encoder_module.PRESETS, name, arguments)
+    add_variants(monkeypatch)
 
 
 def image(height: int, width: int, count: int = 2) -> torch.Tensor:
@@ -101,9 +82,9 @@ def test_a_vit_map_is_its_tokens_in_place_without_the_prefix(name):
             assert torch.equal(features[:, :, row, column], tokens[:, prefix + 3 * row + column])
 
 
-def test_what_changes_in_a_patch_changes_there_most():
+def test_what_changes_in_a_patch_changes_there_most(monkeypatch):
     """The uni preset's layer scale of 1e-5 leaves a fresh token almost to its own patch."""
-    encoder_module.PRESETS["narrow16"] = {**VARIANTS["narrow16"], "init_values": 1e-5}
+    narrow(monkeypatch, "narrow16", init_values=1e-5)
     encoder = build_encoder("narrow16", None, "batch").eval()
     x = image(32, 48, 1)
     y = x.clone()
@@ -151,13 +132,6 @@ def test_the_norm_of_the_small_encoders_is_chosen():
         build_encoder("small_conv", None, "grup")
 
 
-@pytest.mark.parametrize(("width", "groups"), [(16, 8), (12, 4), (6, 2), (7, 1)])
-def test_group_norm_takes_the_most_groups_that_divide(width, groups):
-    block = conv_norm(3, width, "group")
-    assert block[1].num_groups == groups
-    assert block(image(8, 8)).shape == (2, width, 8, 8)
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -190,7 +164,7 @@ def asked(monkeypatch) -> list[tuple[str, bool]]:
     def creating(name: str, pretrained: bool = False, **arguments):
         calls.append((name, pretrained))
         local = "vit_base_patch16_224" if name.startswith("hf-hub:") else name
-        return create(local, pretrained=False, **{**arguments, **NARROW})
+        return create(local, pretrained=False, **{**arguments, **WIDTH})
 
     monkeypatch.setattr(timm, "create_model", creating)
     return calls
@@ -231,25 +205,3 @@ def test_images_are_normalised_as_the_weights_were_trained(asked):
         published = timm.get_pretrained_cfg(name)
         encoder = build_encoder(name, "timm", "batch")
         assert (encoder.mean, encoder.std) == (published.mean, published.std), name
-
-
-def test_channel_dropout_drops_whole_channels_by_its_noise():
-    maps = (torch.rand(2, 3, 4, 4) + 1, torch.rand(2, 2, 2, 2) + 1)
-    noise = torch.tensor([[0.1, 0.5, 0.9, 0.49, 0.51], [0.9, 0.9, 0.1, 0.9, 0.1]])
-    dropped = ChannelDropout((3, 2), 0.5)(maps, noise)
-    keep = torch.tensor([[0.0, 2.0, 2.0, 0.0, 2.0], [2.0, 2.0, 0.0, 2.0, 0.0]])  # kept at noise >= p
-    assert torch.equal(dropped[0], maps[0] * keep[:, :3, None, None])
-    assert torch.equal(dropped[1], maps[1] * keep[:, 3:, None, None])
-
-
-@pytest.mark.parametrize("p", [0.25, 0.5])
-def test_channel_dropout_keeps_the_expectation(p):
-    noise = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
-    (dropped,) = ChannelDropout((3,), p)((torch.ones(4000, 3, 1, 1),), noise)
-    assert dropped.mean().item() == pytest.approx(1, abs=4 * (p / (1 - p) / 12000) ** 0.5)
-    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.02)
-
-
-def test_channel_dropout_keeps_the_dtype_of_the_maps():
-    (dropped,) = ChannelDropout((2,), 0.5)((torch.ones(1, 2, 2, 2, dtype=torch.bfloat16),), torch.tensor([[0.2, 0.8]]))
-    assert dropped.dtype == torch.bfloat16

@@ -1,0 +1,41 @@
+"""Layers that encoders, decoders and methods share."""
+
+import torch
+from torch import Tensor, nn
+
+from mpamatch.errors import unknown
+
+
+def conv_norm(inputs: int, outputs: int, norm: str, *, stride: int = 1) -> nn.Sequential:
+    """3×3 convolution, norm (`batch` or `group`), ReLU. Raises InputError for another norm."""
+    layer: nn.Module
+    if norm == "batch":
+        layer = nn.BatchNorm2d(outputs)
+    elif norm == "group":
+        layer = nn.GroupNorm(groups_of(outputs), outputs)
+    else:
+        raise unknown("model.norm", norm, ("batch", "group"))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), layer, nn.ReLU(inplace=True))
+
+
+def groups_of(channels: int) -> int:
+    """Groups of a group norm: 8, or the next divisor. At least 4 channels a group cost supervised training 1.8 and
+    UniMatch 2.8 validation mDice (EBHI-Seg gland, four labelled patients, one seed)."""
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
+
+
+class ChannelDropout(nn.Module):
+    """Drops whole channels of all maps by given uniform draws: the feature perturbation of UniMatch (CVPR 2023)."""
+
+    def __init__(self, channels: tuple[int, ...], p: float):
+        super().__init__()
+        self.channels, self.p = channels, p
+
+    def forward(
+        self,
+        maps: tuple[Tensor, ...],  # each (B, channels[i], h, w)
+        noise: Tensor,  # (B, sum(channels)) uniform in [0, 1)
+    ) -> tuple[Tensor, ...]:
+        keep = (noise >= self.p).to(maps[0].dtype) / (1 - self.p)
+        parts = torch.split(keep, list(self.channels), dim=1)
+        return tuple(x * part[:, :, None, None] for x, part in zip(maps, parts, strict=True))
