@@ -1,1 +1,1 @@
-"""Benchmarks and experiments, installed as `mpamatch.benchmarks`."""
+"""Benchmarks, installed as `mpamatch.benchmarks`."""

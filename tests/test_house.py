@@ -25,11 +25,12 @@ MAY = {
     "commands": {*FLOORS, "data", "inference", "report", "benchmarks", "studies"},
 }
 MAY["engine"] |= {"data", "inference"}
-OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "tests", "csrc")
+OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "experiments", "tests", "csrc")
+INSTALLED = ("mpamatch", "kernels", "benchmarks")
 
 
-def parts_imported(file: Path) -> Iterator[str]:
-    """The parts of mpamatch that a file imports, wherever in the file: "ops", "errors", … or "" for the package."""
+def modules_imported(file: Path) -> Iterator[str]:
+    """What a file imports, wherever in the file, by full name."""
     package = file.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -39,10 +40,15 @@ def parts_imported(file: Path) -> Iterator[str]:
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             module = ".".join(word for word in (base, node.module or "") if word)
             names = [f"{module}.{alias.name}" for alias in node.names]
-        for name in names:
-            first, _, rest = name.partition(".")
-            if first == "mpamatch":
-                yield rest.partition(".")[0]
+        yield from names
+
+
+def parts_imported(file: Path) -> Iterator[str]:
+    """The parts of mpamatch that a file imports: "ops", "errors", … or "" for the package."""
+    for name in modules_imported(file):
+        first, _, rest = name.partition(".")
+        if first == "mpamatch":
+            yield rest.partition(".")[0]
 
 
 def refused(part: str, imported: set[str]) -> set[str]:
@@ -107,6 +113,16 @@ def test_the_forbidden_directions_are_refused(part, imported):
 def test_kernels_import_nothing_of_ours():
     for file in (ROOT / "kernels").rglob("*.py"):
         assert list(parts_imported(file)) == [], file
+
+
+def test_what_is_installed_imports_no_experiment():
+    def experiments(file: Path) -> list[str]:
+        return [name for name in modules_imported(file) if name.partition(".")[0] == "experiments"]
+
+    assert experiments(ROOT / "tests" / "experiments" / "test_compare_methods.py")  # found where there are some
+    for folder in INSTALLED:
+        for file in (ROOT / folder).rglob("*.py"):
+            assert experiments(file) == [], file
 
 
 def test_no_file_is_over_500_lines():

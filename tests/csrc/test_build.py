@@ -247,6 +247,7 @@ def test_a_machine_without_a_compiler_gets_pure_python(tmp_path):
     assert len(sentences) == 1
     assert "pure Python, every operation runs as eager PyTorch: no C++ compiler was found" in sentences[0]
     assert list(site.rglob("*.so")) == []
+    assert [path.name for path in site.iterdir()] == ["mpamatch"]  # and no experiments
     tables = {file.relative_to(ROOT) for file in (ROOT / "mpamatch").rglob("*.yaml")}
     assert {file.relative_to(site) for file in site.rglob("*.yaml")} == tables
     # An editable installation's finder would lend this package the library of the checkout.

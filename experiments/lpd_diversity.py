@@ -1,6 +1,6 @@
 """Do LPD's prototypes stay diverse? Two runs of the same seed, with L_div and without, measured on the validation part.
 
-    python -m mpamatch.benchmarks.lpd_diversity DATA OUT --steps 150 --start 0
+    python -m experiments.lpd_diversity DATA OUT --steps 150 --start 0
 
 DATA is a prepared set with image-level labels. Runs that are in OUT are not trained again.
 """

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mpamatch.benchmarks.compare_methods import main, make_cases, paired, table
+from experiments.compare_methods import main, make_cases, paired, table
 from mpamatch.studies.sweep import Case, read_results
 
 # mDice by method over seeds 0, 1, 2; the differences to supervised are 1, 2, 3.

@@ -1,8 +1,8 @@
 """Paired comparison of methods on one prepared set: same split and same initial weights per seed.
 
-    python -m mpamatch.benchmarks.compare_methods run DATA OUT --recipe R --labelled 4,10% --seeds 0-4 --test
-    python -m mpamatch.benchmarks.compare_methods run DATA OUT … --trials trials.yaml    choose settings, on validation
-    python -m mpamatch.benchmarks.compare_methods table OUT                              mean ± sd, paired differences
+    python -m experiments.compare_methods run DATA OUT --recipe R --labelled 4,10% --seeds 0-4 --test
+    python -m experiments.compare_methods run DATA OUT … --trials trials.yaml    choose settings, on validation
+    python -m experiments.compare_methods table OUT                              mean ± sd, paired differences
 
 Each run is a process of its own, `--jobs` of them at a time share the cores. A run that is in OUT/results.jsonl is not
 done again. `--test` evaluates the test part once per run; without it only validation is looked at.

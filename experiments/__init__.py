@@ -1,0 +1,1 @@
+"""Comparisons of methods and their results: run from a checkout, not installed."""
