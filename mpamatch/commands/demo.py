@@ -24,7 +24,6 @@ from mpamatch.methods.towers import TEXT
 from mpamatch.models.text import MINILM, text_encoders
 from mpamatch.report.figures import draw_examples, draw_training
 
-PATIENT = 4  # images of one made-up patient
 TRAIN, VALIDATION, TEST = 128, 24, 48
 LABELLED_PATIENTS = "2"  # 8 images
 SHOWN = 5

@@ -2,9 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def origins(length: int, window: int, stride: int) -> list[int]:
     """Where windows start along one side so that they cover [0, length).
 
     The first starts at 0, the last ends with the side, neighbours are at most `stride` apart and evenly
-    spread. A side no longer than the window gets the one origin 0 (`segment` pads it). So every window is
+    spread. A side no longer than the window gets the one origin 0 (`Canvas` pads it). So every window is
     of full size: a thin strip at the end is something that no model was trained on.
 
     Raises InputError unless length ≥ 1 and 1 ≤ stride ≤ window.
@@ -73,43 +73,6 @@ def origins(length: int, window: int, stride: int) -> list[int]:
     return sorted({index * room // steps for index in range(steps + 1)})
 
 
-@overload
-def segment(model: Callable[[Tensor], Tensor], image: Tensor, *, window: int, overlap: float, batch: int) -> Tensor: ...
-
-
-@overload
-def segment(
-    model: Callable[[Tensor], Tensor], image: Sequence[Tensor], *, window: int, overlap: float, batch: int
-) -> list[Tensor]: ...
-
-
-def segment(
-    model: Callable[[Tensor], Tensor],  # (B, 3, window, window) -> logits (B, C, window, window)
-    image: Tensor | Sequence[Tensor],  # (3, H, W) floating point, or several of any sizes
-    *,
-    window: int,
-    overlap: float,
-    batch: int,
-) -> Tensor | list[Tensor]:
-    """Class probabilities (C, H, W) float32 of an image; a list of them for several images.
-
-    The model sees nothing but full windows, at most `batch` at a time. Windows of several images share
-    batches, and an image of the window's own size costs exactly one row. Neighbouring windows share at
-    least the fraction `overlap` of a side; their softmax probabilities are averaged with Hann weights. An
-    image smaller than the window is reflected to it (its border repeated where it is too small to reflect)
-    and the result cropped back.
-
-    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model
-    may move its windows to another device. It is called in inference mode.
-
-    Raises InputError for an overlap outside [0, 1), a window or batch below 1, an image that is not (3, H,
-    W), or a model whose output is not (B, C, window, window).
-    """
-    if isinstance(image, Tensor):
-        return segment(model, [image], window=window, overlap=overlap, batch=batch)[0]
-    return list(segment_each(model, image, window=window, overlap=overlap, batch=batch))
-
-
 def segment_each(
     model: Callable[[Tensor], Tensor],  # (B, 3, window, window) -> logits (B, C, window, window)
     images: Iterable[Tensor],  # each (3, H, W) floating point, of any size
@@ -119,11 +82,20 @@ def segment_each(
     batch: int,
     threads: int = 1,
 ) -> Iterator[Tensor]:
-    """As `segment`, one result after the other, in order, each as soon as its last window is done.
+    """Class probabilities (C, H, W) float32 of each image, in order, each as soon as its last window is done.
 
-    Windows run on from one image to the next, so every batch but the last is full, and no more images are held than
-    have windows in the batches under way. With `threads` so many batches run at a time, the model in a thread for each,
-    which has its share of torch's threads; the last batch is divided among them.
+    The model sees nothing but full windows, at most `batch` at a time. Windows run on from one image to the next, so
+    every batch but the last is full, an image of the window's own size costs exactly one row, and no more images are
+    held than have windows in the batches under way. Neighbouring windows share at least the fraction `overlap` of a
+    side; their softmax probabilities are averaged with Hann weights. An image smaller than the window is reflected to
+    it (its border repeated if it is too small to reflect) and the result cropped back.
+
+    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model may move its
+    windows to another device. It is called in inference mode. With `threads` so many batches run at a time, the model
+    in a thread for each, which has its share of torch's threads; the last batch is divided among them.
+
+    Raises InputError for an overlap outside [0, 1) and a window or batch below 1, before an image is taken; for an
+    image that is not (3, H, W), and a model whose output is not (B, C, window, window).
     """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")

@@ -46,7 +46,6 @@ class TextPrototypes(BesideTower):
         *,
         context_tokens: int = 1,
         class_specific: bool = False,
-        generator: torch.Generator | None = None,
     ):
         super().__init__()
         _check(descriptions, context_tokens)
@@ -70,7 +69,7 @@ class TextPrototypes(BesideTower):
         self.keep_beside(encoder)
         shape = (context_tokens, encoder.token_width)
         start = torch.empty((len(descriptions), *shape) if class_specific else shape)
-        self.context = nn.Parameter(start.normal_(0, CONTEXT_STD, generator=generator).to(device))
+        self.context = nn.Parameter(start.normal_(0, CONTEXT_STD).to(device))
 
     def forward(self) -> Tensor:  # (C, width) float32 unit vectors
         if self.fixed is not None:

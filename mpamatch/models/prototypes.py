@@ -17,9 +17,9 @@ class PrototypeBank(nn.Module):
 
     IN_USE = 100  # steps within which a prototype must have been moved to count as in use
 
-    def __init__(self, classes: int, per_class: int, width: int, generator: torch.Generator | None = None):
+    def __init__(self, classes: int, per_class: int, width: int):
         super().__init__()
-        start = unit(torch.empty(classes, per_class, width).normal_(0, 0.02, generator=generator))
+        start = unit(torch.empty(classes, per_class, width).normal_(0, 0.02))
         self.prototypes: Tensor
         self.updates: Tensor
         self.idle: Tensor

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpamatch.errors import InputError
-from mpamatch.inference.tiles import origins, segment, segment_each
+from mpamatch.inference.tiles import origins, segment_each
 
 SIDES = st.integers(1, 40)
 
@@ -21,6 +21,12 @@ def pointwise(windows: Tensor) -> Tensor:
     """Logits that depend on a pixel alone, so that no window can matter."""
     red, green, blue = windows.unbind(dim=1)
     return torch.stack([red - blue, 2 * green, red * blue], dim=1)
+
+
+def segment(model: Callable[[Tensor], Tensor], image: Tensor, *, window: int, overlap: float, batch: int) -> Tensor:
+    """The result of a single image."""
+    (result,) = segment_each(model, [image], window=window, overlap=overlap, batch=batch)
+    return result
 
 
 class Recorder:
@@ -104,7 +110,7 @@ def test_images_in_a_batch_equal_one_by_one() -> None:
     generator = torch.Generator().manual_seed(0)
     network = torch.nn.Conv2d(3, 4, 5, padding=2).double()
     images = [torch.randn(3, h, w, generator=generator).double() for h, w in [(16, 16), (5, 40), (33, 20), (1, 1)]]
-    together = segment(network, images, window=16, overlap=0.25, batch=3)
+    together = list(segment_each(network, images, window=16, overlap=0.25, batch=3))
     for image, result in zip(images, together, strict=True):
         alone = segment(network, image, window=16, overlap=0.25, batch=8)
         torch.testing.assert_close(result, alone, rtol=0, atol=1e-7)
@@ -114,7 +120,7 @@ def test_images_in_a_batch_equal_one_by_one() -> None:
 def test_images_of_window_size_cost_one_row_each() -> None:
     model = Recorder()
     images = [torch.randn(3, 16, 16) for _ in range(7)]
-    results = segment(model, images, window=16, overlap=1 / 3, batch=4)
+    results = list(segment_each(model, images, window=16, overlap=1 / 3, batch=4))
     assert [shape[0] for shape in model.shapes] == [4, 3]
     for image, result in zip(images, results, strict=True):
         assert torch.equal(result, pointwise(image[None])[0].softmax(dim=0))
@@ -164,7 +170,7 @@ def test_batches_run_at_a_time_each_with_its_share_of_threads() -> None:
     model = WhereItRuns()
     images = [torch.randn(3, 16 + number, 40, generator=torch.Generator().manual_seed(number)) for number in range(7)]
     settings = {"window": 16, "overlap": 0.25, "batch": 4}
-    alone = segment(pointwise, images, **settings)
+    alone = list(segment_each(pointwise, images, **settings))
     together = list(segment_each(model, images, **settings, threads=2))
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
     assert len({name for _, name, _ in model.calls}) == 2
@@ -232,13 +238,13 @@ def test_results_can_be_changed_and_carry_no_gradient() -> None:
 def test_settings_refused(changes: dict[str, float], words: str) -> None:
     arguments = {"window": 8, "overlap": 0.5, "batch": 2, **changes}
     with pytest.raises(InputError, match=words):
-        segment(pointwise, torch.zeros(3, 9, 9), **arguments)  # type: ignore[call-overload]
+        segment(pointwise, torch.zeros(3, 9, 9), **arguments)
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9), (3, 9), (2, 3, 9, 9), (3, 0, 9)])
 def test_image_shapes_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"must be \(3, H, W\)"):
-        segment(pointwise, [torch.zeros(shape)], window=8, overlap=0.5, batch=2)
+        segment(pointwise, torch.zeros(shape), window=8, overlap=0.5, batch=2)
 
 
 def test_model_with_other_size_refused() -> None:

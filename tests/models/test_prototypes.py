@@ -12,7 +12,9 @@ CLASSES, PER_CLASS, WIDTH = 2, 3, 8
 
 
 def bank(classes: int = CLASSES, per_class: int = PER_CLASS, width: int = WIDTH, seed: int = 0) -> PrototypeBank:
-    return PrototypeBank(classes, per_class, width, torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return PrototypeBank(classes, per_class, width)
 
 
 def pixels(count: int, seed: int = 1, width: int = WIDTH) -> tuple[Tensor, Tensor, Tensor]:
