@@ -89,7 +89,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for labelled, method, trial in rows:
         mine = {key[3]: value for key, value in score.items() if key[:3] == (labelled, method, trial)}
         of = [r for r in results if (r["labelled"], r["method"], r["trial"]) == (labelled, method, trial)]
-        shares = [r["confident"] for r in of if r["confident"] is not None]
+        shares = [r["confident"] for r in of if r.get("confident") is not None]
         differences = [
             "–" if method == other else paired(mine, scores_of(score, labelled, other, trial))
             for other in ("supervised", "unimatch")
