@@ -9,16 +9,6 @@ from typing import Any
 
 from mpamatch.errors import InputError, unknown
 
-KINDS = {
-    "glas": "GlaS (Warwick-QU): train_N, testA_N, testB_N with _anno, Grade.csv",
-    "ebhi-seg": "EBHI-SEG: CLASS/image and CLASS/label",
-    "busi": "BUSI ultrasound: benign, malignant and normal, each with its _mask and _mask_1",
-    "acdc": "ACDC cardiac MRI: NIfTI as distributed, or HDF5 slices",
-    "kpi": "KPIs 2024: GROUP/CASE/img and GROUP/CASE/mask",
-    "bcss-wsss": "BCSS-WSSS: train/ with image-level labels in the names, val/ and test/ with img/ and mask/",
-    "folder": "images/ and masks/ by file name; images without a mask are unlabelled",
-    "synthetic": "made-up H&E tissue; takes no SOURCE",
-}
 TAKE_FIELDS = ("train", "study")  # commands after which any field of the configuration is an option
 STORY = """\
 three commands tell the story:
@@ -83,11 +73,11 @@ def _end(sentence: str, code: int) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = _parser()
+    parser = _parser(words)
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
-    if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-") and words[1] not in KINDS:
-        raise unknown("kind of data set", words[1], KINDS)
+    if words[:1] == ["prepare"] and len(words) > 1 and not words[1].startswith("-"):
+        _kinds().kind_named(words[1])
     parsed, rest = parser.parse_known_args(words)
     if rest and parsed.command not in TAKE_FIELDS:
         known = [word for action in COMMANDS[parsed.command](Parser())._actions for word in action.option_strings]
@@ -102,12 +92,18 @@ def _run(words: list[str]) -> int:
     return importlib.import_module(f"mpamatch.commands.{parsed.command}").run(parsed)
 
 
+def _kinds() -> Any:
+    """What knows of kinds of data sets; imported for `prepare` alone, as finding them parses every reader."""
+    return importlib.import_module("mpamatch.data.kinds")
+
+
 def _place_folders(parsed: argparse.Namespace) -> None:
-    """`prepare synthetic DEST` has no SOURCE."""
-    if parsed.kind == "synthetic":
+    """A kind that makes its own images has no SOURCE: `prepare synthetic DEST`."""
+    if not _kinds().kind_named(parsed.kind).takes_source:
         if parsed.dest is not None:
             raise InputError(
-                f"prepare synthetic: makes its own tissue and takes one folder, not {parsed.source} and {parsed.dest}."
+                f"prepare {parsed.kind}: makes its own images and takes one folder, "
+                f"not {parsed.source} and {parsed.dest}."
             )
         parsed.source, parsed.dest = None, parsed.source
     elif parsed.dest is None:
@@ -119,7 +115,8 @@ def main_train() -> int:
     return main(["train", *sys.argv[1:]])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: list[str]) -> argparse.ArgumentParser:
+    """Knows every command by name, and of the one that `words` begin with its options."""
     parser = Parser(
         prog="mpamatch",
         description="Semi-supervised segmentation of tissue images: a few labelled patches, many plain ones.",
@@ -129,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, add in COMMANDS.items():
-        add(commands.add_parser(name, help=HELP[name], description=HELP[name], allow_abbrev=False))
+        command = commands.add_parser(name, help=HELP[name], description=HELP[name], allow_abbrev=False)
+        if words[:1] == [name]:
+            add(command)
     return parser
 
 
@@ -147,28 +146,22 @@ HELP = {
 
 
 def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
-    parser.usage = "mpamatch prepare KIND SOURCE DEST [options] | mpamatch prepare synthetic DEST [options]"
-    parser.add_argument("kind", metavar="KIND", help=kinds)
+    found = _kinds().kinds().values()
+    usages = ["KIND SOURCE", *(kind.name for kind in found if not kind.takes_source)]
+    parser.usage = " | ".join(f"mpamatch prepare {words} DEST [options]" for words in usages)
+    parser.add_argument("kind", metavar="KIND", help=_shown("; ".join(f"{kind.name}: {kind.help}" for kind in found)))
     parser.add_argument("source", metavar="SOURCE", help="the raw folder")
     parser.add_argument("dest", metavar="DEST", nargs="?", help="the prepared folder to make")
-    parser.add_argument(
-        "--task",
-        help="ebhi-seg: gland, cancer, all, classes or weak; glas: gland or grade; busi: lesion or classes",
-    )
-    parser.add_argument("--mask-values", help="folder: what stored values mean, as 0:background,255:gland")
-    parser.add_argument(
-        "--instances", action="store_true", help="folder: masks hold instance ids; all above 0 is one class"
-    )
-    parser.add_argument("--group-regex", help="folder: the part of a file name that tells the patient")
-    parser.add_argument(
-        "--regroup", action="store_true", help="glas, acdc, kpi, folder: split by patient, whatever parts it comes in"
-    )
+    for option in _kinds().every_option():
+        reads: dict[str, Any] = {"action": "store_true"} if option.type is bool else {"type": option.type}
+        parser.add_argument(option.flag, help=_shown(option.help), **reads)
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
-    parser.add_argument("--images", type=int, help="synthetic: how many (200)")
-    parser.add_argument("--size", type=int, help="synthetic: their side in pixels (128)")
-    parser.add_argument("--seed", type=int, help="synthetic: which tissue (0)")
     return parser
+
+
+def _shown(text: str) -> str:
+    """`text` as a help that argparse shows unchanged."""
+    return text.replace("%", "%%")
 
 
 def _split(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

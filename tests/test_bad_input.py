@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from mpamatch.cli import main
+from mpamatch.data.kinds import kinds
 from mpamatch.data.prepared import load_prepared
 from mpamatch.engine.loop import train
 from mpamatch.images import read_image
@@ -100,9 +101,7 @@ def cut_short(path):
 
 def test_missing_folder(refused, ready, tmp_path):
     nope = tmp_path / "nope"
-    refused(["prepare", "folder", nope, tmp_path / "out"], nope)
-    refused(["prepare", "glas", nope, tmp_path / "out"], nope)
-    for kind in ("ebhi-seg", "busi", "acdc", "kpi", "bcss-wsss"):
+    for kind in (one.name for one in kinds().values() if one.takes_source):
         refused(["prepare", kind, nope, tmp_path / "out"], nope)
     refused(["split", nope, "--labelled", "4"], nope)
     refused(["check", nope], nope)

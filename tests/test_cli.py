@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from mpamatch import cli
-from mpamatch.cli import COMMANDS, KINDS, main, main_train
+from mpamatch.cli import COMMANDS, main, main_train
 from mpamatch.commands import info
 from mpamatch.data import feeds
+from mpamatch.data.kinds import kinds
 from mpamatch.data.prepared import load_prepared
 from mpamatch.data.sources.ebhi_seg import LESIONS
 from mpamatch.engine.config import load_saved, recipes
@@ -145,7 +146,7 @@ def test_the_help_names_every_command_and_kind(capsys):
     assert all(command in text for command in COMMANDS)
     assert ended(["prepare", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(kind in text for kind in KINDS)
+    assert all(kind in text for kind in kinds())
 
 
 @pytest.mark.parametrize(

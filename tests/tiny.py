@@ -59,16 +59,8 @@ def make_set(root: Path) -> Prepared:
     """24 images of 48×48 from six made-up patients, four images of one patient labelled (SPLIT); all of them have an
     image-level label, every third one that it shows nothing."""
     raw = raw_set(images=24, size=48)
-    prepared = write_prepared(
-        root,
-        (replace(item, present=(1,) if number % 3 else ()) for number, item in enumerate(raw.items)),
-        name=raw.name,
-        classes=raw.classes,
-        microns_per_pixel=0.5,
-        source=raw.source,
-        licence=raw.licence,
-        keep_shared_groups=None,
-    )
+    items = (replace(item, present=(1,) if number % 3 else ()) for number, item in enumerate(raw.items))
+    prepared = write_prepared(root, replace(raw, items=items, microns_per_pixel=0.5))
     write_split(prepared, "1", 0)
     return prepared
 

@@ -78,16 +78,7 @@ def make_tissue(root: Path, seed: int) -> Prepared:
     raw = raw_set(images=TRAIN + VALIDATION + TEST, seed=seed)
     parts = ["train"] * TRAIN + ["validation"] * VALIDATION + ["test"] * TEST
     items: list[Item] = [replace(item, part=part) for item, part in zip(raw.items, parts, strict=True)]
-    return write_prepared(
-        root,
-        items,
-        name=raw.name,
-        classes=raw.classes,
-        microns_per_pixel=raw.microns_per_pixel,
-        source=raw.source,
-        licence=raw.licence,
-        keep_shared_groups=None,
-    )
+    return write_prepared(root, replace(raw, items=items))
 
 
 def use_text(config: Config) -> tuple[Config, str]:

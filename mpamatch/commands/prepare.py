@@ -1,73 +1,30 @@
 """`mpamatch prepare KIND [SOURCE] DEST`: any raw set into the one prepared form."""
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from mpamatch.data.kinds import Kind, every_option, kind_named, kinds
 from mpamatch.data.prepared import PARTS, Prepared, RawSet, write_prepared
-from mpamatch.data.sources import acdc, bcss_wsss, busi, ebhi_seg, folder, glas, kpi, synthetic
-from mpamatch.errors import InputError, unknown
-
-# The options that a kind understands; another one is an error, for it would silently do nothing.
-OPTIONS = {
-    "acdc": ("regroup",),
-    "bcss-wsss": (),
-    "busi": ("task",),
-    "ebhi-seg": ("task",),
-    "folder": ("mask_values", "instances", "group_regex", "regroup"),
-    "glas": ("task", "regroup"),
-    "kpi": ("regroup",),
-    "synthetic": ("images", "size", "seed"),
-}
-READERS: dict[str, Callable[..., RawSet]] = {
-    "acdc": acdc.raw_set,
-    "bcss-wsss": bcss_wsss.raw_set,
-    "busi": busi.raw_set,
-    "ebhi-seg": ebhi_seg.raw_set,
-    "folder": folder.raw_set,
-    "glas": glas.raw_set,
-    "kpi": kpi.raw_set,
-    "synthetic": synthetic.raw_set,
-}
-RECIPES = {
-    "acdc": "acdc",
-    "busi-lesion": "busi",
-    "busi-classes": "busi",
-    "ebhi-seg-gland": "ebhi-seg-gland",
-    "ebhi-seg-cancer": "ebhi-seg-cancer",
-    "ebhi-seg-classes": "ebhi-seg-classes",
-    "ebhi-seg-weak": "ebhi-seg-weak",
-    "bcss-wsss": "bcss-wsss",
-    "glas-gland": "glas",
-    "kpi": "kpi",
-}
+from mpamatch.errors import InputError
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """`arguments`: kind, source, dest, microns_per_pixel, and all of OPTIONS, None or False if not given."""
-    raw = _raw_set(arguments)
+    """`arguments`: kind, source, dest, microns_per_pixel, and every option of any kind, None or False if not given."""
+    kind = kind_named(arguments.kind)
+    raw = _raw_set(kind, arguments)
     dest = Path(arguments.dest)
-    prepared = write_prepared(
-        dest,
-        raw.items,
-        name=raw.name,
-        classes=raw.classes,
-        microns_per_pixel=raw.microns_per_pixel,
-        source=raw.source,
-        licence=raw.licence,
-        keep_shared_groups=raw.keep_shared_groups,
-        total=raw.count,
-    )
+    prepared = write_prepared(dest, raw)
     console = Console()
     console.print(_table(prepared))
     for remark in (prepared.note, *raw.remarks):
         if remark:
             console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
-    recipe = RECIPES.get(prepared.name, "folder")
+    recipe = kind.recipes.get(prepared.name, "folder")
     split = f"      mpamatch split {dest} --labelled 10%        (count few of the images as labelled)\n"
     console.print(
         f"next: mpamatch check {dest}\n"
@@ -80,15 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _raw_set(arguments: argparse.Namespace) -> RawSet:
-    if arguments.kind not in READERS:
-        raise unknown("kind of data set", arguments.kind, READERS)
-    options = _options(arguments)
-    if arguments.kind != "synthetic":
+def _raw_set(kind: Kind, arguments: argparse.Namespace) -> RawSet:
+    options = _options(kind, arguments)
+    if kind.takes_source:
         if arguments.source is None:
-            raise InputError(f"prepare {arguments.kind}: name the source folder and the folder to write.")
+            raise InputError(f"prepare {kind.name}: name the source folder and the folder to write.")
         options["source"] = Path(arguments.source)
-    raw = READERS[arguments.kind](**options)
+    raw = kind.reader(**options)
     microns = arguments.microns_per_pixel
     if microns is None:
         return raw
@@ -97,18 +52,17 @@ def _raw_set(arguments: argparse.Namespace) -> RawSet:
     return replace(raw, microns_per_pixel=microns)
 
 
-def _options(arguments: argparse.Namespace) -> dict:
-    given: dict = {}
-    for options in OPTIONS.values():
-        for option in options:
-            value = getattr(arguments, option)
-            if value is None or value is False:
-                continue
-            if option not in OPTIONS[arguments.kind]:
-                flag = f"--{option.replace('_', '-')}"
-                kinds = ", ".join(name for name, known in OPTIONS.items() if option in known)
-                raise InputError(f"{flag}: is an option of {kinds}, not of {arguments.kind}: leave it out.")
-            given[option] = value
+def _options(kind: Kind, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options given, by keyword; one that `kind` does not take is an error, for it would silently do nothing."""
+    given: dict[str, Any] = {}
+    for option in every_option():
+        value = getattr(arguments, option.keyword)
+        if value is None or value is False:
+            continue
+        takers = [one.name for one in kinds().values() if option.flag in one.flags]
+        if kind.name not in takers:
+            raise InputError(f"{option.flag}: is an option of {', '.join(takers)}, not of {kind.name}: leave it out.")
+        given[option.keyword] = value
     return given
 
 

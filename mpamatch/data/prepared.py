@@ -108,12 +108,12 @@ class Item:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A raw set as a source understands it; `items` may be a generator, so that only one is in memory."""
+    """A raw set as its reader understands it; `items` may be a generator, so that only one image is in memory."""
 
     name: str
     classes: tuple[Class, ...]
     items: Iterable[Item]
-    count: int
+    count: int  # of items
     microns_per_pixel: float | None
     source: str
     licence: str
@@ -312,28 +312,17 @@ def _positive(path: Path, value: Any) -> float | None:
     return float(value)
 
 
-def write_prepared(
-    dest: Path,
-    items: Iterable[Item],
-    *,
-    name: str,
-    classes: tuple[Class, ...],
-    microns_per_pixel: float | None,
-    source: str,
-    licence: str,
-    keep_shared_groups: str | None,
-    total: int | None = None,
-) -> Prepared:
-    """Writes `items` in the prepared form to `dest`, all of it or nothing; every image is decoded once.
+def write_prepared(dest: Path, raw: RawSet) -> Prepared:
+    """Writes a raw set in the prepared form to `dest`, all of it or nothing; every image is decoded once.
 
     An 8-bit RGB PNG or JPEG is copied byte for byte, anything else stored as PNG. Items without a part are
     put 60/20/20 into train, validation and test by `parts_by_group`, over the groups that have a mask; those
-    of groups without any mask go to train. `keep_shared_groups` is the reason why a group may be in two
-    parts, `total` the number of items for the progress bar.
-    Raises InputError where `dest` holds something, an image, a label or an image-level label is unfit, two
-    items share a stem, there is no item or no label of either kind, or a group is in two parts without a reason.
+    of groups without any mask go to train.
+    Raises InputError if `dest` holds something, an image, a label or an image-level label is unfit, two items
+    share a stem, there is no item or no label of either kind, or a group is in two parts and the set gives no
+    reason (`keep_shared_groups`).
     """
-    checked_classes(classes, name)
+    checked_classes(raw.classes, raw.name)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise InputError(f"{dest}: is there already: choose another folder, or remove it first.")
     try:
@@ -342,14 +331,15 @@ def write_prepared(
     except OSError as error:
         raise InputError(f"{dest}: cannot be written ({error.strerror}).") from error
     try:
-        written = [_write_item(temporary, item, classes) for item in with_progress(items, "preparing", total)]
-        listing = _listing(dest, written, keep_shared_groups)
+        items = with_progress(raw.items, "preparing", raw.count)
+        written = [_write_item(temporary, item, raw.classes) for item in items]
+        listing = _listing(dest, written, raw.keep_shared_groups)
         about = {
-            "name": name,
-            "classes": [asdict(one) for one in classes],
-            "microns_per_pixel": microns_per_pixel,
-            "source": source,
-            "licence": licence,
+            "name": raw.name,
+            "classes": [asdict(one) for one in raw.classes],
+            "microns_per_pixel": raw.microns_per_pixel,
+            "source": raw.source,
+            "licence": raw.licence,
         }
         write_json(temporary / "dataset.json", about)
         write_json(temporary / "parts.json", listing)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mpamatch.commands import check as check_command
 from mpamatch.data.checks import check, examine, write_contact_sheet
-from mpamatch.data.prepared import Class, Item, write_prepared
+from mpamatch.data.prepared import Class, Item, RawSet, write_prepared
 from mpamatch.data.splits import write_split
 from mpamatch.errors import InputError
 from mpamatch.images import read_image
@@ -26,16 +26,7 @@ def root(tmp_path) -> Path:
         label = np.zeros((20, 30), np.uint8)
         label[:10] = 1
         items.append(Item(f"i{i}", f"p{i}", part, image, None if i == 4 else label))
-    return write_prepared(
-        tmp_path / "set",
-        items,
-        name="set",
-        classes=CLASSES,
-        microns_per_pixel=None,
-        source="",
-        licence="",
-        keep_shared_groups=None,
-    ).root
+    return write_prepared(tmp_path / "set", RawSet("set", CLASSES, items, len(items), None, "", "")).root
 
 
 def save_mask(path: Path, rows: list[int], width: int = 30) -> None:

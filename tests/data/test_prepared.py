@@ -10,6 +10,7 @@ from mpamatch.data.prepared import (
     PARTS,
     Class,
     Item,
+    RawSet,
     held_out,
     load_prepared,
     parts_by_group,
@@ -30,16 +31,7 @@ def item(number: int, *, group: str | None = None, part: str | None = None, labe
 
 
 def write(dest: Path, items, *, keep_shared_groups: str | None = None):
-    return write_prepared(
-        dest,
-        items,
-        name="set",
-        classes=CLASSES,
-        microns_per_pixel=0.5,
-        source="here",
-        licence="none",
-        keep_shared_groups=keep_shared_groups,
-    )
+    return write_prepared(dest, RawSet("set", CLASSES, items, len(items), 0.5, "here", "none", keep_shared_groups))
 
 
 def set_json(path: Path, **changes) -> None:

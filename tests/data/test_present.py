@@ -11,6 +11,7 @@ from mpamatch.data.checks import check
 from mpamatch.data.prepared import (
     Class,
     Item,
+    RawSet,
     load_prepared,
     training_lists,
     weak_training_lists,
@@ -31,16 +32,7 @@ def item(number: int, part: str, present: tuple[int, ...] | None, label: int | N
 
 
 def write(dest: Path, items: list[Item]):
-    return write_prepared(
-        dest,
-        items,
-        name="weak",
-        classes=CLASSES,
-        microns_per_pixel=None,
-        source="",
-        licence="",
-        keep_shared_groups=None,
-    )
+    return write_prepared(dest, RawSet("weak", CLASSES, items, len(items), None, "", ""))
 
 
 ITEMS = [

@@ -19,6 +19,12 @@ nibabel = pytest.importorskip("nibabel", reason="extra acdc is not installed")
 from tests.data.acdc_files import DEPTH, HEIGHT, WIDTH, acdc_folder, hdf5, nifti, slices, volume  # noqa: E402
 from tests.data.raw import arguments  # noqa: E402
 
+CLASSES = {"background", "right ventricle", "myocardium", "left ventricle"}
+
+
+def prepare_words(root: Path, data: Path) -> list[str]:
+    return ["acdc", str(acdc_folder(root)), str(data)]
+
 
 @pytest.fixture
 def distributed(tmp_path) -> Path:

@@ -15,6 +15,7 @@ from mpamatch.data.sources import bcss_wsss
 from mpamatch.errors import InputError
 from tests.data.raw import SIZE, arguments, image
 
+CLASSES = {"background", "tumour", "stroma", "lymphocytes", "necrosis"}
 PALETTE = [255, 0, 0, 0, 255, 0, 0, 0, 255, 153, 0, 255, 255, 255, 255]
 REGION = "DX1_xmin45749_ymin25055_MPP-0.2500"
 
@@ -29,10 +30,9 @@ def palette_mask(path: Path, indices: list[int]) -> Path:
     return path
 
 
-@pytest.fixture
-def breast(tmp_path) -> Path:
+def breast_folder(root: Path) -> Path:
     """Five training patches of two patients, two validation patches, a test patch of a third and a fourth."""
-    source = tmp_path / "BCSS-WSSS"
+    source = root / "BCSS-WSSS"
     for i, digits in enumerate(("1101", "0010", "1000", "0111")):
         image(source / "train" / f"TCGA-A1-A0SK-{REGION}+{i}[{digits}].png", i)
     image(source / "train" / f"TCGA-A2-A04P-{REGION}+0[1111].png", 9)
@@ -43,6 +43,15 @@ def breast(tmp_path) -> Path:
     palette_mask(source / "test" / "mask" / f"TCGA-D8-A27F-{REGION}+0.png", [0, 1, 2, 3, 4])
     (source / "Readme.txt").write_text("words")
     return source
+
+
+def prepare_words(root: Path, data: Path) -> list[str]:
+    return ["bcss-wsss", str(breast_folder(root)), str(data)]
+
+
+@pytest.fixture
+def breast(tmp_path) -> Path:
+    return breast_folder(tmp_path)
 
 
 def test_image_level_labels_masks_and_parts(breast):

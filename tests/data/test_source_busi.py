@@ -12,7 +12,24 @@ from mpamatch.data.checks import check
 from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import busi
 from mpamatch.errors import InputError
-from tests.data.raw import SIZE, arguments, busi_folder, image, labels, mask
+from tests.data.raw import SIZE, arguments, image, labels, mask
+
+CLASSES = {"background", "lesion"}
+
+
+def busi_folder(root: Path) -> Path:
+    """BUSI as the archive unpacks: six images of each kind, one with two masks."""
+    source = root / "Dataset_BUSI_with_GT"
+    for k, kind in enumerate(("benign", "malignant", "normal")):
+        for i in range(1, 7):
+            image(source / kind / f"{kind} ({i}).png", 10 * k + i)
+            mask(source / kind / f"{kind} ({i})_mask.png", [0] if kind == "normal" else [0, 0, 255])
+    mask(source / "benign" / "benign (1)_mask_1.png", [255, 0, 0])
+    return source
+
+
+def prepare_words(root: Path, data: Path) -> list[str]:
+    return ["busi", str(busi_folder(root)), str(data)]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """KPIs on a made-up folder of its layout: cases, parts by folder, JPEG masks."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,42 @@ from mpamatch.data.checks import check
 from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import kpi
 from mpamatch.errors import InputError
-from tests.data.raw import SIZE, arguments, image, kpi_case, kpi_drawn, kpi_folder
+from tests.data.raw import SIZE, arguments, image
+
+CLASSES = {"background", "glomerulus"}
+
+
+def kpi_drawn(seed: int) -> np.ndarray:
+    """(H, W) bool: a block at a place of the seed's."""
+    label = np.zeros((SIZE[1], SIZE[0]), dtype=bool)
+    label[4:13, 3 + seed % 8 : 13 + seed % 8] = True
+    return label
+
+
+def kpi_case(folder: Path, names: list[str], ending: str = "_mask") -> None:
+    for i, name in enumerate(names):
+        image(folder / "img" / f"{name}_img.jpg", zlib.crc32(name.encode()))
+        (folder / "mask").mkdir(exist_ok=True)
+        Image.fromarray(np.uint8(255) * kpi_drawn(i)).save(folder / "mask" / f"{name}{ending}.jpg", quality=70)
+
+
+def kpi_folder(root: Path) -> Path:
+    """KPIs: five training cases of two groups and a test case, and a folder of slides that is not read."""
+    source = root / "KPIs24"
+    training = source / "KPIs24 Training Data" / "Task1_patch_level" / "data"
+    for number in (116, 117, 118):
+        kpi_case(training / "56Nx" / f"12_{number}", [f"56Nx_12_{number}_{i}_4096_0" for i in range(2)])
+    for number in (361, 362):
+        kpi_case(training / "DN" / f"11-{number}", [f"11-{number}_{i}_0_0" for i in range(2)], ending="_img")
+    test = source / "KPIs24 Testing Data" / "Task1_patch_level" / "test"
+    kpi_case(test / "56Nx" / "12-299", ["12-299_37_11264_1024", "12-299_38_0_0"])
+    (source / "KPIs24 Training Data" / "Task2_WSI_level" / "56Nx").mkdir(parents=True)
+    (source / "KPIs24 Training Data" / "Task2_WSI_level" / "56Nx" / "12-116_wsi.tiff").write_bytes(b"a slide")
+    return source
+
+
+def prepare_words(root: Path, data: Path) -> list[str]:
+    return ["kpi", str(kpi_folder(root)), str(data)]
 
 
 @pytest.fixture

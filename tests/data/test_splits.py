@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpamatch.commands import split as split_command
-from mpamatch.data.prepared import Class, Item, Prepared, training_lists, write_prepared
+from mpamatch.data.prepared import Class, Item, Prepared, RawSet, training_lists, write_prepared
 from mpamatch.data.splits import draw_split, draw_splits, write_split
 from mpamatch.errors import InputError
 
@@ -30,16 +30,8 @@ def prepared(tmp_path_factory) -> Prepared:
             items.append(Item(stem, f"p{patient:02d}", "train", image, None if patient == 39 else label))
     for part in ("validation", "test"):
         items.append(Item(part, part, part, np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)))
-    return write_prepared(
-        tmp_path_factory.mktemp("data") / "set",
-        items,
-        name="set",
-        classes=classes,
-        microns_per_pixel=None,
-        source="",
-        licence="",
-        keep_shared_groups=None,
-    )
+    raw = RawSet("set", classes, items, len(items), None, "", "")
+    return write_prepared(tmp_path_factory.mktemp("data") / "set", raw)
 
 
 @pytest.mark.parametrize(

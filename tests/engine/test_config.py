@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import yaml
 
-from mpamatch.commands.prepare import RECIPES
 from mpamatch.data.config import DataConfig
+from mpamatch.data.kinds import kinds
 from mpamatch.data.sources import acdc
 from mpamatch.data.sources.ebhi_seg import LESIONS
 from mpamatch.engine.config import EngineConfig, field_help, load_config, load_saved, recipes, save_config
@@ -94,7 +94,8 @@ def test_every_recipe_holds_for_every_method_and_is_saved_as_it_was(recipe, meth
 
 
 def test_the_recipes_that_prepare_names_exist():
-    assert {*RECIPES.values(), "folder", "demo"} <= set(recipes())
+    named = {recipe for kind in kinds().values() for recipe in kind.recipes.values()}
+    assert named | {"folder", "demo"} <= set(recipes())
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipes() if name != "folder"])

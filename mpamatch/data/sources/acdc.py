@@ -17,10 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.kinds import REGROUP, Kind
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing, official_parts, part_in
 from mpamatch.errors import InputError
 from mpamatch.images import SMALLEST_SIDE, default_colour
+
+KIND = Kind(
+    name="acdc",
+    help="ACDC cardiac MRI: NIfTI as distributed, or HDF5 slices",
+    module=__name__,
+    options=(REGROUP,),
+    recipes={"acdc": "acdc"},
+)
 
 CLASSES = ("background", "right ventricle", "myocardium", "left ventricle")
 WINDOW = (1.0, 99.0)  # percentiles of a volume that become black and white

@@ -16,10 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.kinds import Kind
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing, images_in
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, read_mask
+
+KIND = Kind(
+    name="bcss-wsss",
+    help="BCSS-WSSS: train/ with image-level labels in the names, val/ and test/ with img/ and mask/",
+    module=__name__,
+    recipes={"bcss-wsss": "bcss-wsss"},
+)
 
 # The colours of the published palette; the background, which no mask shows, is drawn black.
 CLASSES = (

@@ -14,10 +14,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing, images_in, read_drawn
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_image
+
+KIND = Kind(
+    name="busi",
+    help="BUSI ultrasound: benign, malignant and normal, each with its _mask and _mask_1",
+    module=__name__,
+    options=(Option("--task", "lesion or classes"),),
+    recipes={"busi-lesion": "busi", "busi-classes": "busi"},
+)
 
 TASKS = ("lesion", "classes")
 LESIONS = ("benign", "malignant")

@@ -11,10 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
+from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import images_in
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_mask
+
+KIND = Kind(
+    name="ebhi-seg",
+    help="EBHI-SEG: CLASS/image and CLASS/label",
+    module=__name__,
+    options=(Option("--task", "gland, cancer, all, classes or weak"),),
+    recipes={
+        "ebhi-seg-gland": "ebhi-seg-gland",
+        "ebhi-seg-cancer": "ebhi-seg-cancer",
+        "ebhi-seg-classes": "ebhi-seg-classes",
+        "ebhi-seg-weak": "ebhi-seg-weak",
+    },
+)
 
 LESIONS = ("Normal", "Polyp", "Low-grade IN", "High-grade IN", "Serrated adenoma", "Adenocarcinoma")
 CANCER = "Adenocarcinoma"

@@ -13,10 +13,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.kinds import REGROUP, Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet, with_progress
 from mpamatch.data.sources.layout import with_validation
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, IMAGE_SUFFIXES, default_colour, read_mask
+
+KIND = Kind(
+    name="folder",
+    help="images/ and masks/ by file name; images without a mask are unlabelled",
+    module=__name__,
+    options=(
+        Option("--mask-values", "what stored values mean, as 0:background,255:gland"),
+        Option("--instances", "masks hold instance ids; all above 0 is one class", bool),
+        Option("--group-regex", "the part of a file name that tells the patient"),
+        REGROUP,
+    ),
+)
 
 _PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ENDING = re.compile(r"[_-](img|image|mask|label|anno|gt)$", re.IGNORECASE)

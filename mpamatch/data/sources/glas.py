@@ -12,9 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
+from mpamatch.data.kinds import REGROUP, Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet, held_out
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_mask
+
+KIND = Kind(
+    name="glas",
+    help="GlaS (Warwick-QU): train_N, testA_N, testB_N with _anno, Grade.csv",
+    module=__name__,
+    options=(Option("--task", "gland or grade"), REGROUP),
+    recipes={"glas-gland": "glas"},
+)
 
 TASKS = ("gland", "grade")
 GRADES = ("benign", "malignant")

@@ -12,10 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from mpamatch.data.kinds import REGROUP, Kind
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing, images_in, official_parts, part_in, read_drawn
 from mpamatch.errors import InputError
 from mpamatch.images import default_colour
+
+KIND = Kind(
+    name="kpi",
+    help="KPIs 2024: GROUP/CASE/img and GROUP/CASE/mask",
+    module=__name__,
+    options=(REGROUP,),
+    recipes={"kpi": "kpi"},
+)
 
 _ENDING = re.compile(r"[_-](img|mask)$", re.IGNORECASE)
 

@@ -2,10 +2,23 @@
 
 from collections.abc import Iterator
 
+from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.synthetic import group_of, synthesize
 from mpamatch.errors import InputError
 from mpamatch.images import default_colour
+
+KIND = Kind(
+    name="synthetic",
+    help="made-up H&E tissue; takes no SOURCE",
+    module=__name__,
+    options=(
+        Option("--images", "how many (200)", int),
+        Option("--size", "their side in pixels (128)", int),
+        Option("--seed", "which tissue (0)", int),
+    ),
+    takes_source=False,
+)
 
 
 def raw_set(images: int = 200, size: int = 128, seed: int = 0) -> RawSet:
