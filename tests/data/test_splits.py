@@ -56,8 +56,10 @@ def test_a_budget_counts_patients_with_masks(prepared, budget, groups, name):
 
 
 def test_smaller_budgets_lie_within_larger_ones(prepared):
+    budgets = ("1", "3", "10%", "5", "50%", "39")
+    splits = draw_splits(prepared, budgets, range(3))
     for seed in range(3):
-        drawn = [draw_split(prepared, budget, seed).groups for budget in ("1", "3", "10%", "5", "50%", "39")]
+        drawn = [splits[budget, seed].groups for budget in budgets]
         assert [len(groups) for groups in drawn] == [1, 3, 4, 5, 20, 39]
         assert all(larger[: len(smaller)] == smaller for smaller, larger in pairwise(drawn))
 
@@ -69,12 +71,11 @@ def test_seeds_differ_and_repeat(prepared):
 
 
 def test_a_small_budget_shows_every_class_where_it_can(prepared):
+    splits = draw_splits(prepared, ["3", "1"], range(8))
     for seed in range(8):
-        split = draw_split(prepared, "3", seed)
-        assert split.missing_classes == ()
-        assert f"p{RARE}" in split.groups
-    missing = [draw_split(prepared, "1", seed).missing_classes for seed in range(8)]
-    assert all(len(one) == 2 for one in missing)
+        assert splits["3", seed].missing_classes == ()
+        assert f"p{RARE}" in splits["3", seed].groups
+        assert len(splits["1", seed].missing_classes) == 2
 
 
 def test_the_file_is_what_training_reads(prepared):
