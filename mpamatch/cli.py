@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of several ranks under torchrun one alone says why they end, whichever was the first to know.
     """
+    for stream in (sys.stdout, sys.stderr):  # file names may hold what a terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     ranks = _ranks()
     if ranks is None:

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -129,3 +131,28 @@ def test_prepare_refuses(tmp_path, given, named):
     with pytest.raises(InputError, match=named):
         prepare.run(arguments(**({"source": tmp_path, "dest": tmp_path / "out"} | given)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take names in UTF-8 alone")
+def test_names_are_bytes(tmp_path):
+    """A folder and an image whose names are no UTF-8 are prepared, checked and split."""
+    source = tmp_path / os.fsdecode(b"set\xff[1]")
+    for i, name in enumerate((b"a.png", b"b.png", b"c\xfe.png", b"d.png", b"e.png")):
+        image(source / "images" / os.fsdecode(name), i)
+        mask(source / "masks" / os.fsdecode(name), [0, 1])
+    data = tmp_path / os.fsdecode(b"out\xff")
+    assert main(["prepare", "folder", str(source), str(data)]) == 0
+    prepared = load_prepared(data)
+    assert prepared.name == source.name
+    assert prepared.groups[os.fsdecode(b"c\xfe.png")] == os.fsdecode(b"c\xfe")
+    assert b"\\udcfe" in (data / "parts.json").read_bytes()
+    assert main(["check", str(data)]) == 0
+    assert main(["split", str(data), "--labelled", "1"]) == 0
+
+
+def test_a_terminal_without_our_letters_is_written_to(tmp_path, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert main(["prepare", "synthetic", str(tmp_path / "sét"), "--images", "12", "--size", "48"]) == 0
+    sys.stdout.flush()
+    assert b"s\\xe9t" in shown.getvalue()
