@@ -1,1 +1,1 @@
-"""One module per kind of raw data set: each turns it into items that `data.prepared` writes."""
+"""One module per kind of raw data set: its record KIND (data/kinds.py) and its reader raw_set."""

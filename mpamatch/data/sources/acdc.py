@@ -39,17 +39,17 @@ _HDF5 = re.compile(r"(patient\d+)_frame(\d+)(?:_slice_?(\d+))?\.(?:h5|hdf5)")
 
 
 def raw_set(source: Path, regroup: bool = False) -> RawSet:
-    """ACDC by slices, a patient per group; 4D files are left alone.
+    """Reads ACDC slice by slice, a patient per group; 4D files are left alone.
 
     Greys are cut at the 1st and the 99th percentile of all slices of a frame (a patient at one moment), spread
     over 0..255 and repeated as R, G and B; slices keep their pixels, whose size differs between patients. The
-    parts are those of val.list and test.list (a frame or slice per line) where both lie in the folder; else the
-    folders training and testing with a fifth of the training patients as validation; else, where one of them is
+    parts are those of val.list and test.list (a frame or slice per line) if both lie in the folder; else the
+    folders training and testing with a fifth of the training patients as validation; else, if one of them is
     missing or testing has no ground truth, or with `regroup`, drawn by patient. What has no ground truth is
     unlabelled. Of slices and a volume of one frame the slices are read; slices of a volume are numbered from 0.
-    Raises InputError where `source` holds no such file or both forms, a patient is in both lists, a ground
-    truth has no image or h5py or nibabel is not installed, and, while the items are read, for a file that
-    cannot be decoded, an image and a label of two shapes, or a label outside 0..3.
+    Raises InputError if `source` holds no such file or both forms, a patient is in both lists, a ground truth
+    has no image or h5py or nibabel is not installed, and, while the items are read, for a file that cannot be
+    decoded, an image and a label of two shapes, or a label outside 0..3.
     """
     frames = _frames(existing(source))
     parts = [None] * len(frames) if regroup else _parts(source, frames)
@@ -72,7 +72,7 @@ class _Frame:
     patient: str
     number: str
     part: str | None  # as the folders say
-    slices: dict[int, Path]  # empty where `volume` holds them all
+    slices: dict[int, Path]  # empty if `volume` holds them all
     volume: Path | None
     truth: Path | None = None  # of a NIfTI volume; an HDF5 file holds image and label
 
@@ -130,7 +130,7 @@ def _hdf5_frames(source: Path, files: list[Path]) -> list[_Frame]:
 
 
 def _groups(pattern: re.Pattern[str], path: Path) -> tuple[str, ...]:
-    """What `pattern` finds in a name that fits it; empty where an optional group is missing."""
+    """Returns the groups of `pattern` in a name that fits it; an optional group that is missing is empty."""
     match = pattern.fullmatch(path.name)
     assert match is not None, "the files were chosen by this pattern"
     return match.groups(default="")

@@ -46,14 +46,14 @@ _PATIENT = re.compile(r"TCGA-[^-_]+-[^-_]+")
 
 
 def raw_set(source: Path) -> RawSet:
-    """BCSS-WSSS: training patches with image-level labels and no mask, validation and test patches with both.
+    """Reads BCSS-WSSS: training patches with image-level labels and no mask, validation and test patches with both.
 
     The classes are background and the four tissues. What the set excludes (index 4) is ignored, so the background
     occurs in no label; the foreground means of an evaluation are those over the tissues. The image-level label of a
     validation or test patch is the tissues in its mask. The group is the patient of the TCGA barcode, the
     parts are the published ones. `source` may also be the folder that holds train/; training/ for train/ and
     valid/ for val/ are understood, and images in an img/ within train/.
-    Raises InputError where one of the folders is missing or holds no image, an image of val/ or test/ has no mask,
+    Raises InputError if one of the folders is missing or holds no image, an image of val/ or test/ has no mask,
     a mask no image, a training name no four digits of 0 and 1 in brackets, a name no patient, or, while the items
     are read, a mask another index than 0 to 4.
     """

@@ -2,7 +2,7 @@
 
 Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 2020, doi 10.1016/j.dib.2019.104863.
 As distributed: benign/, malignant/ and normal/, in each `benign (1).png` beside `benign (1)_mask.png`, and
-`benign (1)_mask_1.png`, … where an image shows several lesions. No patient ids are published.
+`benign (1)_mask_1.png`, … if an image shows several lesions. No patient ids are published.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _MASK = re.compile(r"(.+)_mask(?:_\d+)?", re.IGNORECASE)
 
 
 def raw_set(source: Path, task: str = "lesion") -> RawSet:
-    """BUSI for one task: lesion (background, lesion) or classes (background, benign, malignant).
+    """Reads BUSI for one task: lesion (background, lesion) or classes (background, benign, malignant).
 
     The masks of an image are united. Images of normal/ are background all over, with or without a mask; an
     image of the other two folders without one is unlabelled. Images of equal pixels are one group, every other

@@ -13,7 +13,7 @@ import numpy as np
 
 from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
-from mpamatch.data.sources.layout import images_in
+from mpamatch.data.sources.layout import existing, images_in
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_mask
 
@@ -40,7 +40,7 @@ _PATIENT = re.compile(r"[A-Za-z]+(\d{7})-")
 
 
 def raw_set(source: Path, task: str = "gland") -> RawSet:
-    """EBHI-Seg for one task.
+    """Reads EBHI-Seg for one task.
 
     gland: background and gland, all lesions but adenocarcinoma; cancer: background and cancer, adenocarcinoma
     alone; all: background and gland, every image; classes: background and the six lesions, inside the masks;
@@ -50,9 +50,7 @@ def raw_set(source: Path, task: str = "gland") -> RawSet:
     """
     if task not in TASKS:
         raise unknown("task of ebhi-seg", task, TASKS)
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder.")
-    pairs = [pair for lesion in _lesions(task) for pair in _pairs(source, lesion)]
+    pairs = [pair for lesion in _lesions(task) for pair in _pairs(existing(source), lesion)]
     return RawSet(
         name=f"ebhi-seg-{task}",
         classes=_classes(task),

@@ -45,14 +45,14 @@ def raw_set(
     group_regex: str | None = None,
     regroup: bool = False,
 ) -> RawSet:
-    """A folder of images and masks.
+    """Reads a folder of images and masks.
 
     mask_values: what the values in the masks mean, "0:background,255:gland"; the name `ignore` marks what is
     not to be learned. Without it the values must be 0..C-1, or 255 for ignore. instances: any value above 0
     is the one class "object". group_regex: finds the group (patient) in the file's name without ending, its
     first capture group or the whole match; without it each image is its own group. regroup: draw the parts by
-    group even where images/ has folders for them.
-    Raises InputError where images/ or all masks are missing, a mask has no image, two files have one name, a
+    group even if images/ has folders for them.
+    Raises InputError if images/ or all masks are missing, a mask has no image, two files have one name, a
     value is not explained (with the line that would), or the regex is broken or does not match.
     """
     if instances and mask_values is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mpamatch.data.kinds import REGROUP, Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet, held_out
+from mpamatch.data.sources.layout import existing
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_mask
 
@@ -32,7 +33,7 @@ _FILE = re.compile(r"((train|testA|testB)_\d+)(_anno)?\.(?:bmp|png)", re.IGNOREC
 
 
 def raw_set(source: Path, task: str = "gland", regroup: bool = False) -> RawSet:
-    """GlaS for one task: gland (background, gland) or grade (background, benign, malignant).
+    """Reads GlaS for one task: gland (background, gland) or grade (background, benign, malignant).
 
     The official test images (A and B) are the test part; 20 % of the official training images, by patient,
     are the validation part. The official parts share patients: `regroup` draws all parts by patient instead.
@@ -67,9 +68,7 @@ class _Row:
 
 def _folder(source: Path) -> Path:
     """Where the images lie: `source` itself or, as the archive unpacks, a folder in it."""
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder.")
-    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+    for folder in (existing(source), *sorted(path for path in source.iterdir() if path.is_dir())):
         if any(_FILE.fullmatch(path.name) for path in folder.iterdir()):
             return folder
     raise InputError(f"{source}: holds no train_N, testA_N or testB_N image (.bmp or .png).")
@@ -93,7 +92,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def _grades(source: Path, task: str) -> dict[str, _Row]:
-    """Grade.csv by image; empty where there is none and the task can do without."""
+    """Reads Grade.csv, by image; empty if there is none and the task can do without."""
     found = sorted(path for path in source.rglob("*.csv") if path.name.lower() == "grade.csv")
     if not found:
         if task == "grade":

@@ -30,12 +30,12 @@ _ENDING = re.compile(r"[_-](img|mask)$", re.IGNORECASE)
 
 
 def raw_set(source: Path, regroup: bool = False) -> RawSet:
-    """KPIs: background and glomerulus, a case (one mouse) per group.
+    """Reads KPIs: background and glomerulus, a case (one mouse) per group.
 
-    `source` is any folder above the cases' img/ and mask/. A case is in validation or test where a folder
-    between it and `source` says so, else in train; where there is no train or no test among them, or with
+    `source` is any folder above the cases' img/ and mask/. A case is in validation or test if a folder
+    between it and `source` says so, else in train; if there is no train or no test among them, or with
     `regroup`, all parts are drawn by case. A patch without a mask is unlabelled. JPEG masks are cut at 127.
-    Raises InputError where `source` or every img/ is missing, a mask has no image, or two files of a case have
+    Raises InputError if `source` or every img/ is missing, a mask has no image, or two files of a case have
     one name.
     """
     folders = sorted(path for path in existing(source).rglob("img") if path.is_dir())
@@ -77,7 +77,7 @@ def _pairs(source: Path, images: Path) -> list[_Pair]:
 
 
 def _by_key(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their name without _img or _mask: some copies name masks like their images."""
+    """Finds the images of a folder by their name without _img or _mask: some copies name masks like their images."""
     found: dict[str, Path] = {}
     for path in images_in(folder):
         key = _ENDING.sub("", path.stem)

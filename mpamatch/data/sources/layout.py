@@ -23,12 +23,12 @@ _PART_OF_WORD = {
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files straight in `folder`, by name; hidden ones are left out."""
+    """Lists the image files straight in `folder`, by name; hidden ones are left out."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def read_drawn(path: Path) -> NDArray[np.bool_]:
-    """(H, W): where a mask of two values is drawn, 0/1 or 0/255; JPEG smears the latter, so the nearer one counts.
+    """Reads a mask of two values, 0/1 or 0/255; JPEG smears the latter, so the nearer one counts. (H, W), True: drawn.
 
     Raises InputError, naming the file, as `read_mask` does.
     """
@@ -37,7 +37,7 @@ def read_drawn(path: Path) -> NDArray[np.bool_]:
 
 
 def part_in(path: PurePath) -> str | None:
-    """The part that a folder of `path` names (training, val, KPIs24 Testing Data, …), the innermost one first."""
+    """Finds the part that a folder of `path` names (training, val, KPIs24 Testing Data, …), the innermost one first."""
     for name in reversed(path.parts):
         for word in re.findall(r"[a-z]+", name.lower()):
             if word in _PART_OF_WORD:
@@ -46,10 +46,10 @@ def part_in(path: PurePath) -> str | None:
 
 
 def official_parts(parts: Sequence[str | None], groups: Sequence[str]) -> list[str | None]:
-    """`parts` as a set comes with them; a missing validation part is a fifth of train, by group.
+    """Keeps the `parts` that a set comes with; a missing validation part is a fifth of train, by group.
 
-    All None, to be drawn by group, where the set has no training or no test part of its own: then its folders
-    are an excerpt.
+    All None, to be drawn by group, if the set has no training or no test part of its own: then its folders are
+    an excerpt.
     """
     if not {"train", "test"} <= set(parts) or None in parts:
         return [None] * len(parts)
@@ -57,7 +57,7 @@ def official_parts(parts: Sequence[str | None], groups: Sequence[str]) -> list[s
 
 
 def with_validation(parts: Sequence[str | None], groups: Sequence[str]) -> list[str | None]:
-    """`parts`, where none is validation with a fifth of train, by group, as that."""
+    """Makes a fifth of train, by group, the validation part, unless `parts` has one."""
     if "validation" in parts:
         return list(parts)
     validation = held_out(group for group, part in zip(groups, parts, strict=True) if part == "train")
@@ -68,7 +68,7 @@ def with_validation(parts: Sequence[str | None], groups: Sequence[str]) -> list[
 
 
 def existing(source: Path) -> Path:
-    """`source`; raises InputError where it is no folder."""
+    """Returns `source`; raises InputError if it is no folder."""
     if not source.is_dir():
         raise InputError(f"{source}: no such folder.")
     return source

@@ -22,7 +22,7 @@ KIND = Kind(
 
 
 def raw_set(images: int = 200, size: int = 128, seed: int = 0) -> RawSet:
-    """`images` squares of `size` pixels of background and gland, the same for the same `seed`.
+    """Makes `images` squares of `size` pixels of background and gland, the same for the same `seed`.
 
     Raises InputError for fewer than 12 images (three patients), or a size outside 32..4096.
     """
