@@ -57,7 +57,7 @@ def test_from_the_raw_folder_to_a_score(kind, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        ("mpamatch.data.sources.toy", r"the kind toy has no tests: write tests/data/test_source_toy\.py with"),
+        ("mpamatch.data.sources.nobody", r"the kind none has no tests: write tests/data/test_source_nobody\.py with"),
         ("mpamatch.data.checks", r"tests/data/test_source_checks\.py has no prepare_words"),
     ],
 )
@@ -66,4 +66,4 @@ def test_a_kind_without_tests_is_told_what_is_missing(module, says, monkeypatch)
         monkeypatch.setattr(Path, "is_file", lambda _: True)
         monkeypatch.setattr(importlib, "import_module", ModuleType)
     with pytest.raises(pytest.fail.Exception, match=says):
-        module_of_tests(Kind("toy", "dots", module))
+        module_of_tests(Kind("none", "nothing", module))

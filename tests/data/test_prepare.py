@@ -15,28 +15,28 @@ import pytest
 from mpamatch.cli import main
 from mpamatch.commands import prepare
 from mpamatch.data import sources
-from mpamatch.data.kinds import Kind, Option, declared, every_option, kinds
+from mpamatch.data.kinds import REGROUP, Kind, Option, declared, every_option, kinds
 from mpamatch.data.prepared import Class, Item, RawSet, load_prepared
 from mpamatch.errors import InputError
 from tests.data.raw import arguments, image, mask
 
 MODULES = sorted(path.stem for path in Path(sources.__path__[0]).glob("*.py"))
-TOY = """
+NEW = """
 import no_such_library
 
-KIND = Kind(name="toy", help="dots", module=__name__, options=(REGROUP, Option("--dots", "how many", int)))
+KIND = Kind(name="new", help="dots", module=__name__, options=(REGROUP, Option("--dots", "how many", int)))
 """
 
 
 @pytest.fixture
 def new_module(tmp_path, monkeypatch):
-    """Writes toy.py, a new module beside those of mpamatch.data.sources."""
+    """Writes a_new_kind.py, a new module beside those of mpamatch.data.sources."""
 
     def write(source: str) -> str:
-        (tmp_path / "toy.py").write_text(source)
+        (tmp_path / "a_new_kind.py").write_text(source)
         monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
         kinds.cache_clear()
-        return "mpamatch.data.sources.toy"
+        return "mpamatch.data.sources.a_new_kind"
 
     yield write
     kinds.cache_clear()
@@ -62,34 +62,36 @@ def test_the_reader_has_a_keyword_for_every_option(kind):
 
 
 def test_a_new_module_is_a_kind_without_being_imported(new_module):
-    name = new_module(TOY)
-    assert kinds()["toy"] == Kind("toy", "dots", name, (*kinds()["kpi"].options, Option("--dots", "how many", int)))
+    name = new_module(NEW)
+    assert kinds()["new"] == Kind("new", "dots", name, (REGROUP, Option("--dots", "how many", int)))
     assert name not in sys.modules
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-        _ = kinds()["toy"].reader
+        _ = kinds()["new"].reader
 
 
 def test_a_record_of_other_names_is_an_error_at_its_line(new_module):
     with pytest.raises(NameError, match="TASKS") as caught:
-        declared(new_module('TASKS = ("a", "b")\n\nKIND = Kind("toy", " or ".join(TASKS), __name__)\n'))
-    assert caught.traceback[-1].path.name == "toy.py"
+        declared(new_module('TASKS = ("a", "b")\n\nKIND = Kind("new", " or ".join(TASKS), __name__)\n'))
+    assert caught.traceback[-1].path.name == "a_new_kind.py"
     assert caught.traceback[-1].lineno == 2  # counted from 0
 
 
 def test_help_shows_every_option_once_with_the_kinds_that_take_it(new_module, capsys):
-    new_module(TOY.replace("how many", "100 % of them"))
+    new_module(NEW.replace("how many", "100 % of them"))
     helps = {option.flag: option.help for option in every_option()}
     assert len(helps) == len(every_option())
-    assert helps["--regroup"] == "acdc, folder, glas, kpi, toy: split by patient, whatever parts it comes in"
-    assert helps["--task"].startswith("busi: lesion or classes; ebhi-seg: gland, cancer,")
+    regrouped = [kind.name for kind in kinds().values() if REGROUP in kind.options]
+    assert set(regrouped) >= {"acdc", "folder", "glas", "kpi", "new"}
+    assert helps["--regroup"] == f"{', '.join(regrouped)}: split by patient, whatever parts it comes in"
+    assert {"busi: lesion or classes", "glas: gland or grade"} <= set(helps["--task"].split("; "))
     with pytest.raises(SystemExit):
         main(["prepare", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for flag, text in helps.items():
         assert len(re.findall(rf"{flag}\b", shown)) == 1
         assert text in shown
-    assert "toy: dots" in shown
-    assert "toy: 100 % of them" in shown
+    assert "new: dots" in shown
+    assert "new: 100 % of them" in shown
 
 
 def test_a_kind_of_ones_own_joins(tmp_path, capsys, monkeypatch):
@@ -109,7 +111,7 @@ def test_a_kind_of_ones_own_joins(tmp_path, capsys, monkeypatch):
     assert f"--recipe glas --data.root {tmp_path / 'set'}" in capsys.readouterr().out
     assert len(load_prepared(tmp_path / "set").groups) == 7
     assert main(["prepare", "dots", str(tmp_path / "other"), "--seed", "7"]) == 2
-    assert "--seed: is an option of synthetic, not of dots: leave it out." in capsys.readouterr().err
+    assert "not of dots: leave it out." in capsys.readouterr().err
     assert main(["prepare", "dots", str(tmp_path / "set"), str(tmp_path / "other")]) == 2
     assert "prepare dots: makes its own images and takes one folder" in capsys.readouterr().err
 
@@ -118,9 +120,9 @@ def test_a_kind_of_ones_own_joins(tmp_path, capsys, monkeypatch):
     ("given", "named"),
     [
         ({"kind": "galas"}, "did you mean 'glas'"),
-        ({"kind": "folder", "task": "gland"}, "--task: is an option of busi, ebhi-seg, glas, not of folder"),
-        ({"kind": "glas", "mask_values": "0:a,1:b"}, "--mask-values: is an option of folder, not of glas"),
-        ({"kind": "ebhi-seg", "images": 3}, "--images: is an option of synthetic"),
+        ({"kind": "folder", "task": "gland"}, "--task: is an option of .*busi, .*ebhi-seg, .*glas.*, not of folder"),
+        ({"kind": "glas", "mask_values": "0:a,1:b"}, "--mask-values: is an option of .*folder.*, not of glas"),
+        ({"kind": "ebhi-seg", "images": 3}, "--images: is an option of .*synthetic"),
         ({"kind": "folder", "source": None}, "name the source folder"),
         ({"kind": "folder", "instances": True, "microns_per_pixel": -1.0}, "--microns-per-pixel -1"),
     ],
