@@ -11,7 +11,6 @@ splits/*.json    which training images count as labelled
 import dataclasses
 import difflib
 import hashlib
-import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -372,7 +371,7 @@ def parts_by_group(groups: Iterable[str]) -> dict[str, str]:
 
 def hash_order(names: Iterable[str]) -> list[str]:
     """The distinct `names` in an order that is arbitrary but the same everywhere."""
-    return sorted(set(names), key=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest())
+    return sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
 
 
 def held_out(groups: Iterable[str], share: float = 0.2) -> set[str]:
