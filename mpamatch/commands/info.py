@@ -16,6 +16,7 @@ from mpamatch.methods import METHODS
 from mpamatch.models.encoders import presets
 from mpamatch.models.text import text_encoders
 from mpamatch.ops import dispatch, native
+from mpamatch.ops.operation import operations
 
 PACKAGES = ("mpamatch", "torch", "torchvision", "timm", "open_clip_torch", "lightning-fabric", "transformers")
 
@@ -41,7 +42,7 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(),
         "extension": _extension(),
-        "operations": {name: _operation(name, check) for name in dispatch.BACKENDS},
+        "operations": {name: _operation(name, check) for name in operations()},
         "tiles": dispatch.tiles(),
         "feeds": {name: missing or "available" for name, missing in feeds().items()},
         "methods": list(METHODS),
@@ -69,7 +70,7 @@ def _operation(name: str, check: bool) -> str:
             reasons = dispatch.available(name, device)
         else:
             reasons = {
-                backend: dispatch.missing(name, backend, device) for backend in (*dispatch.BACKENDS[name], "eager")
+                backend: dispatch.missing(name, backend, device) for backend in (*operations()[name].backends, "eager")
             }
         running = next((backend for backend in dispatch.wanted() if reasons.get(backend, "") is None), "nothing")
         others = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items() if reason)

@@ -4,9 +4,10 @@ Pixels are rows; an ignored pixel has weight 0, so shapes are static and nothing
 return sums: what to divide by is the method's business. Half inputs accumulate in float32.
 """
 
-from mpamatch.ops import dispatch, selfcheck
+from mpamatch.ops import native
 from mpamatch.ops.assignment_from_label import assignment_from_label
 from mpamatch.ops.checks import IGNORE
+from mpamatch.ops.operation import operations
 from mpamatch.ops.prototype_contrast import prototype_contrast
 from mpamatch.ops.prototype_distance import prototype_distance
 from mpamatch.ops.prototype_update_ import prototype_update_
@@ -15,7 +16,8 @@ from mpamatch.ops.segmentation_loss import segmentation_loss
 from mpamatch.ops.signed_distance import signed_distance
 from mpamatch.ops.sinkhorn_assign import sinkhorn_assign
 
-dispatch.check_with(selfcheck.run)
+for _operation in operations().values():
+    native.register_fakes(_operation.kernels)
 
 __all__ = [
     "IGNORE",

@@ -21,18 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mpamatch.errors import InputError
-from mpamatch.ops import native
+from mpamatch.ops import native, selfcheck
+from mpamatch.ops.operation import operations
 
-# What each operation has, beside eager.
-BACKENDS = {
-    "prototype_distance": ("cpp", "triton"),
-    "sinkhorn_assign": ("cpp", "cuda"),
-    "prototype_update_": ("cpp", "cuda"),
-    "prototype_contrast": ("cpp", "triton"),
-    "segmentation_loss": ("cpp", "triton"),
-    "pseudo_label": ("cpp", "triton"),
-    "signed_distance": ("cpp", "cuda"),
-}
 NAMES = ("cpp", "triton", "cuda", "eager")
 AUTO = NAMES
 
@@ -51,22 +42,6 @@ def _parse(wanted: str) -> tuple[str, ...]:
 
 _wanted: tuple[str, ...] | None = None  # None: not read from the environment yet
 _verdicts: dict[tuple[str, str, str], str | None] = {}  # (operation, backend, device) -> why its self-check failed
-
-
-def _nobody(operation: str, backend: str, device: str) -> str | None:
-    raise RuntimeError("nothing checks the kernels: mpamatch.ops was not imported whole.")
-
-
-_self_check: Callable[[str, str, str], str | None] = _nobody
-
-
-def check_with(run: Callable[[str, str, str], str | None]) -> None:
-    """`run`(operation, backend, device) is the self-check from now on: why it failed, None where it passed.
-
-    It calls the operations, which call this module, so it is handed over instead of imported.
-    """
-    global _self_check
-    _self_check = run
 
 
 def wanted() -> tuple[str, ...]:
@@ -113,13 +88,14 @@ def missing(operation: str, backend: str, device: str, double: bool = False) -> 
     """Why a backend cannot run here, in half a sentence, or None where it can. No self-check."""
     if backend == "eager":
         return None
-    if backend not in BACKENDS[operation]:
-        return f"{operation} has {' and '.join(BACKENDS[operation])} only"
+    record = operations()[operation]
+    if backend not in record.backends:
+        return f"{operation} has {' and '.join(record.backends)} only"
     interpreted = backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if device != ("cpu" if backend == "cpp" else "cuda") and not interpreted:
         return f"not for tensors on {device}"
     if backend != "triton":
-        return native.missing("cpu" if device == "cpu" else "cuda")
+        return native.missing("cpu" if device == "cpu" else "cuda", record.kernels)
     if double:
         return "float64 is not for tensor cores"
     try:
@@ -149,17 +125,35 @@ def failed(operation: str, backend: str, device: str) -> str | None:
     return _verdicts[key]
 
 
+def _self_check(operation: str, backend: str, device: str) -> str | None:
+    """None if `backend` agrees with eager, else what differs, in half a sentence. Some milliseconds."""
+    wanted()  # a wrong wish is the user's error, not the kernel's
+    check = operations()[operation].self_check
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            for dtype, tolerance in selfcheck.TOLERANCE.items():
+                with using(backend):
+                    ours = check(selfcheck.draw(device, dtype))
+                with using("eager"):
+                    expected = check(selfcheck.draw(device, dtype))
+                if reason := selfcheck.difference(ours, expected, tolerance):
+                    return f"{reason} ({dtype})"
+    except Exception as error:  # whatever a compiler or a driver raises: the reason is shown, eager runs
+        return f"its self-check raised {type(error).__name__}: {error}"
+    return None
+
+
 def prepare(device: str) -> dict[str, str]:
     """Runs the self-checks of all operations for a device type; what runs each of them. The engine calls it before its
     first step, so that no check falls into a compiled graph or a CUDA graph's capture."""
-    return {operation: _choose(operation, device, False) for operation in BACKENDS}
+    return {operation: _choose(operation, device, False) for operation in operations()}
 
 
 def available(operation: str, device: str) -> dict[str, str | None]:
     """Every backend of an operation with the reason why it cannot run on this device type, None where it can."""
     return {
         name: missing(operation, name, device) or failed(operation, name, device)
-        for name in (*BACKENDS[operation], "eager")
+        for name in (*operations()[operation].backends, "eager")
     }
 
 
@@ -171,17 +165,11 @@ def tiles() -> str:
     return str(importlib.import_module("mpamatch.kernels.tiles").source(device))
 
 
-def forward(operation: str, backend: str) -> Callable[..., Any]:
-    """The forward function of a fused backend."""
-    return _kernel(operation, backend, "forward")
-
-
-def backward(operation: str, backend: str) -> Callable[..., Any]:
-    """The backward function of a fused backend."""
-    return _kernel(operation, backend, "backward")
-
-
-def _kernel(operation: str, backend: str, direction: str) -> Callable[..., Any]:
-    if backend == "triton":
-        return getattr(importlib.import_module(f"mpamatch.kernels.{operation}"), direction)
-    return getattr(torch.ops.mpamatch, operation if direction == "forward" else f"{operation}_backward")
+def kernel(name: str, backend: str) -> Callable[..., Any]:
+    """The function of a fused backend behind a schema of torch.ops.mpamatch: an operation's own name, its `_backward`,
+    or one of its stages."""
+    if backend != "triton":
+        return getattr(torch.ops.mpamatch, name)
+    operation = name.removesuffix("_backward")
+    module = importlib.import_module(f"mpamatch.kernels.{operation}")
+    return getattr(module, "forward" if name == operation else "backward")

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpamatch.ops import checks, dispatch
+from mpamatch.ops.operation import Operation, gradients_like
+from mpamatch.ops.selfcheck import Sample
 from mpamatch.ops.unit import unit, without_autocast, working
 
 
@@ -94,7 +96,7 @@ class _Fused(torch.autograd.Function):
         same_class_negatives: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        forward = dispatch.forward("prototype_contrast", backend)
+        forward = dispatch.kernel("prototype_contrast", backend)
         contrast, alignment, lse = forward(embedding, prototypes, assignment, weight, temperature, same_class_negatives)
         ctx.save_for_backward(embedding, prototypes, assignment, weight, lse)
         ctx.settings = temperature, same_class_negatives
@@ -104,10 +106,62 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_contrast: Tensor, grad_alignment: Tensor) -> tuple[Tensor | None, ...]:
-        backward = dispatch.backward("prototype_contrast", ctx.backend)
+        backward = dispatch.kernel("prototype_contrast_backward", ctx.backend)
         need_embedding, need_prototypes = ctx.needs_input_grad[:2]
         gradients = backward(
             grad_contrast, grad_alignment, *ctx.saved_tensors, *ctx.settings, need_embedding, need_prototypes
         )
         in_embedding, in_prototypes = gradients
         return in_embedding if need_embedding else None, in_prototypes if need_prototypes else None, *(None,) * 5
+
+
+def _fake(
+    embedding: Tensor,
+    prototypes: Tensor,
+    assignment: Tensor,
+    weight: Tensor | None,
+    temperature: float,
+    same_class_negatives: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return prototypes.new_empty(()), prototypes.new_empty(()), prototypes.new_empty(embedding.shape[:1])
+
+
+def _fake_backward(
+    grad_contrast: Tensor,
+    grad_alignment: Tensor,
+    embedding: Tensor,
+    prototypes: Tensor,
+    assignment: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    temperature: float,
+    same_class_negatives: bool,
+    need_embedding: bool,
+    need_prototypes: bool,
+) -> tuple[Tensor, Tensor]:
+    return gradients_like(embedding, prototypes, need_embedding, need_prototypes)
+
+
+def _self_check(sample: Sample) -> list[Tensor]:
+    embedding, prototypes = sample.embedding.requires_grad_(), sample.prototypes.requires_grad_()
+    results: list[Tensor] = []
+    for same_class_negatives in (True, False):
+        sums = prototype_contrast(
+            embedding,
+            prototypes,
+            sample.assignment,
+            weight=sample.weight,
+            same_class_negatives=same_class_negatives,
+        )
+        gradients = torch.autograd.grad(sums[0] + 2 * sums[1], (embedding, prototypes))
+        results += [value.detach() for value in (*sums, *gradients)]
+    return results
+
+
+OPERATION = Operation(
+    name="prototype_contrast",
+    backends=("cpp", "triton"),
+    kernels={"prototype_contrast": _fake, "prototype_contrast_backward": _fake_backward},
+    self_check=_self_check,
+    differentiable=("embedding", "prototypes"),
+)

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpamatch.ops import checks, dispatch
+from mpamatch.ops.operation import Operation, gradients_like
+from mpamatch.ops.selfcheck import Sample
 from mpamatch.ops.unit import unit, without_autocast, working
 
 
@@ -41,7 +43,7 @@ def reference(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embedding: Tensor, prototypes: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        forward = dispatch.forward("prototype_distance", backend)
+        forward = dispatch.kernel("prototype_distance", backend)
         distance, nearest = forward(embedding, prototypes)
         ctx.save_for_backward(embedding, prototypes, distance, nearest)
         ctx.mark_non_differentiable(nearest)
@@ -51,7 +53,40 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_distance: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        backward = dispatch.backward("prototype_distance", ctx.backend)
+        backward = dispatch.kernel("prototype_distance_backward", ctx.backend)
         need_embedding, need_prototypes, _ = ctx.needs_input_grad
         gradients = backward(grad_distance.contiguous(), *ctx.saved_tensors, need_embedding, need_prototypes)
         return gradients[0] if need_embedding else None, gradients[1] if need_prototypes else None, None
+
+
+def _fake(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (embedding.shape[0], prototypes.shape[0])
+    return prototypes.new_empty(shape), prototypes.new_empty(shape, dtype=torch.int32)
+
+
+def _fake_backward(
+    grad_distance: Tensor,
+    embedding: Tensor,
+    prototypes: Tensor,
+    distance: Tensor,
+    nearest: Tensor,
+    need_embedding: bool,
+    need_prototypes: bool,
+) -> tuple[Tensor, Tensor]:
+    return gradients_like(embedding, prototypes, need_embedding, need_prototypes)
+
+
+def _self_check(sample: Sample) -> list[Tensor]:
+    embedding, prototypes = sample.embedding.requires_grad_(), sample.prototypes.requires_grad_()
+    distance, nearest = prototype_distance(embedding, prototypes)
+    gradients = torch.autograd.grad((distance * sample.weight[:, None]).sum(), (embedding, prototypes))
+    return [distance.detach(), nearest, *gradients]
+
+
+OPERATION = Operation(
+    name="prototype_distance",
+    backends=("cpp", "triton"),
+    kernels={"prototype_distance": _fake, "prototype_distance_backward": _fake_backward},
+    self_check=_self_check,
+    differentiable=("embedding", "prototypes"),
+)

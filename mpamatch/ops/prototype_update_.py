@@ -5,6 +5,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpamatch.ops import checks, dispatch
+from mpamatch.ops.operation import Operation, working_dtype
+from mpamatch.ops.selfcheck import Sample
 from mpamatch.ops.unit import ZERO_NORM, sum_over_ranks, unit, without_autocast, working
 
 
@@ -38,10 +40,11 @@ def prototype_update_(
 
     if weight is not None:
         weight = checks.pixel_weight(weight, prototypes, pixels)
-    if dispatch.choose("prototype_update_", prototypes) == "eager":
+    backend = dispatch.choose("prototype_update_", prototypes)
+    if backend == "eager":
         reference(prototypes, updates, embedding, assignment, weight, momentum, process_group)
     else:
-        _fused(prototypes, updates, embedding, assignment, weight, momentum, process_group)
+        _fused(prototypes, updates, embedding, assignment, weight, momentum, process_group, backend)
 
 
 def reference(
@@ -79,18 +82,44 @@ def _fused(
     weight: Tensor | None,
     momentum: float,
     process_group: dist.ProcessGroup | None,
+    backend: str,
 ) -> None:
-    stages = torch.ops.mpamatch
+    move_ = dispatch.kernel("prototype_move_", backend)
     if torch.float64 in (embedding.dtype, prototypes.dtype):
         embedding = embedding.to(prototypes.dtype)
     weight = None if weight is None else weight.contiguous()
-    total = stages.prototype_sum(checks.rows(embedding), assignment.contiguous(), weight, updates.numel())
+    total = dispatch.kernel("prototype_sum", backend)(
+        checks.rows(embedding), assignment.contiguous(), weight, updates.numel()
+    )
     total = sum_over_ranks(total, process_group)
     if prototypes.is_contiguous() and updates.is_contiguous():
-        stages.prototype_move_(prototypes, updates, total, momentum)
+        move_(prototypes, updates, total, momentum)
         torch.autograd.graph.increment_version((prototypes, updates))  # a pending backward must notice the change
     else:
         moved, counted = (x.clone(memory_format=torch.contiguous_format) for x in (prototypes, updates))
-        stages.prototype_move_(moved, counted, total, momentum)
+        move_(moved, counted, total, momentum)
         prototypes.copy_(moved)
         updates.copy_(counted)
+
+
+def _fake_sum(embedding: Tensor, assignment: Tensor, weight: Tensor | None, prototypes: int) -> Tensor:
+    return embedding.new_empty((prototypes, embedding.shape[1]), dtype=working_dtype(embedding))
+
+
+def _fake_move_(prototypes: Tensor, updates: Tensor, total: Tensor, momentum: float) -> None:
+    return None
+
+
+def _self_check(sample: Sample) -> list[Tensor]:
+    prototypes = sample.prototypes
+    updates = torch.arange(prototypes[..., 0].numel(), device=prototypes.device).reshape(prototypes.shape[:2])
+    prototype_update_(prototypes, updates, sample.embedding, sample.assignment, weight=sample.weight)
+    return [prototypes, updates]
+
+
+OPERATION = Operation(
+    name="prototype_update_",
+    backends=("cpp", "cuda"),
+    kernels={"prototype_sum": _fake_sum, "prototype_move_": _fake_move_},
+    self_check=_self_check,
+)

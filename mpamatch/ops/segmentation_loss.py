@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpamatch.ops import checks, dispatch
+from mpamatch.ops.operation import Operation, working_dtype
+from mpamatch.ops.selfcheck import Sample
 from mpamatch.ops.unit import without_autocast, working
 
 
@@ -63,7 +65,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-        forward = dispatch.forward("segmentation_loss", backend)
+        forward = dispatch.kernel("segmentation_loss", backend)
         ctx.save_for_backward(logits, label, weight)
         ctx.backend = backend
         cross_entropy, overlap = forward(logits, label, weight)
@@ -72,5 +74,34 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_cross_entropy: Tensor, grad_overlap: Tensor) -> tuple[Tensor | None, ...]:
-        backward = dispatch.backward("segmentation_loss", ctx.backend)
+        backward = dispatch.kernel("segmentation_loss_backward", ctx.backend)
         return backward(grad_cross_entropy, grad_overlap.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+def _fake(logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    dtype = working_dtype(logits)
+    return logits.new_empty((), dtype=dtype), logits.new_empty((3, logits.shape[1]), dtype=dtype)
+
+
+def _fake_backward(
+    grad_cross_entropy: Tensor, grad_overlap: Tensor, logits: Tensor, label: Tensor, weight: Tensor | None
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _self_check(sample: Sample) -> list[Tensor]:
+    logits = sample.logits.requires_grad_()
+    label, weight = sample.as_map(sample.label), sample.as_map(sample.weight)
+    cross_entropy, overlap = segmentation_loss(logits, label, weight=weight)
+    ramp = torch.arange(1, 1 + overlap.numel(), device=overlap.device).reshape(overlap.shape)
+    (gradient,) = torch.autograd.grad(cross_entropy + (overlap * ramp).sum(), logits)
+    return [cross_entropy.detach(), overlap.detach(), gradient]
+
+
+OPERATION = Operation(
+    name="segmentation_loss",
+    backends=("cpp", "triton"),
+    kernels={"segmentation_loss": _fake, "segmentation_loss_backward": _fake_backward},
+    self_check=_self_check,
+    differentiable=("logits",),
+)

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpamatch.ops import checks, dispatch
+from mpamatch.ops.operation import Operation
+from mpamatch.ops.selfcheck import Sample
 from mpamatch.ops.unit import maximum_over_ranks, sum_over_ranks, unit, without_autocast, working
 
 SAFE_EPSILON = 0.025  # from here on exp(cos/ε − 1/ε) is a normal float32: no maximum has to be reduced
@@ -47,7 +49,7 @@ def sinkhorn_assign(
     if backend == "eager":
         return reference(embedding, prototypes, label, epsilon, iterations, process_group)
     embedding, prototypes = checks.for_kernels(embedding, prototypes)
-    return _fused(embedding, prototypes, checks.index(label), epsilon, iterations, process_group)
+    return _fused(embedding, prototypes, checks.index(label), epsilon, iterations, process_group, backend)
 
 
 def reference(
@@ -107,23 +109,54 @@ def _fused(
     epsilon: float,
     iterations: int,
     process_group: dist.ProcessGroup | None,
+    backend: str,
 ) -> Tensor:
     """The same by stages of the kernels: a pass over the pixels each, C·K numbers over the ranks between them.
 
     A constant added to log_u of all K of a class changes nothing, so the shift by 1/ε need not be taken back.
     """
-    stages = torch.ops.mpamatch
+    step, pick = dispatch.kernel("sinkhorn_step", backend), dispatch.kernel("sinkhorn_pick", backend)
     shifted = epsilon >= SAFE_EPSILON
-    score, total = stages.sinkhorn_score(embedding, prototypes, label, epsilon, shifted)
+    score, total = dispatch.kernel("sinkhorn_score", backend)(embedding, prototypes, label, epsilon, shifted)
     log_u = torch.zeros_like(total)
     if iterations == 0:
         total = torch.ones_like(total)
     else:
         if not shifted:
             log_u = -maximum_over_ranks(total, process_group)
-            log_u, total = stages.sinkhorn_step(score, label, log_u, torch.ones_like(total), False)
+            log_u, total = step(score, label, log_u, torch.ones_like(total), False)
         total = sum_over_ranks(total, process_group)
     for _ in range(iterations - 1):
-        log_u, total = stages.sinkhorn_step(score, label, log_u, total, True)
+        log_u, total = step(score, label, log_u, total, True)
         total = sum_over_ranks(total, process_group)
-    return stages.sinkhorn_pick(score, label, log_u, total)
+    assignment: Tensor = pick(score, label, log_u, total)
+    return assignment
+
+
+def _fake_score(
+    embedding: Tensor, prototypes: Tensor, label: Tensor, epsilon: float, shifted: bool
+) -> tuple[Tensor, Tensor]:
+    classes, per_class, _ = prototypes.shape
+    return prototypes.new_empty((embedding.shape[0], per_class)), prototypes.new_empty((classes, per_class))
+
+
+def _fake_step(score: Tensor, label: Tensor, log_u: Tensor, total: Tensor, rows: bool) -> tuple[Tensor, Tensor]:
+    return log_u.new_empty(log_u.shape), log_u.new_empty(log_u.shape)
+
+
+def _fake_pick(score: Tensor, label: Tensor, log_u: Tensor, total: Tensor) -> Tensor:
+    return score.new_empty(score.shape[:1], dtype=torch.int32)
+
+
+def _self_check(sample: Sample) -> list[Tensor]:
+    return [
+        sinkhorn_assign(sample.embedding, sample.prototypes, sample.label, epsilon=epsilon) for epsilon in (0.05, 0.01)
+    ]
+
+
+OPERATION = Operation(
+    name="sinkhorn_assign",
+    backends=("cpp", "cuda"),
+    kernels={"sinkhorn_score": _fake_score, "sinkhorn_step": _fake_step, "sinkhorn_pick": _fake_pick},
+    self_check=_self_check,
+)

@@ -1,6 +1,6 @@
-"""Inputs on the GPU, the operations with their float64 truth, and the rule by which an error is judged."""
+"""Inputs on the GPU, the forms of the operations that run there, and the rule by which an error is judged."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpamatch import ops
 from mpamatch.ops import dispatch
-from tests.ops import truth
+from tests.ops.form import Form, ramp
+from tests.ops.forms import FORMS
 
 DEVICE = "cuda"
 IGNORE = 255
@@ -76,110 +76,17 @@ def maps(shape: tuple[int, int, int, int], dtype: torch.dtype, seed: int = 0) ->
     return {name: value.to(DEVICE) for name, value in found.items()}
 
 
-class Operation(NamedTuple):
-    """An operation of its tensors, its truth of the same arrays, and the gradient given those of its outputs."""
-
-    name: str
-    test: str
-    arguments: tuple[str, ...]
-    call: Callable[..., tuple[Tensor, ...]]
-    truth: Callable[..., tuple[Any, ...]]
-    gradient: Callable[..., tuple[Array, ...]] | None = None
-    wanted: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return self.test
-
-    @property
-    def of_maps(self) -> bool:
-        return "logits" in self.arguments or self.arguments == ("label",)
-
-    @property
-    def backends(self) -> list[str]:
-        return [name for name in dispatch.BACKENDS[self.name] if name != "cpp"]
-
-    def shapes(self) -> list[Any]:
-        return MAPS if self.of_maps else SIZES
-
-    def inputs(self, shape: Any, dtype: torch.dtype, seed: int = 0) -> Inputs:
-        everything = maps(shape, dtype, seed) if self.of_maps else pixels(shape, dtype, seed)
-        return {name: everything[name] for name in self.arguments}
+def shapes(form: Form) -> list[Any]:
+    return MAPS if form.of_maps else SIZES
 
 
-def _update(prototypes: Tensor, updates: Tensor, embedding: Tensor, assignment: Tensor, weight: Tensor):
-    prototypes, updates = prototypes.clone(), updates.clone()
-    ops.prototype_update_(prototypes, updates, embedding, assignment, weight=weight)
-    return prototypes, updates
+def inputs_of(form: Form, shape: Any, dtype: torch.dtype, seed: int = 0) -> Inputs:
+    everything = maps(shape, dtype, seed) if form.of_maps else pixels(shape, dtype, seed)
+    return {name: everything[name] for name in form.arguments}
 
 
-def _contrast(same_class_negatives: bool, weighted: bool) -> Operation:
-    def call(embedding: Tensor, prototypes: Tensor, assignment: Tensor, **weight: Tensor):
-        return ops.prototype_contrast(
-            embedding, prototypes, assignment, **weight, same_class_negatives=same_class_negatives
-        )
-
-    def exact(embedding, prototypes, assignment, **weight):
-        return truth.prototype_contrast(
-            embedding, prototypes, assignment, **weight, same_class_negatives=same_class_negatives
-        )
-
-    def gradient(embedding, prototypes, assignment, grad, **weight):
-        return truth.prototype_contrast_gradient(
-            embedding, prototypes, assignment, grad, **weight, same_class_negatives=same_class_negatives
-        )
-
-    name = f"prototype_contrast{'' if same_class_negatives else '_others'}{'_weighted' if weighted else ''}"
-    arguments = ("embedding", "prototypes", "assignment", *(["weight"] if weighted else []))
-    return Operation("prototype_contrast", name, arguments, call, exact, gradient, ("embedding", "prototypes"))
-
-
-OPERATIONS = [
-    Operation(
-        "prototype_distance",
-        "prototype_distance",
-        ("embedding", "prototypes"),
-        ops.prototype_distance,
-        truth.prototype_distance,
-        lambda embedding, prototypes, grad: truth.prototype_distance_gradient(embedding, prototypes, grad[0]),
-        ("embedding", "prototypes"),
-    ),
-    Operation(
-        "sinkhorn_assign",
-        "sinkhorn_assign",
-        ("embedding", "prototypes", "label"),
-        lambda **inputs: (ops.sinkhorn_assign(**inputs),),
-        lambda **inputs: (truth.sinkhorn_assign(**inputs),),
-    ),
-    Operation(
-        "prototype_update_",
-        "prototype_update_",
-        ("prototypes", "updates", "embedding", "assignment", "weight"),
-        _update,
-        lambda **inputs: truth.prototype_update(**inputs)[:2],
-    ),
-    _contrast(True, True),
-    _contrast(True, False),
-    _contrast(False, True),
-    Operation(
-        "segmentation_loss",
-        "segmentation_loss",
-        ("logits", "label", "weight"),
-        ops.segmentation_loss,
-        truth.segmentation_loss,
-        lambda logits, label, weight, grad: (truth.segmentation_loss_gradient(logits, label, grad, weight=weight),),
-        ("logits",),
-    ),
-    Operation("pseudo_label", "pseudo_label", ("logits",), ops.pseudo_label, truth.pseudo_label),
-    Operation(
-        "signed_distance",
-        "signed_distance",
-        ("label",),
-        lambda label: (ops.signed_distance(label, 4),),
-        lambda label: (truth.signed_distance(label, 4),),
-    ),
-]
-EVERY = [(operation, backend) for operation in OPERATIONS for backend in operation.backends]
-DIFFERENTIABLE = [(operation, backend) for operation, backend in EVERY if operation.gradient]
+EVERY = [(form, backend) for form in FORMS for backend in form.record.backends if backend != "cpp"]
+DIFFERENTIABLE = [(form, backend) for form, backend in EVERY if form.differentiable]
 
 
 def array(tensor: Tensor) -> Array:
@@ -187,24 +94,23 @@ def array(tensor: Tensor) -> Array:
     return tensor.detach().to(torch.float64 if tensor.is_floating_point() else torch.int64).cpu().numpy()
 
 
-def run(operation: Operation, backend: str, inputs: Inputs) -> tuple[Tensor, ...]:
+def run(form: Form, backend: str, inputs: Inputs) -> tuple[Tensor, ...]:
     with dispatch.using(backend):
-        return operation.call(**inputs)
+        return form.call(**inputs)
 
 
-def gradients(operation: Operation, backend: str, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients in what is wanted, and those of the outputs that they came from: 1, 2, 3, … over their number."""
-    leaves = {name: value.detach().requires_grad_(name in operation.wanted) for name, value in inputs.items()}
+def gradients(
+    form: Form, backend: str, inputs: Inputs, wanted: Sequence[str] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients in what is wanted (None: all there are), and those of the outputs that they came from: 1, 2, 3, …
+    over their number."""
+    wanted = form.differentiable if wanted is None else wanted
+    leaves = {name: value.detach().requires_grad_(name in wanted) for name, value in inputs.items()}
     with dispatch.using(backend):
-        outputs = [output for output in operation.call(**leaves) if output.requires_grad]
+        outputs = [output for output in form.call(**leaves) if output.requires_grad]
         incoming = [ramp(output) for output in outputs]
-        found = torch.autograd.grad(outputs, [leaves[name] for name in operation.wanted], incoming)
+        found = torch.autograd.grad(outputs, [leaves[name] for name in wanted], incoming)
     return list(found), incoming
-
-
-def ramp(output: Tensor) -> Tensor:
-    count = torch.arange(1, output.numel() + 1, dtype=output.dtype, device=output.device)
-    return count.reshape(output.shape) / max(1, output.numel())
 
 
 def assert_as_good_as_eager(ours: Tensor, eager: Tensor, exact: Any, dtype: torch.dtype, *, size: float = 0.0) -> None:

@@ -1,22 +1,25 @@
 """What a training step on a GPU needs of every operation: the same bits again, graphs, one compilation, no sync."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from mpamatch.ops import dispatch
-from tests.gpu.cases import DIFFERENTIABLE, EVERY, Operation, Sizes, gradients, run
+from mpamatch.ops.operation import operations
+from tests.gpu.cases import DIFFERENTIABLE, EVERY, Sizes, gradients, inputs_of, run, shapes
+from tests.ops.form import Form
 
-every = pytest.mark.parametrize(("operation", "backend"), EVERY, ids=str)
-differentiable = pytest.mark.parametrize(("operation", "backend"), DIFFERENTIABLE, ids=str)
+every = pytest.mark.parametrize(("form", "backend"), EVERY, ids=str)
+differentiable = pytest.mark.parametrize(("form", "backend"), DIFFERENTIABLE, ids=str)
 LARGE = {False: (65_537, 64, 5, 10), True: (2, 5, 257, 255)}
 
 
-def large_inputs(operation: Operation, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    shape = LARGE[operation.of_maps]
-    return operation.inputs(shape if operation.of_maps else Sizes(*shape), dtype)
+def large_inputs(form: Form, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    shape = LARGE[form.of_maps]
+    return inputs_of(form, shape if form.of_maps else Sizes(*shape), dtype)
 
 
 @pytest.fixture
@@ -29,34 +32,34 @@ def poisoned() -> Iterator[None]:
 
 
 @every
-def test_a_second_run_gives_the_same_bits(operation: Operation, backend: str, poisoned) -> None:
-    inputs = large_inputs(operation)
-    first = run(operation, backend, inputs)
+def test_a_second_run_gives_the_same_bits(form: Form, backend: str, poisoned) -> None:
+    inputs = large_inputs(form)
+    first = run(form, backend, inputs)
     for _ in range(5):
-        for one, other in zip(run(operation, backend, inputs), first, strict=True):
+        for one, other in zip(run(form, backend, inputs), first, strict=True):
             assert torch.equal(one, other)
     assert all(bool(value.isfinite().all()) for value in first)
 
 
 @differentiable
-def test_a_second_backward_gives_the_same_bits(operation: Operation, backend: str, poisoned) -> None:
-    inputs = large_inputs(operation)
-    first, _ = gradients(operation, backend, inputs)
+def test_a_second_backward_gives_the_same_bits(form: Form, backend: str, poisoned) -> None:
+    inputs = large_inputs(form)
+    first, _ = gradients(form, backend, inputs)
     for _ in range(5):
-        for one, other in zip(gradients(operation, backend, inputs)[0], first, strict=True):
+        for one, other in zip(gradients(form, backend, inputs)[0], first, strict=True):
             assert torch.equal(one, other)
     assert all(bool(value.isfinite().all()) for value in first)
 
 
 @every
-def test_a_captured_graph_replays_on_new_inputs(operation: Operation, backend: str) -> None:
+def test_a_captured_graph_replays_on_new_inputs(form: Form, backend: str) -> None:
     def everything(inputs: dict[str, Tensor]) -> list[Tensor]:
-        outputs = list(run(operation, backend, inputs))
-        return outputs + (gradients(operation, backend, inputs)[0] if operation.gradient else [])
+        outputs = list(run(form, backend, inputs))
+        return outputs + (gradients(form, backend, inputs)[0] if form.differentiable else [])
 
     static, other = (
-        operation.inputs(operation.shapes()[3], torch.float32),
-        operation.inputs(operation.shapes()[3], torch.float32, seed=1),
+        inputs_of(form, shapes(form)[3], torch.float32),
+        inputs_of(form, shapes(form)[3], torch.float32, seed=1),
     )
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -74,16 +77,16 @@ def test_a_captured_graph_replays_on_new_inputs(operation: Operation, backend: s
 
 
 @every
-def test_one_compiled_graph_and_no_second_one(operation: Operation, backend: str) -> None:
+def test_one_compiled_graph_and_no_second_one(form: Form, backend: str) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = operation._replace(call=torch.compile(operation.call, fullgraph=True))
+    compiled = replace(form, call=torch.compile(form.call, fullgraph=True))
     for seed in (0, 1):
-        inputs = operation.inputs(operation.shapes()[3], torch.float32, seed)
-        for one, expected in zip(run(compiled, backend, inputs), run(operation, backend, inputs), strict=True):
+        inputs = inputs_of(form, shapes(form)[3], torch.float32, seed)
+        for one, expected in zip(run(compiled, backend, inputs), run(form, backend, inputs), strict=True):
             torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
-        if operation.gradient:
-            found = zip(gradients(compiled, backend, inputs)[0], gradients(operation, backend, inputs)[0], strict=True)
+        if form.differentiable:
+            found = zip(gradients(compiled, backend, inputs)[0], gradients(form, backend, inputs)[0], strict=True)
             for one, expected in found:
                 torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
         if seed == 0:
@@ -92,30 +95,30 @@ def test_one_compiled_graph_and_no_second_one(operation: Operation, backend: str
 
 
 @every
-def test_no_host_sync(operation: Operation, backend: str) -> None:
-    inputs = operation.inputs(operation.shapes()[3], torch.float32)
-    run(operation, backend, inputs)
-    if operation.gradient:
-        gradients(operation, backend, inputs)  # compiled and self-checked before the watch begins
+def test_no_host_sync(form: Form, backend: str) -> None:
+    inputs = inputs_of(form, shapes(form)[3], torch.float32)
+    run(form, backend, inputs)
+    if form.differentiable:
+        gradients(form, backend, inputs)  # compiled and self-checked before the watch begins
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run(operation, backend, inputs)
-        if operation.gradient:
-            gradients(operation, backend, inputs)
+        run(form, backend, inputs)
+        if form.differentiable:
+            gradients(form, backend, inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @every
-def test_autocast_changes_nothing(operation: Operation, backend: str) -> None:
-    inputs = operation.inputs(operation.shapes()[3], torch.float32)
+def test_autocast_changes_nothing(form: Form, backend: str) -> None:
+    inputs = inputs_of(form, shapes(form)[3], torch.float32)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        under = run(operation, backend, inputs)
-    for one, expected in zip(under, run(operation, backend, inputs), strict=True):
+        under = run(form, backend, inputs)
+    for one, expected in zip(under, run(form, backend, inputs), strict=True):
         assert torch.equal(one, expected)
 
 
 def test_every_fused_backend_passed_its_self_check() -> None:
-    for operation in dispatch.BACKENDS:
+    for operation in operations():
         reasons = {name: why for name, why in dispatch.available(operation, "cuda").items() if name != "cpp"}
         assert set(reasons.values()) == {None}, (operation, reasons)

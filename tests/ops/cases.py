@@ -1,15 +1,11 @@
-"""Inputs for the operations, one table of the operations, and the comparison with the float64 truth."""
+"""Inputs for the operations, and the comparison with the float64 truth."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
-
-from mpamatch import ops
 
 IGNORE = 255
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -97,31 +93,6 @@ def _weight(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 MANY = pixels(2053, 24, 19, 11, absent=True, seed=1)
 MANY_MAPS = maps(2, 20, 47, 53, absent=True, seed=1)
 
-SHARES = st.sampled_from([0.0, 0.3, 1.0])
-SEEDS = st.integers(0, 2**16)
-PIXELS = st.builds(
-    pixels,
-    n=st.sampled_from([0, 1, 2, 7, 31, 97]),
-    d=st.sampled_from([1, 3, 17, 64, 768]),
-    c=st.integers(1, 4),
-    k=st.integers(1, 5),
-    dtype=st.sampled_from(DTYPES),
-    ignored=SHARES,
-    absent=st.booleans(),
-    seed=SEEDS,
-)
-MAPS = st.builds(
-    maps,
-    b=st.integers(0, 2),
-    c=st.integers(1, 5),
-    h=st.sampled_from([1, 3, 7]),
-    w=st.sampled_from([1, 4, 11]),
-    dtype=st.sampled_from(DTYPES),
-    ignored=SHARES,
-    absent=st.booleans(),
-    seed=SEEDS,
-)
-
 
 def array(tensor: Tensor) -> NDArray[Any]:
     """float64 or int64 numpy, exactly the values of the tensor."""
@@ -137,98 +108,3 @@ def assert_near(ours: Tensor, truth: Any, *, size: float = 0.0) -> None:
     assert ours.shape == truth.shape
     scale = max(float(np.abs(truth).max(initial=0.0)), size)
     np.testing.assert_allclose(array(ours), truth, rtol=0, atol=TOLERANCE[ours.dtype] * scale)
-
-
-class Operation(NamedTuple):
-    """One operation as a function of its tensors, returning all it computes, also what it writes in place."""
-
-    name: str
-    call: Callable[..., tuple[Tensor, ...]]
-    inputs: Callable[..., dict[str, Tensor]]  # by argument name; takes seed, dtype, n, side (of maps), ignored
-    differentiable: tuple[str, ...]  # arguments
-
-    @property
-    def of_numbers(self) -> bool:
-        """Not of labels alone, whatever the dtype that was asked for."""
-        return self.name != "signed_distance"
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def _update(
-    prototypes: Tensor, updates: Tensor, embedding: Tensor, assignment: Tensor, weight: Tensor
-) -> tuple[Tensor, ...]:
-    prototypes, updates = prototypes.clone(), updates.clone()
-    ops.prototype_update_(prototypes, updates, embedding, assignment, weight=weight)
-    return prototypes, updates
-
-
-def _assign(embedding: Tensor, prototypes: Tensor, label: Tensor) -> tuple[Tensor, ...]:
-    return (ops.sinkhorn_assign(embedding, prototypes, label),)
-
-
-def _distance(label: Tensor) -> tuple[Tensor, ...]:
-    return (ops.signed_distance(label, 4),)  # one class more than there is
-
-
-def _contrast_without_own_class(
-    embedding: Tensor, prototypes: Tensor, assignment: Tensor, weight: Tensor
-) -> tuple[Tensor, ...]:
-    return ops.prototype_contrast(embedding, prototypes, assignment, weight=weight, same_class_negatives=False)
-
-
-def _inputs(*names: str) -> Callable[..., dict[str, Tensor]]:
-    def take(
-        seed: int = 0, dtype: torch.dtype = torch.float32, n: int = 61, side: int = 6, ignored: float = 0.2
-    ) -> dict[str, Tensor]:
-        of_pixels = pixels(n, seed=seed, dtype=dtype, ignored=ignored)._asdict() | {"updates": torch.full((3, 4), 7)}
-        of_maps = maps(h=side - 1, w=side + 1, seed=seed, dtype=dtype, ignored=ignored)._asdict()
-        source = of_maps if "logits" in names or names == ("label",) else of_pixels
-        return {name: source[name] for name in names}
-
-    return take
-
-
-CONTRAST = _inputs("embedding", "prototypes", "assignment", "weight")
-BOTH = ("embedding", "prototypes")
-OPERATIONS = (
-    Operation("prototype_distance", ops.prototype_distance, _inputs(*BOTH), BOTH),
-    Operation("sinkhorn_assign", _assign, _inputs(*BOTH, "label"), ()),
-    Operation(
-        "prototype_update_",
-        _update,
-        _inputs("prototypes", "updates", "embedding", "assignment", "weight"),
-        (),
-    ),
-    Operation("prototype_contrast", ops.prototype_contrast, CONTRAST, BOTH),
-    Operation("prototype_contrast_without_own_class", _contrast_without_own_class, CONTRAST, BOTH),
-    Operation("segmentation_loss", ops.segmentation_loss, _inputs("logits", "label", "weight"), ("logits",)),
-    Operation("pseudo_label", ops.pseudo_label, _inputs("logits"), ()),
-    Operation("signed_distance", _distance, _inputs("label"), ()),
-)
-
-
-def forward_backward(
-    operation: Operation, inputs: dict[str, Tensor], wanted: Sequence[str] | None = None
-) -> dict[str, Tensor]:
-    """Every output by its place, and the gradient in each wanted argument (None: all there are) by its name.
-
-    The elements of an output are weighted by 1, 2, 3, … in their order, so that no two gradients look alike.
-    """
-    wanted = operation.differentiable if wanted is None else wanted
-    inputs = {name: value.detach().requires_grad_(name in wanted) for name, value in inputs.items()}
-    outputs = operation.call(**inputs)
-    terms = [(output * _ramp(output)).sum() for output in outputs if output.requires_grad]
-    if terms:
-        torch.stack(terms).sum().backward()
-    result = {str(place): output.detach() for place, output in enumerate(outputs)}
-    for name in wanted:
-        gradient = inputs[name].grad
-        assert gradient is not None, f"no gradient came back to {name}"
-        result[name] = gradient
-    return result
-
-
-def _ramp(output: Tensor) -> Tensor:
-    return torch.arange(1, output.numel() + 1, dtype=output.dtype).reshape(output.shape) / max(1, output.numel())

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mpamatch import ops
-from tests.csrc.test_native import OPERATIONS as NATIVE
-from tests.csrc.test_native import arguments, needs_extension
-from tests.ops.cases import OPERATIONS, Operation, forward_backward, maps, pixels
+from tests.ops.cases import maps, pixels
+from tests.ops.form import Form, forward_backward
+from tests.ops.forms import FORMS, KERNELS, arguments, needs_extension
 
-by_name = pytest.mark.parametrize("operation", OPERATIONS, ids=repr)
+every_form = pytest.mark.parametrize("form", FORMS, ids=repr)
 INDICES = ("label", "assignment")
 
 
@@ -36,48 +36,36 @@ SPOILERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.usefixtures("backend")
 class TestPublic:
-    @by_name
+    @every_form
     @pytest.mark.parametrize("spoil", SPOILERS)
-    def test_a_spoilt_tensor_is_refused_by_name(self, operation: Operation, spoil: str) -> None:
-        for name, value in operation.inputs().items():
-            if spoil == "longer" and self._may_be_longer(operation, name):
+    def test_a_spoilt_tensor_is_refused_by_name(self, form: Form, spoil: str) -> None:
+        for name, value in form.inputs().items():
+            if spoil == "longer" and name in form.free:
                 continue
-            given = operation.inputs() | {name: SPOILERS[spoil](value)}
+            given = form.inputs() | {name: SPOILERS[spoil](value)}
             with pytest.raises((TypeError, ValueError)) as caught:
-                operation.call(**given)
+                form.call(**given)
             assert re.match(rf"({'|'.join(given)}): expected ", str(caught.value)), (name, str(caught.value))
 
-    @staticmethod
-    def _may_be_longer(operation: Operation, name: str) -> bool:
-        """One pixel, image or class more is no mistake where nothing else counts them."""
-        alone = {
-            "prototype_distance": ("embedding", "prototypes"),
-            "pseudo_label": ("logits",),
-            "signed_distance": ("label",),
-        }
-        free = alone.get(operation.name, () if operation.name == "prototype_update_" else ("prototypes",))
-        return name in free
-
-    @by_name
-    def test_a_tensor_on_another_device_is_refused_by_name(self, operation: Operation) -> None:
-        for name, value in operation.inputs().items():
-            given = operation.inputs() | {name: value.to("meta")}
+    @every_form
+    def test_a_tensor_on_another_device_is_refused_by_name(self, form: Form) -> None:
+        for name, value in form.inputs().items():
+            given = form.inputs() | {name: value.to("meta")}
             if len(given) == 1:
                 continue
             with pytest.raises(ValueError, match=rf"({'|'.join(given)}): expected on (cpu|meta)"):
-                operation.call(**given)
+                form.call(**given)
 
-    @by_name
-    def test_a_sparse_tensor_is_refused(self, operation: Operation) -> None:
-        given = operation.inputs()
-        name = next(name for name in ("logits", "embedding", "label") if name in given)
+    @every_form
+    def test_a_sparse_tensor_is_refused(self, form: Form) -> None:
+        given = form.inputs()
         with pytest.raises((TypeError, ValueError, RuntimeError)):
-            operation.call(**given | {name: given[name].to_sparse()})
+            form.call(**given | {form.main: given[form.main].to_sparse()})
 
-    @by_name
-    def test_no_pixels_are_no_mistake(self, operation: Operation) -> None:
+    @every_form
+    def test_no_pixels_are_no_mistake(self, form: Form) -> None:
         for n, side in ((0, 1), (1, 2)):
-            result = forward_backward(operation, operation.inputs(n=n, side=side))
+            result = forward_backward(form, form.inputs(n=n, side=side))
             assert all(value.isfinite().all() for value in result.values())
 
     @pytest.mark.parametrize("shape", [(4, 0), (0, 0)])
@@ -118,12 +106,12 @@ class TestPublic:
         case = pixels(7 + len(beyond), ignored=0.0, seed=4)
         wrong, ignored = (case.assignment.to(dtype).clone() for _ in range(2))
         wrong[7:], ignored[7:] = torch.tensor(beyond, dtype=dtype), -1
-        for operation in OPERATIONS:
-            inputs = operation.inputs(n=7 + len(beyond), ignored=0.0, seed=4)
+        for form in FORMS:
+            inputs = form.inputs(n=7 + len(beyond), ignored=0.0, seed=4)
             if "assignment" not in inputs:
                 continue
-            ours = forward_backward(operation, inputs | {"assignment": wrong})
-            expected = forward_backward(operation, inputs | {"assignment": ignored})
+            ours = forward_backward(form, inputs | {"assignment": wrong})
+            expected = forward_backward(form, inputs | {"assignment": ignored})
             assert all(torch.equal(ours[name], value) for name, value in expected.items())
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
@@ -143,17 +131,6 @@ class TestPublic:
                 assert torch.equal(ours, expected)
 
 
-# Where one row more, or one axis more of an index, is no mistake.
-FREE = {
-    "prototype_distance": ("embedding", "prototypes"),
-    "prototype_contrast": ("prototypes",),
-    "prototype_contrast_backward": ("prototypes",),
-    "sinkhorn_score": ("prototypes",),
-    "pseudo_label": ("logits",),
-    "signed_distance": ("label",),
-}
-
-
 def _tensors(name: str, given: tuple) -> dict[int, str]:
     """Place and name of the tensor arguments."""
     schema = getattr(torch.ops.mpamatch, name).default._schema
@@ -171,16 +148,16 @@ def _refused(name: str, given: tuple, *names: str) -> None:
 
 
 @needs_extension
-@pytest.mark.parametrize("name", sorted(NATIVE))
+@pytest.mark.parametrize("name", KERNELS)
 class TestNative:
     """Called directly, past the checks of mpamatch.ops."""
 
     @pytest.mark.parametrize("spoil", SPOILERS)
     def test_a_spoilt_tensor_is_refused_by_name(self, name: str, spoil: str) -> None:
-        given = arguments(name, torch.float32, True, (True, True))
+        given = arguments(name)
         tensors = _tensors(name, given)
         for place, argument in tensors.items():
-            if spoil == "longer" and argument in FREE.get(name, ()):
+            if spoil == "longer" and argument in KERNELS[name].free:
                 continue
             if spoil == "one axis more" and argument in INDICES:
                 continue  # as many indices as pixels
@@ -189,7 +166,7 @@ class TestNative:
             _refused(name, tuple(spoilt), *tensors.values())
 
     def test_working_dtypes_do_not_mix(self, name: str) -> None:
-        given = arguments(name, torch.float32, True, (True, True))
+        given = arguments(name)
         tensors = _tensors(name, given)
         floats = {place: argument for place, argument in tensors.items() if given[place].is_floating_point()}
         for place in floats if len(floats) > 1 else ():
@@ -202,7 +179,7 @@ class TestNative:
 
     def test_gaps_in_memory_are_refused_or_read_right(self, name: str) -> None:
         torch.manual_seed(0)
-        given = arguments(name, torch.float32, True, (True, True))
+        given = arguments(name)
         for place, argument in _tensors(name, given).items():
             value = given[place]
             if value.dim() == 0:
@@ -214,7 +191,7 @@ class TestNative:
 
     def test_a_tensor_of_another_device_gives_no_numbers(self, name: str) -> None:
         """torch sends a call with a meta tensor to the fake, which has shapes and no numbers; or it raises."""
-        given = arguments(name, torch.float32, True, (True, True))
+        given = arguments(name)
         for place in _tensors(name, given):
             spoilt = list(given)
             spoilt[place] = given[place].to("meta")
@@ -227,24 +204,18 @@ class TestNative:
             )
 
 
-BAD_NUMBERS: list[tuple[str, str, Any]] = [
-    *((name, "temperature", bad) for name in NATIVE if "contrast" in name for bad in (0.0, -1.0, math.nan)),
-    *(("sinkhorn_score", "epsilon", bad) for bad in (0.0, -1.0, math.nan)),
-    *(("signed_distance", "num_classes", bad) for bad in (0, -1, 256, 2**62)),
-    *(("signed_distance", "label", torch.zeros(1, *side, dtype=torch.uint8)) for side in ((1, 16_385), (16_385, 1))),
-    *(("prototype_sum", "prototypes", bad) for bad in (0, -1, 2**31, 2**62)),
-    *(("prototype_move_", "momentum", bad) for bad in (-0.1, 1.1, math.nan)),
-    *(
-        ("prototype_distance_backward", "nearest", torch.full((7, 3), bad, dtype=torch.int32))
-        for bad in (-1, 2, 2**31 - 1, -(2**31))
-    ),
+BAD_NUMBERS = [
+    (name, argument, bad)
+    for name, kernel in KERNELS.items()
+    for argument, values in kernel.refused.items()
+    for bad in values
 ]
 
 
 @needs_extension
 @pytest.mark.parametrize(("name", "argument", "bad"), BAD_NUMBERS)
 def test_a_number_out_of_range_is_refused_by_name(name: str, argument: str, bad: Any) -> None:
-    given = list(arguments(name, torch.float32, True, (True, True)))
+    given = list(arguments(name))
     place = [a.name for a in getattr(torch.ops.mpamatch, name).default._schema.arguments].index(argument)
     given[place] = bad
     _refused(name, tuple(given), argument)

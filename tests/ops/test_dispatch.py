@@ -13,21 +13,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mpamatch import ops
 from mpamatch.errors import InputError
-from mpamatch.ops import dispatch, native, selfcheck
-from tests.csrc.test_native import needs_extension
-from tests.ops.cases import OPERATIONS, forward_backward
+from mpamatch.ops import dispatch, native
+from mpamatch.ops.operation import operations
+from tests.ops.form import Form, forward_backward
+from tests.ops.forms import FORMS, needs_extension
 
 CPU = torch.zeros(1)
-OF_OPERATION = {
-    "prototype_distance": "prototype_distance",
-    "sinkhorn_assign": "sinkhorn_pick",
-    "prototype_update_": "prototype_sum",
-    "prototype_contrast": "prototype_contrast",
-    "segmentation_loss": "segmentation_loss",
-    "pseudo_label": "pseudo_label",
-    "signed_distance": "signed_distance",
-}
-every_operation = pytest.mark.parametrize("operation", dispatch.BACKENDS)
+every_operation = pytest.mark.parametrize("operation", operations())
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +29,15 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_wanted", None)
     monkeypatch.setattr(dispatch, "_verdicts", {})
     dispatch.missing.cache_clear()
+
+
+def _form_of(operation: str) -> Form:
+    return next(form for form in FORMS if form.operation == operation)
+
+
+def _decisive(operation: str) -> str:
+    """The kernel that gives an operation its result: the last that returns something, but for the backward one."""
+    return [name for name in operations()[operation].kernels if not name.endswith(("_backward", "_"))][-1]
 
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[..., Any]) -> None:
@@ -129,15 +130,17 @@ def test_a_backend_asked_for_by_name_raises_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, operation: str, name: str
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    reason = "not for tensors on cpu" if name in dispatch.BACKENDS[operation] else "has cpp and (cuda|triton) only"
+    reason = (
+        "not for tensors on cpu" if name in operations()[operation].backends else "has cpp( and (cuda|triton))? only"
+    )
     with (
         dispatch.using(name),
         pytest.raises(RuntimeError, match=rf"MPAMATCH_BACKEND={name} cannot run \({name}: .*{reason}"),
     ):
         dispatch.choose(operation, CPU)
-    case = next(case for case in OPERATIONS if case.name == operation)
+    form = _form_of(operation)
     with dispatch.using(name), pytest.raises(RuntimeError, match=f"{operation} on cpu"):
-        case.call(**case.inputs())
+        form.call(**form.inputs())
 
 
 def test_all_reasons_are_told() -> None:
@@ -149,26 +152,26 @@ def test_all_reasons_are_told() -> None:
 @needs_extension
 def test_available_names_every_backend_with_its_reason(operation: str) -> None:
     found = dispatch.available(operation, "cpu")
-    assert list(found) == [*dispatch.BACKENDS[operation], "eager"]
+    assert list(found) == [*operations()[operation].backends, "eager"]
     assert found["cpp"] is None
     assert found["eager"] is None
-    assert "not for tensors on cpu" in found[dispatch.BACKENDS[operation][1]]
+    assert all("not for tensors on cpu" in found[name] for name in operations()[operation].backends[1:])
 
 
 @needs_extension
 def test_prepare_checks_all_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _count_checks(monkeypatch)
-    assert dispatch.prepare("cpu") == dict.fromkeys(dispatch.BACKENDS, "cpp")
-    assert sorted(asked) == sorted(dispatch.BACKENDS)
+    assert dispatch.prepare("cpu") == dict.fromkeys(operations(), "cpp")
+    assert sorted(asked) == sorted(operations())
     dispatch.prepare("cpu")
-    for case in OPERATIONS:
-        forward_backward(case, case.inputs())
-    assert len(asked) == len(dispatch.BACKENDS)
+    for form in FORMS:
+        forward_backward(form, form.inputs())
+    assert len(asked) == len(operations())
 
 
 def _count_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
-    run = selfcheck.run
+    run = dispatch._self_check
 
     def counted(operation: str, backend: str, device: str) -> str | None:
         asked.append(operation)
@@ -198,27 +201,27 @@ def _shorter(result: Any) -> Any:
 def test_a_kernel_that_is_wrong_is_set_aside_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, operation: str, wrong: Callable[..., Any]
 ) -> None:
-    case = next(case for case in OPERATIONS if case.name == operation)
-    inputs = case.inputs(seed=2)
+    form = _form_of(operation)
+    inputs = form.inputs(seed=2)
     with dispatch.using("eager"):
-        expected = forward_backward(case, inputs)
-    _spoil(monkeypatch, OF_OPERATION[operation], wrong)
+        expected = forward_backward(form, inputs)
+    _spoil(monkeypatch, _decisive(operation), wrong)
     with pytest.warns(RuntimeWarning, match=f"{operation}: the cpp kernel is set aside on cpu, .*eager") as caught:
-        ours = forward_backward(case, inputs)
+        ours = forward_backward(form, inputs)
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = forward_backward(case, inputs)
+        again = forward_backward(form, inputs)
     for name, value in expected.items():
         assert torch.equal(ours[name], value)
         assert torch.equal(again[name], value)
     assert "self-check" in str(dispatch.available(operation, "cpu")["cpp"])
     with dispatch.using("cpp"), pytest.raises(RuntimeError, match=f"{operation} on cpu: .*cpp: .*self-check"):
-        case.call(**inputs)
+        form.call(**inputs)
 
 
 @needs_extension
-@pytest.mark.parametrize("operation", ["prototype_distance", "prototype_contrast", "segmentation_loss"])
+@pytest.mark.parametrize("operation", [name for name, record in operations().items() if record.differentiable])
 def test_a_wrong_gradient_alone_is_found(monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     _spoil(monkeypatch, f"{operation}_backward", _off)
     with pytest.warns(RuntimeWarning, match="set aside"):
@@ -227,30 +230,29 @@ def test_a_wrong_gradient_alone_is_found(monkeypatch: pytest.MonkeyPatch, operat
 
 @needs_extension
 def test_a_wrong_gradient_in_the_prototypes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("prototype_distance", "prototype_contrast"):
+    for name in [name for name, record in operations().items() if "prototypes" in record.differentiable]:
         _spoil(monkeypatch, f"{name}_backward", lambda both: (both[0], both[1] * 1.01))
         with pytest.warns(RuntimeWarning, match="set aside"):
             assert dispatch.choose(name, CPU) == "eager"
 
 
 @needs_extension
-@pytest.mark.parametrize("case", OPERATIONS, ids=repr)
-def test_no_self_check_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch, case) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+def test_no_self_check_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch, form: Form) -> None:
     """The first call of all is the compiled one: its graph holds the kernel and nothing of the check."""
     asked = _count_checks(monkeypatch)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(case.call, fullgraph=True, backend=counter)
-    inputs = case.inputs(seed=5)
+    compiled = torch.compile(form.call, fullgraph=True, backend=counter)
+    inputs = form.inputs(seed=5)
     ours = compiled(**inputs)
-    operation = case.name.removesuffix("_without_own_class")
-    assert asked == [operation]
+    assert asked == [form.operation]
     assert counter.frame_count == 1
     targets = [str(node.target) for graph in counter.graphs for part in _parts(graph) for node in part.graph.nodes]
     native_calls = [target for target in targets if target.startswith("mpamatch.")]
     assert native_calls
     assert len(targets) < 60  # the check alone has hundreds
-    for mine, expected in zip(ours, case.call(**inputs), strict=True):
+    for mine, expected in zip(ours, form.call(**inputs), strict=True):
         assert torch.equal(mine, expected)
 
 
@@ -289,7 +291,7 @@ def test_the_check_runs_under_another_default_dtype() -> None:
 
 def test_without_the_library_eager_runs_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_MISSING", {"cpu": "it is not there", "cuda": "nor there"})
-    assert dispatch.prepare("cpu") == dict.fromkeys(dispatch.BACKENDS, "eager")
+    assert dispatch.prepare("cpu") == dict.fromkeys(operations(), "eager")
     assert dispatch.available("sinkhorn_assign", "cpu") == {
         "cpp": "it is not there",
         "cuda": "not for tensors on cpu",
@@ -304,9 +306,10 @@ import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == "mpamatch._C" else find(name, package)
 from mpamatch.ops import dispatch, native
-from tests.ops.cases import OPERATIONS, forward_backward
-for case in OPERATIONS:
-    assert all(value.isfinite().all() for value in forward_backward(case, case.inputs()).values())
+from tests.ops.form import forward_backward
+from tests.ops.forms import FORMS
+for form in FORMS:
+    assert all(value.isfinite().all() for value in forward_backward(form, form.inputs()).values())
 assert set(dispatch.prepare("cpu").values()) == {"eager"}
 assert "mpamatch._C" not in sys.modules
 print(native.missing("cpu"))

@@ -1,19 +1,21 @@
 """What holds for every operation: repeatable, blind to layout and autocast, compilable, no host sync."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.ops.cases import BOTH, OPERATIONS, TOLERANCE, Operation, forward_backward
+from tests.ops.cases import TOLERANCE
+from tests.ops.form import Form, forward_backward
+from tests.ops.forms import FORMS
 from tests.tools.nosync import assert_no_sync
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=repr)
-differentiable = pytest.mark.parametrize(
-    "operation", [operation for operation in OPERATIONS if operation.differentiable], ids=repr
-)
+every_form = pytest.mark.parametrize("form", FORMS, ids=repr)
+differentiable = pytest.mark.parametrize("form", [form for form in FORMS if form.differentiable], ids=repr)
 
 
 def _assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -43,124 +45,121 @@ def _last_axis_first(value: Tensor) -> Tensor:
     return value.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
-@every_operation
+@every_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_second_run_gives_the_same_bits(operation: Operation, dtype: torch.dtype) -> None:
-    inputs = operation.inputs(seed=3, dtype=dtype)
-    _assert_same_bits(forward_backward(operation, inputs), forward_backward(operation, inputs))
+def test_a_second_run_gives_the_same_bits(form: Form, dtype: torch.dtype) -> None:
+    inputs = form.inputs(seed=3, dtype=dtype)
+    _assert_same_bits(forward_backward(form, inputs), forward_backward(form, inputs))
 
 
-@every_operation
+@every_form
 @pytest.mark.parametrize("layout", [_strided, _last_axis_first])
-def test_the_layout_in_memory_does_not_matter(operation: Operation, layout) -> None:
-    inputs = operation.inputs(seed=4, dtype=torch.float64)
+def test_the_layout_in_memory_does_not_matter(form: Form, layout) -> None:
+    inputs = form.inputs(seed=4, dtype=torch.float64)
     views = {name: layout(value) for name, value in inputs.items()}
     assert any(not view.is_contiguous() for view in views.values())
-    _assert_close(forward_backward(operation, views), forward_backward(operation, inputs))
+    _assert_close(forward_backward(form, views), forward_backward(form, inputs))
 
 
-@every_operation
-def test_rows_of_a_wider_table(operation: Operation) -> None:
-    inputs = operation.inputs(seed=5, dtype=torch.float64)
-    name = next(name for name in ("logits", "embedding", "label") if name in inputs)
+@every_form
+def test_rows_of_a_wider_table(form: Form) -> None:
+    inputs = form.inputs(seed=5, dtype=torch.float64)
+    name = form.main
     filler = float("nan") if inputs[name].is_floating_point() else 99
     wide = torch.nn.functional.pad(inputs[name], (2, 3), value=filler)
     rows = inputs | {name: wide[..., 2:-3]}
-    _assert_close(forward_backward(operation, rows), forward_backward(operation, inputs))
+    _assert_close(forward_backward(form, rows), forward_backward(form, inputs))
 
 
-@every_operation
-def test_autocast_changes_nothing(operation: Operation) -> None:
+@every_form
+def test_autocast_changes_nothing(form: Form) -> None:
     """Of the forward pass and what it saves; the backward pass runs outside autocast, as torch asks."""
 
     def under_autocast(**inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return operation.call(**inputs)
+            return form.call(**inputs)
 
-    inputs = operation.inputs(seed=6)
-    autocast = forward_backward(operation._replace(call=under_autocast), inputs)
-    _assert_close(autocast, forward_backward(operation, inputs))
+    inputs = form.inputs(seed=6)
+    autocast = forward_backward(replace(form, call=under_autocast), inputs)
+    _assert_close(autocast, forward_backward(form, inputs))
 
 
 @differentiable
-def test_each_gradient_alone_is_the_one_of_all(operation: Operation) -> None:
-    inputs = operation.inputs(seed=7, dtype=torch.float64)
-    together = forward_backward(operation, inputs)
-    for wanted in operation.differentiable:
-        alone = forward_backward(operation, inputs, [wanted])
+def test_each_gradient_alone_is_the_one_of_all(form: Form) -> None:
+    inputs = form.inputs(seed=7, dtype=torch.float64)
+    together = forward_backward(form, inputs)
+    for wanted in form.differentiable:
+        alone = forward_backward(form, inputs, [wanted])
         _assert_close({wanted: alone[wanted]}, {wanted: together[wanted]})
 
 
 @differentiable
-def test_no_graph_where_no_gradient_is_wanted(operation: Operation) -> None:
-    assert not any(output.requires_grad for output in operation.call(**operation.inputs()))
+def test_no_graph_where_no_gradient_is_wanted(form: Form) -> None:
+    assert not any(output.requires_grad for output in form.call(**form.inputs()))
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [operation for operation in OPERATIONS if operation.of_numbers and not operation.differentiable],
-    ids=repr,
-)
-def test_operations_without_gradient_leave_no_graph(operation: Operation) -> None:
-    inputs = operation.inputs()
+@pytest.mark.parametrize("form", [form for form in FORMS if form.of_numbers and not form.differentiable], ids=repr)
+def test_operations_without_gradient_leave_no_graph(form: Form) -> None:
+    inputs = form.inputs()
     learnt = [name for name in ("embedding", "logits") if name in inputs]
     for name in learnt:
         inputs[name].requires_grad_()
-    outputs = operation.call(**inputs)
+    outputs = form.call(**inputs)
     assert learnt
     assert all(output.grad_fn is None and not output.requires_grad for output in outputs)
 
 
-@every_operation
-def test_inputs_are_left_as_they_are(operation: Operation) -> None:
-    inputs = operation.inputs(seed=8)
+@every_form
+def test_inputs_are_left_as_they_are(form: Form) -> None:
+    inputs = form.inputs(seed=8)
     before = {name: value.clone() for name, value in inputs.items()}
-    forward_backward(operation, inputs)
+    forward_backward(form, inputs)
     _assert_same_bits(inputs, before)
 
 
-@every_operation
-def test_dtypes_of_outputs(operation: Operation) -> None:
+@every_form
+def test_dtypes_of_outputs(form: Form) -> None:
     outputs = {
-        dtype: operation.call(**operation.inputs(dtype=dtype))
+        dtype: form.call(**form.inputs(dtype=dtype))
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     }
-    indices = {
-        "prototype_distance": [torch.int32],
-        "sinkhorn_assign": [torch.int32],
-        "prototype_update_": [torch.int64],
-        "pseudo_label": [torch.uint8],
-    }.get(operation.name, [])
     for dtype, values in outputs.items():
-        assert [value.dtype for value in values if not value.is_floating_point()] == indices
+        assert [value.dtype for value in values if not value.is_floating_point()] == [*form.indices]
         floats = {value.dtype for value in values if value.is_floating_point()}
-        assert floats <= {torch.float64 if dtype == torch.float64 and operation.of_numbers else torch.float32}
+        assert floats <= {torch.float64 if dtype == torch.float64 and form.of_numbers else torch.float32}
 
 
 @differentiable
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_gradients_have_the_dtype_of_their_argument(operation: Operation, dtype: torch.dtype) -> None:
-    inputs = operation.inputs(dtype=dtype)
-    result = forward_backward(operation, inputs)
-    for name in operation.differentiable:
+def test_gradients_have_the_dtype_of_their_argument(form: Form, dtype: torch.dtype) -> None:
+    inputs = form.inputs(dtype=dtype)
+    result = forward_backward(form, inputs)
+    for name in form.differentiable:
         assert result[name].dtype == inputs[name].dtype
 
 
-@every_operation
-def test_no_host_sync_forward_and_backward(operation: Operation) -> None:
-    assert_no_sync(forward_backward, operation, operation.inputs())
+@every_form
+def test_no_host_sync_forward_and_backward(form: Form) -> None:
+    assert_no_sync(forward_backward, form, form.inputs())
 
 
-@every_operation
-def test_compiles_to_one_graph_and_a_second_batch_compiles_nothing(operation: Operation) -> None:
+@every_form
+def test_compiles_to_one_graph_and_a_second_batch_compiles_nothing(form: Form) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = operation._replace(call=torch.compile(operation.call, fullgraph=True, backend=counter))
+    compiled = replace(form, call=torch.compile(form.call, fullgraph=True, backend=counter))
     for seed in (1, 2):
-        inputs = operation.inputs(seed=seed)
-        _assert_close(forward_backward(compiled, inputs), forward_backward(operation, inputs))
+        inputs = form.inputs(seed=seed)
+        _assert_close(forward_backward(compiled, inputs), forward_backward(form, inputs))
         assert counter.frame_count == 1
 
 
-def test_the_table_names_what_is_differentiable() -> None:
-    assert {operation.differentiable for operation in OPERATIONS} == {(), BOTH, ("logits",)}
+@every_form
+def test_the_record_names_what_gets_a_gradient(form: Form) -> None:
+    """Of all arguments that could, and the form has the truth of it."""
+    inputs = {name: value.requires_grad_(value.is_floating_point()) for name, value in form.inputs().items()}
+    for output in form.call(**inputs):
+        if output.requires_grad:
+            output.sum().backward(retain_graph=True)
+    assert tuple(name for name, value in inputs.items() if value.grad is not None) == form.differentiable
+    assert (form.gradient is not None) == bool(form.differentiable)

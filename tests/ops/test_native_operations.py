@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from mpamatch.ops import dispatch
-from tests.csrc.test_native import OPERATIONS as NATIVE
-from tests.csrc.test_native import arguments, needs_extension
-from tests.ops.cases import OPERATIONS, Operation, forward_backward
+from tests.ops.form import Form, forward_backward
+from tests.ops.forms import FORMS, KERNELS, arguments, needs_extension
 
 pytestmark = needs_extension
-every_native = pytest.mark.parametrize("name", sorted(NATIVE))
-every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=repr)
+every_kernel = pytest.mark.parametrize("name", KERNELS)
+every_form = pytest.mark.parametrize("form", FORMS, ids=repr)
 WORKING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -49,12 +48,13 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _call(name: str, given: tuple) -> list[Tensor]:
-    """All that an operation writes, in place too."""
+    """All that a kernel writes, in place too."""
     given = tuple(value.clone() if isinstance(value, Tensor) else value for value in given)
-    result = getattr(torch.ops.mpamatch, name)(*given)
-    if name == "prototype_move_":
-        return list(given[:2])
-    return [result] if isinstance(result, Tensor) else list(result)
+    kernel = getattr(torch.ops.mpamatch, name)
+    result = kernel(*given)
+    places = zip(kernel.default._schema.arguments, given, strict=True)
+    changed = [value for place, value in places if place.alias_info and place.alias_info.is_write]
+    return changed + ([result] if isinstance(result, Tensor) else list(result or ()))
 
 
 def _assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -63,7 +63,7 @@ def _assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Non
         assert torch.equal(value, theirs[name]), name
 
 
-@every_native
+@every_kernel
 @pytest.mark.parametrize(("dtype", "weighted"), [(torch.float32, True), (torch.bfloat16, False), (torch.float64, True)])
 def test_opcheck(name: str, dtype: torch.dtype, weighted: bool) -> None:
     """Schema, fake, and tracing with dynamic shapes. Gradients come from autograd.Function in mpamatch.ops, so an
@@ -71,14 +71,14 @@ def test_opcheck(name: str, dtype: torch.dtype, weighted: bool) -> None:
     torch.manual_seed(0)
     operation = getattr(torch.ops.mpamatch, name).default
     utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(operation, arguments(name, dtype, weighted, (True, True)), test_utils=utilities)
+    torch.library.opcheck(operation, arguments(name, dtype, weighted), test_utils=utilities)
 
 
-@every_native
+@every_kernel
 @pytest.mark.parametrize("dtype", WORKING, ids=str)
 def test_every_number_of_a_result_is_written(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
-    given = arguments(name, dtype, True, (True, True))
+    given = arguments(name, dtype)
     expected = _call(name, given)
     with _poisoned():
         ours = _call(name, given)
@@ -86,31 +86,31 @@ def test_every_number_of_a_result_is_written(name: str, dtype: torch.dtype) -> N
     assert all(value.isfinite().all() for value in ours)
 
 
-@every_operation
+@every_form
 @pytest.mark.parametrize(("n", "side", "ignored"), [(0, 1, 0.0), (1, 2, 0.0), (67, 17, 0.3), (67, 17, 1.0)])
-def test_fresh_memory_does_not_matter(operation: Operation, n: int, side: int, ignored: float) -> None:
-    inputs = operation.inputs(seed=2, n=n, side=side, ignored=ignored)
-    expected = forward_backward(operation, inputs)
+def test_fresh_memory_does_not_matter(form: Form, n: int, side: int, ignored: float) -> None:
+    inputs = form.inputs(seed=2, n=n, side=side, ignored=ignored)
+    expected = forward_backward(form, inputs)
     with _poisoned():
-        _assert_same_bits(forward_backward(operation, inputs), expected)
+        _assert_same_bits(forward_backward(form, inputs), expected)
 
 
-@every_operation
+@every_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_two_threads_give_the_bits_of_one(operation: Operation, dtype: torch.dtype) -> None:
-    inputs = operation.inputs(seed=3, dtype=dtype, n=9007, side=101)
+def test_two_threads_give_the_bits_of_one(form: Form, dtype: torch.dtype) -> None:
+    inputs = form.inputs(seed=3, dtype=dtype, n=9007, side=101)
     with _threads(1):
-        expected = forward_backward(operation, inputs)
+        expected = forward_backward(form, inputs)
     with _threads(2):
         for _ in range(2):
-            _assert_same_bits(forward_backward(operation, inputs), expected)
+            _assert_same_bits(forward_backward(form, inputs), expected)
 
 
 @pytest.mark.parametrize("name", ["prototype_distance_backward", "prototype_contrast_backward"])
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
 def test_a_gradient_that_nobody_needs_is_empty(name: str, wanted: tuple[bool, bool]) -> None:
     torch.manual_seed(4)
-    given = arguments(name, torch.float32, True, (True, True))
+    given = arguments(name)
     both = _call(name, given)
     ours = _call(name, (*given[:-2], *wanted))
     for gradient, expected, needed in zip(ours, both, wanted, strict=True):

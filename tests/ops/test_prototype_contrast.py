@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MANY, PIXELS, Pixels, array, assert_near, pixels
+from tests.ops.cases import MANY, Pixels, array, assert_near, pixels
+from tests.ops.strategies import PIXELS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -9,7 +9,8 @@ from torch.autograd import gradcheck
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MANY, PIXELS, TOLERANCE, Pixels, array, assert_near, pixels
+from tests.ops.cases import MANY, TOLERANCE, Pixels, array, assert_near, pixels
+from tests.ops.strategies import PIXELS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

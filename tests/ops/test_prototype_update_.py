@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MANY, PIXELS, TOLERANCE, Pixels, array, pixels
+from tests.ops.cases import MANY, TOLERANCE, Pixels, array, pixels
+from tests.ops.strategies import PIXELS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MANY_MAPS, MAPS, TOLERANCE, Maps, array, assert_near, maps
+from tests.ops.cases import MANY_MAPS, TOLERANCE, Maps, array, assert_near, maps
+from tests.ops.strategies import MAPS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MANY_MAPS, MAPS, Maps, array, assert_near, maps
+from tests.ops.cases import MANY_MAPS, Maps, array, assert_near, maps
+from tests.ops.strategies import MAPS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from mpamatch import ops
 from mpamatch.ops import dispatch, native
 from tests.ops import truth
-from tests.ops.cases import IGNORE, SEEDS, SHARES, array
+from tests.ops.cases import IGNORE, array
+from tests.ops.strategies import SEEDS, SHARES
 
 pytestmark = pytest.mark.usefixtures("backend")
 

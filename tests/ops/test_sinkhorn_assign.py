@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mpamatch import ops
 from tests.ops import truth
-from tests.ops.cases import MANY, PIXELS, Pixels, array, pixels
+from tests.ops.cases import MANY, Pixels, array, pixels
+from tests.ops.strategies import PIXELS
 
 pytestmark = pytest.mark.usefixtures("backend")
 
