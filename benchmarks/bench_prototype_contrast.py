@@ -3,17 +3,38 @@
 The two fused ones compute the contrast alone, of normalised rows, and are compared with that.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
-from mpamatch.benchmarks import cases, inputs
-from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks import inputs
+from mpamatch.benchmarks.cases import BOTH, Case, of_pixels
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 
 TEMPERATURE = 0.1
 CONTRAST_ONLY = "contrast only, no alignment"
+
+
+def cases(sizes: str, device: str, dtype: str) -> list[Case]:
+    found = of_pixels("prototype_contrast", BOTH, sizes, dtype)
+    return [*found, replace(found[1], d=64)] if sizes == "full" else found
+
+
+def least_bytes(case: Case) -> int:
+    row, prototypes = case.n * case.d * case.itemsize, case.m * case.d * 4
+    # read embedding, prototypes, assignment N·4; write lse N·4
+    forward = row + prototypes + 8 * case.n
+    # read all of it again, write both gradients: with the forward pass 3·N·D·b, in half precision 6·N·D
+    backward = 2 * row + 2 * prototypes + 8 * case.n
+    return forward + backward
+
+
+def least_flops(case: Case) -> int:
+    # logits 2·N·M·D forward; again in backward, then 2·N·M·D into each of the two gradients
+    return 8 * case.n * case.m * case.d
 
 
 def make(case: Case, device: str) -> Inputs:
@@ -80,7 +101,9 @@ def keops(embedding: Tensor, prototypes: Tensor, assignment: Tensor) -> tuple[Te
 
 BENCHMARK = Benchmark(
     "prototype_contrast",
-    cases.prototype_contrast,
+    cases,
+    least_bytes,
+    least_flops,
     make,
     contrast,
     {
@@ -91,6 +114,10 @@ BENCHMARK = Benchmark(
         "liger": Competitor(liger, needs("liger_kernel", cuda=True), contrast_only, CONTRAST_ONLY),
         "keops": Competitor(keops, needs("pykeops")),
     },
+    least={BOTH: 1.1},
     wanted=("embedding", "prototypes"),
     incoming=("grad_contrast", "grad_alignment"),
+    constants={"weight": None, "temperature": TEMPERATURE, "same_class_negatives": True},
+    results=("contrast", "alignment", "lse"),
 )
+BENCHMARKS = (BENCHMARK,)

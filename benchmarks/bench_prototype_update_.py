@@ -1,15 +1,29 @@
-"""prototype_update_ against the loop over classes and index_add."""
+"""prototype_update_ against the loop over classes and index_add; and after sinkhorn_assign, as in a training step."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
-from mpamatch.benchmarks import cases, inputs, loops
-from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks import bench_sinkhorn_assign, inputs, loops
+from mpamatch.benchmarks.cases import FORWARD, SINKHORN_AND_UPDATE, Case, of_pixels
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
 
 MOMENTUM = 0.999
+
+
+def cases(sizes: str, device: str, dtype: str) -> list[Case]:
+    return of_pixels("prototype_update_", FORWARD, sizes, dtype)
+
+
+def least_bytes(case: Case) -> int:
+    # read embedding N·D·b and assignment N·4; read and write prototypes 2·M·D·4
+    return case.n * case.d * case.itemsize + 4 * case.n + 8 * case.m * case.d
+
+
+def least_flops(case: Case) -> int:
+    # norms 2·N·D and sums 2·N·D
+    return 4 * case.n * case.d
 
 
 def updates(case: Case, device: str) -> Tensor:  # (C, K) i64, past the first fill
@@ -50,11 +64,46 @@ def index_add(prototypes: Tensor, updates: Tensor, embedding: Tensor, assignment
     return prototypes, updates
 
 
+def cases_of_both(sizes: str, device: str, dtype: str) -> list[Case]:
+    return of_pixels(SINKHORN_AND_UPDATE, FORWARD, sizes, dtype)
+
+
+def make_both(case: Case, device: str) -> Inputs:
+    return bench_sinkhorn_assign.make(case, device) | {"updates": updates(case, device)}
+
+
+def assign_and_update(embedding: Tensor, prototypes: Tensor, label: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
+    assignment = ops.sinkhorn_assign(embedding, prototypes, label)
+    ops.prototype_update_(prototypes, updates, embedding, assignment)
+    return assignment, prototypes, updates
+
+
+def loop_of_both(embedding: Tensor, prototypes: Tensor, label: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
+    assignment = loops.assign(embedding, prototypes, label)
+    loops.update_(prototypes, updates, embedding, assignment)
+    return assignment, prototypes, updates
+
+
 BENCHMARK = Benchmark(
     "prototype_update_",
-    cases.prototype_update_,
+    cases,
+    least_bytes,
+    least_flops,
     make,
     update,
     {"loop": Competitor(loop), "index_add": Competitor(index_add)},
+    least={FORWARD: 6.5},
     state=("prototypes", "updates"),
 )
+AFTER_SINKHORN = Benchmark(
+    SINKHORN_AND_UPDATE,
+    cases_of_both,
+    lambda case: bench_sinkhorn_assign.least_bytes(case) + least_bytes(case),  # the embedding is read twice
+    lambda case: bench_sinkhorn_assign.least_flops(case) + least_flops(case),
+    make_both,
+    assign_and_update,
+    {"loop": Competitor(loop_of_both)},
+    least={FORWARD: 5.0},
+    state=("prototypes", "updates"),
+)
+BENCHMARKS = (BENCHMARK, AFTER_SINKHORN)

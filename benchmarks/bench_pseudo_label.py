@@ -4,9 +4,23 @@ import torch
 from torch import Tensor
 
 from mpamatch import ops
-from mpamatch.benchmarks import cases, inputs
-from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks import inputs
+from mpamatch.benchmarks.cases import FORWARD, Case, of_maps
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
+
+
+def cases(sizes: str, device: str, dtype: str) -> list[Case]:
+    return of_maps("pseudo_label", FORWARD, sizes, dtype)
+
+
+def least_bytes(case: Case) -> int:
+    # read logits N·C·b; write label N·1 and confidence N·4
+    return case.n * case.c * case.itemsize + 5 * case.n
+
+
+def least_flops(case: Case) -> int:
+    # compare, shift, exp, sum
+    return 4 * case.n * case.c
 
 
 def make(case: Case, device: str) -> Inputs:
@@ -19,4 +33,14 @@ def softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return label.to(torch.uint8), confidence
 
 
-BENCHMARK = Benchmark("pseudo_label", cases.pseudo_label, make, ops.pseudo_label, {"softmax": Competitor(softmax)})
+BENCHMARK = Benchmark(
+    "pseudo_label",
+    cases,
+    least_bytes,
+    least_flops,
+    make,
+    ops.pseudo_label,
+    {"softmax": Competitor(softmax)},
+    least={FORWARD: 2.3},
+)
+BENCHMARKS = (BENCHMARK,)

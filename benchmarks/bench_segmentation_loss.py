@@ -5,9 +5,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpamatch import ops
-from mpamatch.benchmarks import cases, inputs
-from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks import inputs
+from mpamatch.benchmarks.cases import BOTH, Case, of_maps
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs
+
+
+def cases(sizes: str, device: str, dtype: str) -> list[Case]:
+    return of_maps("segmentation_loss", BOTH, sizes, dtype)
+
+
+def least_bytes(case: Case) -> int:
+    # read logits N·C·b and label N·1; in backward read both again and write N·C·b
+    return 3 * case.n * case.c * case.itemsize + 2 * case.n
+
+
+def least_flops(case: Case) -> int:
+    # forward: shift, exp, sum, p, p², two sums: 7·N·C; backward: exp again, the dot product, three more: 8·N·C
+    return 15 * case.n * case.c
 
 
 def make(case: Case, device: str) -> Inputs:
@@ -29,10 +43,15 @@ def cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 BENCHMARK = Benchmark(
     "segmentation_loss",
-    cases.segmentation_loss,
+    cases,
+    least_bytes,
+    least_flops,
     make,
     ops.segmentation_loss,
     {"cross_entropy": Competitor(cross_entropy)},
+    least={BOTH: 2.1},
     wanted=("logits",),
     incoming=("grad_cross_entropy", "grad_overlap"),
+    constants={"weight": None},
 )
+BENCHMARKS = (BENCHMARK,)

@@ -4,38 +4,43 @@ python -m mpamatch.benchmarks.exercise_cuda
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
-from mpamatch import ops
 from mpamatch.benchmarks.backends import using
+from mpamatch.ops.operation import operations
+from mpamatch.ops.selfcheck import Sample, Size, draw
 
-SIZES = [(1, 1, 1, 1), (97, 17, 3, 4), (1000, 256, 5, 10), (777, 768, 19, 10)]  # N, D, C, K
-LABELS = [(1, 1, 1), (2, 37, 61), (1, 300, 1030)]  # B, H, W
+SIZES = [
+    Size((1, 1, 1), width=1, classes=1, per_class=1),
+    Size((1, 1, 97), width=17, classes=3, per_class=4),
+    Size((1, 20, 50), width=256, classes=5, per_class=10),
+    Size((1, 21, 37), width=768, classes=19, per_class=10),
+]
+MAPS = [Size((2, 37, 61)), Size((1, 300, 1030), width=3)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIDE_INDICES = (torch.bfloat16, torch.float64)  # the dtypes beside which indices are int64
+CASES = [(size, dtype) for size in SIZES for dtype in DTYPES] + [(size, torch.float32) for size in MAPS]
+
+
+def sample(size: Size, dtype: torch.dtype, device: str) -> Sample:
+    drawn = draw(device, dtype, size)
+    if dtype in WIDE_INDICES:
+        return replace(drawn, label=drawn.label.long(), assignment=drawn.assignment.long())
+    return drawn
 
 
 def main() -> int:
-    for n, d, c, k in SIZES:
-        for dtype in DTYPES:
-            exercise(n, d, c, k, dtype)
-    for shape in LABELS:
-        with using("cuda"):
-            ops.signed_distance(torch.randint(0, 4, shape, device="cuda", dtype=torch.uint8), 3)  # 3 is of no class
+    """The self-check of every operation that has CUDA C++ kernels, at every size; returns 0."""
+    checks = [record.self_check for record in operations().values() if "cuda" in record.backends]
+    for size, dtype in CASES:
+        for check in checks:
+            with using("cuda"):
+                check(sample(size, dtype, "cuda"))
     torch.cuda.synchronize()
-    print(f"{len(SIZES) * len(DTYPES) + len(LABELS)} cases ran")
+    print(f"{len(CASES) * len(checks)} cases ran")
     return 0
-
-
-def exercise(n: int, d: int, c: int, k: int, dtype: torch.dtype) -> None:
-    embedding = torch.randn(n, d, device="cuda").to(dtype)
-    prototypes = torch.randn(c, k, d, device="cuda", dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    label = torch.randint(0, c + 1, (n,), device="cuda")  # c itself is ignored
-    updates = torch.zeros((c, k), device="cuda", dtype=torch.int64)
-    with using("cuda"):
-        for epsilon in (0.05, 0.01):  # the constant shift, and the maximum
-            assignment = ops.sinkhorn_assign(embedding, prototypes, label, epsilon=epsilon)
-        ops.prototype_update_(prototypes, updates, embedding, assignment, weight=torch.rand(n, device="cuda"))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ python -m mpamatch.benchmarks.roofline benchmarks/results/NAME.jsonl PICTURE.png
 """
 
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.backends import EAGER, FUSED
 from mpamatch.benchmarks.rows import Row, read
 from mpamatch.files import replacing
@@ -18,16 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 COLOURS = {"cpp": "#0072b2", "triton": "#0072b2", "cuda": "#009e73", EAGER: "#999999", "compile": "#d55e00"}
-MARKERS = {
-    "prototype_distance": "o",
-    "sinkhorn_assign": "s",
-    "prototype_update_": "^",
-    "sinkhorn_assign+prototype_update_": "D",
-    "prototype_contrast": "P",
-    "segmentation_loss": "v",
-    "pseudo_label": "X",
-    "signed_distance": "*",
-}
+MARKERS = dict(zip((benchmark.operation for benchmark in BENCHMARKS), cycle("os^DPvX*dhp<>"), strict=False))
 
 
 def draw(results: Path, picture: Path) -> Path | None:

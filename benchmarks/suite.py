@@ -48,16 +48,32 @@ class Benchmark:
 
     `call` takes the inputs by name, but for those named in `incoming`: the gradients of its first outputs, used
     where a case goes forward and backward. `wanted` are the inputs that get a gradient, `state` those changed in place.
+
+    `bytes` and `flops` are the least work of a case. A formula counts every input read once and every output written
+    once per pass that cannot be merged with another; intermediate results are free, as a perfect implementation keeps
+    them in cache. So no implementation exceeds 100 % of the roofline.
+
+    Its Triton kernels take the inputs too, beside them `constants`, and in the backward pass the `results` of forward.
     """
 
     operation: str
-    cases: Callable[[str, str, str], list[Case]]  # sizes, device, dtype
+    measured: Callable[[str, str, str], list[Case]]  # sizes (of cases.SIZES), device, dtype
+    bytes: Callable[[Case], int]
+    flops: Callable[[Case], int]
     inputs: Callable[[Case, str], Inputs]  # case, device
     call: Function
     competitors: Mapping[str, Competitor] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)  # by direction: eager / cpp, below which a test fails
     wanted: tuple[str, ...] = ()
     incoming: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    results: tuple[str, ...] = ()
+
+    def cases(self, sizes: str, device: str, dtype: str) -> list[Case]:
+        """What is measured, with the least work of each."""
+        found = self.measured(sizes, device, dtype)
+        return [replace(case, bytes=self.bytes(case), flops=self.flops(case)) for case in found]
 
     @property
     def names(self) -> list[str]:

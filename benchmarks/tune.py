@@ -7,37 +7,30 @@ allows, the table written is complete, as every walk has its start.
 
 import datetime
 import importlib
+import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, product
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from mpamatch.benchmarks import cases, measure
+from mpamatch.benchmarks import measure
 from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.backends import EAGER, using
-from mpamatch.benchmarks.bench_prototype_contrast import TEMPERATURE
-from mpamatch.benchmarks.cases import BOTH, Case
+from mpamatch.benchmarks.cases import BOTH, FORWARD, Case
 from mpamatch.benchmarks.measure import Timed
-from mpamatch.benchmarks.suite import Inputs, bind, difference
+from mpamatch.benchmarks.suite import Benchmark, Inputs, bind, difference
 from mpamatch.errors import unknown
+from mpamatch.ops.operation import operations
 
 Setting = dict[str, int]
-NO_WEIGHT: list[Any] = [None]
 DTYPES = {16: "bfloat16", 32: "float32"}
-# By operation the (D, C, K) or (0, C, 0) that are timed, the narrower first; the last one serves every larger size.
+# The (D, C, K) or (0, C, 0) that are timed, the narrower first; the last one serves every larger size.
 PIXEL_SIZES = ((64, 5, 10), (256, 5, 10), (256, 19, 10))
 MAP_SIZES = ((0, 2, 0), (0, 5, 0), (0, 20, 0))
-SIZES = {
-    "prototype_distance": PIXEL_SIZES,
-    "prototype_contrast": PIXEL_SIZES,
-    "segmentation_loss": MAP_SIZES,
-    "pseudo_label": MAP_SIZES,
-}
 
 
 @dataclass(frozen=True)
@@ -88,26 +81,36 @@ def _steps_apart(one: Setting, other: Setting) -> int:
     return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
 
 
-def targets(operation: str | None, kernels: Sequence[str]) -> list[Target]:
+def tiled(operation: str | None) -> dict[str, tuple[str, ...]]:
+    """The Triton kernels with tile sizes by their operation (None: of all). Raises InputError if it has none."""
+    known = {name: record.tiled for name, record in operations().items() if record.tiled}
+    if operation is not None and operation not in known:
+        raise unknown("operation with tiles", operation, known)
+    return known if operation is None else {operation: known[operation]}
+
+
+def targets(operation: str | None) -> list[Target]:
     """Every kernel of the operation (None: of all) at every size, 16 bits first."""
     found = []
     for bits, dtype in DTYPES.items():
-        for kernel in kernels:
-            name = kernel.partition(".")[0]
-            if operation not in (None, name):
-                continue
-            for place, (d, c, k) in enumerate(SIZES[name]):
-                last = place == len(SIZES[name]) - 1
-                bounds = {} if last else {"D": d, "M": c * k} if d else {"C": c}
+        for name, kernels in tiled(operation).items():
+            of_maps = benchmark_of(name).cases("small", "cuda", dtype)[0].d == 0
+            sizes = MAP_SIZES if of_maps else PIXEL_SIZES
+            for kernel, (place, (d, c, k)) in product(kernels, enumerate(sizes, 1)):
+                bounds = {} if place == len(sizes) else {"C": c} if of_maps else {"D": d, "M": c * k}
                 found.append(Target(kernel, _case(name, d, c, k, dtype), bits, {"bits": bits} | bounds))
     return found
 
 
 def _case(operation: str, d: int, c: int, k: int, dtype: str) -> Case:
-    both = cases.FORWARD if operation == "pseudo_label" else BOTH
+    direction = BOTH if operations()[operation].differentiable else FORWARD
     if d:
-        return Case(operation, both, 65_536, d, c, k, dtype)
-    return Case(operation, both, 8 * 256 * 256, 0, c, 0, dtype, shape=(8, 256, 256))
+        return Case(operation, direction, 65_536, d, c, k, dtype)
+    return Case(operation, direction, 8 * 256 * 256, 0, c, 0, dtype, shape=(8, 256, 256))
+
+
+def benchmark_of(operation: str) -> Benchmark:
+    return next(benchmark for benchmark in BENCHMARKS if benchmark.operation == operation)
 
 
 def tune(operation: str | None, seconds: float) -> int:
@@ -117,26 +120,23 @@ def tune(operation: str | None, seconds: float) -> int:
 
     from mpamatch.kernels import tiles
 
-    if operation is not None and operation not in SIZES:
-        raise unknown("operation with tiles", operation, SIZES)
     properties = torch.cuda.get_device_properties(0)
     device = tiles.Device(properties.name, (properties.major, properties.minor), properties.multi_processor_count)
     chosen, began = [], time.monotonic()
-    wanted = targets(operation, tiles.KERNELS)
+    wanted = targets(operation)
     for place, target in enumerate(wanted):
         now = time.monotonic()
         until = now + (began + seconds - now) / (len(wanted) - place)
         start = tiles.lookup(target.kernel, torch.device("cuda"), bits=target.bits, **target.sizes)
-        possible = tiles.candidates(
-            target.kernel, bits=target.bits, multiprocessors=device.multiprocessors, **target.sizes
-        )
+        possible = tiles.candidates(start, bits=target.bits, multiprocessors=device.multiprocessors, **target.sizes)
         choice = choose(start, possible, _timer(target), until=until)
         chosen.append({"kernel": target.kernel, **target.bounds, "setting": choice.setting})
         print(_line(target, choice), flush=True)
     kept = _others(tiles.nearest(device).entries, operation)
     origin = f"timed on {datetime.date.today()}, torch {torch.__version__}, {seconds:.0f} s for {len(wanted)} searches"
     shared_memory = runtime.driver.active.utils.get_device_properties(0)["max_shared_mem"]
-    path = tiles.write(device, [*chosen, *kept], shared_memory=shared_memory, origin=origin)
+    every = [kernel for kernels in tiled(None).values() for kernel in kernels]
+    path = tiles.write(device, [*chosen, *kept], every, shared_memory=shared_memory, origin=origin)
     print(f"wrote {path}")
     return 0
 
@@ -160,7 +160,7 @@ def _timer(target: Target) -> Callable[[Setting], float | None]:
     """Seconds of the target's kernel with a setting, or None where it is wrong or does not run."""
     from mpamatch.kernels import tiles
 
-    benchmark = next(b for b in BENCHMARKS if b.operation == target.case.operation)
+    benchmark = benchmark_of(target.case.operation)
     whole = bind(benchmark, target.case, benchmark.call)
     given = benchmark.inputs(target.case, "cuda")
     with using(EAGER):
@@ -187,28 +187,17 @@ def _calls(target: Target, given: Inputs, copies: int) -> Iterator[Callable[[], 
     """The kernel's own function on copies of its arguments."""
     name, _, direction = target.kernel.partition(".")
     module = importlib.import_module(f"mpamatch.kernels.{name}")
+    benchmark = benchmark_of(name)
     for _ in range(copies):
-        copied = {key: value.detach().clone() for key, value in given.items()}
-        forward, backward = arguments(name, copied)
-        if direction == "forward":
-            yield partial(module.forward, *forward)
-        else:
-            yield partial(module.backward, *backward(module.forward(*forward)))
+        known = {key: value.detach().clone() for key, value in given.items()} | benchmark.constants
+        if direction == "backward":
+            results = module.forward(*arguments(module.forward, known))
+            known |= dict(zip(benchmark.results, results, strict=False))
+        kernel = getattr(module, direction)
+        yield partial(kernel, *arguments(kernel, known))
 
 
-def arguments(name: str, x: dict[str, Tensor]) -> tuple[list[Any], Callable[[Any], list[Any]]]:
-    """Of a kernel's forward, and of its backward given what forward returned."""
-    if name == "prototype_distance":
-        rows: list[Any] = [x["embedding"], x["prototypes"]]
-        return rows, lambda results: [x["grad_distance"], *rows, *results, True, True]
-    if name == "prototype_contrast":
-        rows = [x["embedding"], x["prototypes"], x["assignment"], *NO_WEIGHT]
-        grads = [x["grad_contrast"], x["grad_alignment"]]
-        return (
-            [*rows, TEMPERATURE, True],
-            lambda results: [*grads, *rows, results[2], TEMPERATURE, True, True, True],
-        )
-    if name == "segmentation_loss":
-        maps = [x["logits"], x["label"], *NO_WEIGHT]
-        return maps, lambda results: [x["grad_cross_entropy"], x["grad_overlap"], *maps]
-    return [x["logits"]], lambda results: []
+def arguments(kernel: Callable[..., Any], known: Mapping[str, Any]) -> list[Any]:
+    """What a kernel takes, in its order, by the names of its parameters; all gradients are needed."""
+    names = inspect.signature(kernel).parameters
+    return [True if name.startswith("need_") else known[name] for name in names]

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiles import power_of_two
+
 # Squared length under which a vector counts as zero: its unit vector and its gradient are 0.
 SQUARED_ZERO = tl.constexpr(1e-12)
 # Triton's interpreter multiplies bfloat16 tiles as if they were integers (3.6), so there they are widened first.
@@ -274,11 +276,6 @@ def sum_slots_kernel(
     result = tl.sum(total, 0)
     tl.store(first_pointer + offset_w, result, offset_w == 0)
     tl.store(rest_pointer + offset_w - 1, result, mask_w & (offset_w > 0))
-
-
-def power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
 
 
 def extent(size: int, smallest: int, largest: int) -> int:

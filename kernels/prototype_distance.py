@@ -16,7 +16,6 @@ from .common import (
     load_rows,
     pack,
     parts,
-    power_of_two,
     products,
     slots_of,
     squared_length,
@@ -126,7 +125,7 @@ def backward(
             BLOCK_N=tile["BLOCK_N"],
             BLOCK_M=block_m,
             BLOCK_D=block_d,
-            BLOCK_C=power_of_two(classes),
+            BLOCK_C=tiles.power_of_two(classes),
             num_warps=tile["num_warps"],
             num_stages=tile["num_stages"],
         )

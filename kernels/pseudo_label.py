@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .common import load_classes, parts, power_of_two
+from .common import load_classes, parts
 
 
 def forward(
@@ -27,7 +27,7 @@ def forward(
         classes,
         height * width,
         blocks,
-        BLOCK_C=power_of_two(classes),
+        BLOCK_C=tiles.power_of_two(classes),
         BLOCK_P=tile["BLOCK_P"],
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .common import load_classes, parts, power_of_two, softmax, sum_slots
+from .common import load_classes, parts, softmax, sum_slots
 
 
 def forward(
@@ -35,7 +35,7 @@ def forward(
         blocks,
         batch * blocks,
         HAS_WEIGHT=weight is not None,
-        BLOCK_C=power_of_two(classes),
+        BLOCK_C=tiles.power_of_two(classes),
         BLOCK_P=tile["BLOCK_P"],
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
@@ -70,7 +70,7 @@ def backward(
         pixels,
         blocks,
         HAS_WEIGHT=weight is not None,
-        BLOCK_C=power_of_two(classes),
+        BLOCK_C=tiles.power_of_two(classes),
         BLOCK_P=tile["BLOCK_P"],
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],

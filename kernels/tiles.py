@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,6 @@ FOLDER = Path(__file__).parent / "tiles"
 BOUNDS = ("bits", "D", "M", "C")
 Setting = dict[str, int]
 Entry = dict[str, Any]  # {"kernel": name, one of BOUNDS: int, …, "setting": Setting}
-
-KERNELS = (
-    "prototype_distance.forward",
-    "prototype_distance.backward",
-    "prototype_contrast.forward",
-    "prototype_contrast.backward",
-    "segmentation_loss.forward",
-    "segmentation_loss.backward",
-    "pseudo_label.forward",
-)
 
 
 class Device(NamedTuple):
@@ -141,16 +131,17 @@ def using(kernel: str, setting: Setting) -> Iterator[None]:
 
 
 def candidates(
-    kernel: str, *, bits: int, multiprocessors: int, D: int = 0, M: int = 0, C: int = 0
+    start: Setting, *, bits: int, multiprocessors: int, D: int = 0, M: int = 0, C: int = 0
 ) -> Iterator[Setting]:
-    """The settings that a search over `kernel` at these sizes tries. Some may not fit on a device."""
-    if kernel.startswith(("segmentation_loss", "pseudo_label")):
-        yield from _streaming(kernel, multiprocessors, C)
+    """The settings that a search at these sizes tries in place of `start`, with its fields. Some may not fit on a
+    device."""
+    if "BLOCK_P" in start:
+        yield from _streaming("programs" in start, multiprocessors, C)
         return
     narrow = bits == 32
     blocks_n = (32, 64) if narrow else (64, 128)
-    blocks_m = {min(_power_of_two(max(16, M)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
-    blocks_d = {min(_power_of_two(max(16, D)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
+    blocks_m = {min(power_of_two(max(16, M)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
+    blocks_d = {min(power_of_two(max(16, D)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
     axes = itertools.product(blocks_n, sorted(blocks_m), sorted(blocks_d), (4, 8), (2, 3), (1, 2))
     for block_n, block_m, block_d, warps, stages, share in axes:
         yield {
@@ -163,25 +154,33 @@ def candidates(
         }
 
 
-def _streaming(kernel: str, multiprocessors: int, C: int) -> Iterator[Setting]:
-    rows = _power_of_two(C)
-    shares = (2, 4, 8) if kernel == "segmentation_loss.forward" else (0,)
+def _streaming(in_slots: bool, multiprocessors: int, C: int) -> Iterator[Setting]:
+    rows, shares = power_of_two(C), (2, 4, 8) if in_slots else (0,)
     for elements, warps, share in itertools.product((1024, 2048, 4096, 8192), (2, 4, 8), shares):
         setting = {"BLOCK_P": max(16, elements // rows), "num_warps": warps, "num_stages": 2}
-        yield setting | ({"programs": share * multiprocessors} if share else {})
+        yield setting | ({"programs": share * multiprocessors} if in_slots else {})
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
-def write(device: Device, entries: Sequence[Entry], *, shared_memory: int, origin: str, folder: Path = FOLDER) -> Path:
+def write(
+    device: Device,
+    entries: Sequence[Entry],
+    kernels: Iterable[str],
+    *,
+    shared_memory: int,
+    origin: str,
+    folder: Path = FOLDER,
+) -> Path:
     """Writes the table of a device whose entries were timed, whole or not at all; returns its path.
 
     `origin` says by which run: date, versions, sizes. An entry is {"kernel": …, bounds…, "setting": …}, the narrower
-    bounds first; every kernel needs one without bounds on D, M and C for each width of dtype.
+    bounds first; each of `kernels` needs one without bounds on D, M and C for each width of dtype, else ValueError.
     """
-    for kernel, bits in itertools.product(KERNELS, (16, 32)):
+    for kernel, bits in itertools.product(kernels, (16, 32)):
         if not any(_holds_for_all(entry, kernel, bits) for entry in entries):
             raise ValueError(f"entries: expected one of {kernel} for {bits} bits without a bound on D, M or C.")
     content = {

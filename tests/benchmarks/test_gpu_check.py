@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mpamatch.benchmarks import gpu_check
+from mpamatch.benchmarks import exercise_cuda, gpu_check
 from mpamatch.benchmarks.gpu_check import Outcome, Part
+from mpamatch.ops import dispatch
+from mpamatch.ops.operation import operations
 
 ROOT = Path(__file__).parent.parent.parent
 ABSENT = (
@@ -161,3 +163,15 @@ def test_the_sanitizer_looks_at_our_kernels_only(tmp_path, help_text, option):
     tool.write_text(f"#!/bin/sh\necho '{help_text}'\n")
     tool.chmod(0o755)
     assert gpu_check.only_our_kernels(str(tool)) == ([option, "kns=mpamatch"] if option else [])
+
+
+def test_the_sanitizer_gets_a_sample_of_every_size():
+    """The very calls, on the CPU."""
+    ran = {"uint8": 0, "int64": 0}
+    for size, dtype in exercise_cuda.CASES:
+        for record in operations().values():
+            sample = exercise_cuda.sample(size, dtype, "cpu")
+            with dispatch.using("cpp,eager"):
+                assert all(value.isfinite().all() for value in record.self_check(sample))
+            ran[str(sample.label.dtype).removeprefix("torch.")] += 1
+    assert min(ran.values()) > 0

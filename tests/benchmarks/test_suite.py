@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mpamatch.benchmarks import cases, suite
+from mpamatch.benchmarks import bench_prototype_contrast, cases, suite
 from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.backends import EAGER, using
 from mpamatch.benchmarks.measure import Ceilings
 from mpamatch.benchmarks.suite import Benchmark, Competitor, Settings, bind, difference
 from mpamatch.ops import dispatch
+from mpamatch.ops.operation import operations
 
 CEILINGS = Ceilings(copy=1e10, matmul={"float32": 1e11})
 SETTINGS = Settings("cpu", "small", ("float32",), compare=(), seconds=0.0)
@@ -80,7 +81,7 @@ def test_every_operation_has_a_benchmark_with_ignored_pixels_and_no_zeros(benchm
 
 
 def test_the_benchmarks_cover_the_operations():
-    assert {name for benchmark in BENCHMARKS for name in benchmark.operation.split("+")} == set(dispatch.BACKENDS)
+    assert {name for benchmark in BENCHMARKS for name in benchmark.operation.split("+")} == set(operations())
 
 
 def broken(**inputs):
@@ -163,5 +164,5 @@ def test_every_case_has_bytes_and_flops(benchmark_, device):
 
 
 def test_the_floors_of_the_contrast_are_six_bytes_a_channel_in_half_precision():
-    case = next(c for c in cases.prototype_contrast("full", "cuda", "bfloat16") if c.d == 256)
+    case = next(c for c in bench_prototype_contrast.BENCHMARK.cases("full", "cuda", "bfloat16") if c.d == 256)
     assert case.bytes == pytest.approx(6 * case.n * case.d, rel=0.02)

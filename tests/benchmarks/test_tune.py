@@ -8,7 +8,10 @@ import pytest
 
 from mpamatch.benchmarks import tune
 from mpamatch.benchmarks.tune import Choice, choose, targets
+from mpamatch.errors import InputError
 from mpamatch.kernels import tiles
+
+KERNELS = [kernel for kernels in tune.tiled(None).values() for kernel in kernels]
 
 
 def space() -> list[dict[str, int]]:
@@ -58,37 +61,40 @@ def test_a_wrong_or_failing_setting_is_never_chosen():
 def test_where_nothing_runs_the_start_stays_and_the_line_says_so():
     choice = choose(space()[0], space(), lambda setting: None, until=1.0, clock=lambda: 0.0)
     assert choice == Choice(space()[0], None, None, len(space()))
-    target = targets("pseudo_label", tiles.KERNELS)[0]
+    target = targets("pseudo_label")[0]
     assert f"no setting of {len(space())} ran" in tune._line(target, choice)
 
 
 def test_the_entries_of_a_search_make_a_whole_table(tmp_path):
     device = tiles.Device("A GPU", (9, 0), 100)
     setting = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-    entries = [{"kernel": t.kernel, **t.bounds, "setting": setting} for t in targets(None, tiles.KERNELS)]
-    path = tiles.write(device, entries, shared_memory=1, origin="a test", folder=tmp_path)
+    entries = [{"kernel": t.kernel, **t.bounds, "setting": setting} for t in targets(None)]
+    path = tiles.write(device, entries, KERNELS, shared_memory=1, origin="a test", folder=tmp_path)
     assert path == tmp_path / "a-gpu.json"
 
 
 def test_a_search_for_one_operation_keeps_the_entries_of_the_others():
-    entries = [{"kernel": kernel, "setting": {}} for kernel in tiles.KERNELS]
+    entries = [{"kernel": kernel, "setting": {}} for kernel in KERNELS]
     kept = {entry["kernel"] for entry in tune._others(entries, "prototype_contrast")}
-    assert kept == set(tiles.KERNELS) - {"prototype_contrast.forward", "prototype_contrast.backward"}
+    assert kept == set(KERNELS) - {"prototype_contrast.forward", "prototype_contrast.backward"}
     assert tune._others(entries, None) == []
 
 
-@pytest.mark.parametrize("kernel", tiles.KERNELS)
-def test_the_arguments_are_those_of_the_kernels_in_their_order(kernel):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_argument_of_a_kernel_is_known(kernel):
     pytest.importorskip("triton")
     name, _, direction = kernel.partition(".")
     module = importlib.import_module(f"mpamatch.kernels.{name}")
-    benchmark = next(b for b in tune.BENCHMARKS if b.operation == name)
-    case = replace(targets(name, [kernel])[0].case, n=8, shape=(1, 2, 4))
-    forward, backward = tune.arguments(name, {key: key for key in benchmark.inputs(case, "cpu")})
-    results = {"prototype_distance": ("distance", "nearest"), "prototype_contrast": (None, None, "lse")}
-    found = forward if direction == "forward" else backward(results.get(name))
-    expected = list(inspect.signature(getattr(module, direction)).parameters)
-    stand_ins = {None: "weight", tune.TEMPERATURE: "temperature"}
-    names = [value if isinstance(value, str) else stand_ins.get(value, "a flag") for value in found]
-    flags = ("same_class_negatives", "need_embedding", "need_prototypes")
-    assert names == ["a flag" if parameter in flags else parameter for parameter in expected]
+    benchmark = tune.benchmark_of(name)
+    case = replace(targets(name)[0].case, n=8, shape=(1, 2, 4))
+    known = {key: key for key in benchmark.inputs(case, "cpu")} | dict.fromkeys(benchmark.constants, "constant")
+    if direction == "backward":
+        known |= {key: key for key in benchmark.results}
+    found = tune.arguments(getattr(module, direction), known)
+    expected = inspect.signature(getattr(module, direction)).parameters
+    assert found == ["constant" if key in benchmark.constants else "need_" in key or key for key in expected]
+
+
+def test_an_operation_without_tiles_is_refused_by_name():
+    with pytest.raises(InputError, match="sinkhorn_assign"):
+        tune.tiled("sinkhorn_assign")

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from mpamatch.kernels import tiles
+from mpamatch.ops.operation import operations
 
+KERNELS = [kernel for operation in operations().values() for kernel in operation.tiled]
 H100 = "NVIDIA H100 80GB HBM3"
 SIZES = {"D": 256, "M": 50, "C": 5}
 
@@ -28,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", tiles.tables())
-@pytest.mark.parametrize("kernel", tiles.KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_size_has_a_setting(name: str, kernel: str) -> None:
     with tiles.as_device(tiles.tables()[name].device):
         for bits in (16, 32):
@@ -79,20 +81,20 @@ def test_using_holds_for_one_kernel_and_ends() -> None:
     assert tiles.lookup("pseudo_label.forward", cpu, bits=16, C=5) == before
 
 
-@pytest.mark.parametrize("kernel", tiles.KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_candidates_are_settings_of_their_kernel(kernel: str) -> None:
-    found = list(tiles.candidates(kernel, bits=16, multiprocessors=132, **SIZES))
-    assert len({tuple(setting.items()) for setting in found}) == len(found) >= 12
     with tiles.as_device(tiles.tables()[H100].device):
         committed = tiles.lookup(kernel, torch.device("cpu"), bits=16, **SIZES)
+    found = list(tiles.candidates(committed, bits=16, multiprocessors=132, **SIZES))
+    assert len({tuple(setting.items()) for setting in found}) == len(found) >= 12
     assert {frozenset(setting) for setting in found} == {frozenset(committed)}
 
 
 def test_a_written_table_is_read_back(folder: Path) -> None:
     device = tiles.Device("NVIDIA Test-GPU 8GB", (9, 0), 12)
-    entries = [{"kernel": kernel, "setting": {"BLOCK_P": 64}} for kernel in tiles.KERNELS]
+    entries = [{"kernel": kernel, "setting": {"BLOCK_P": 64}} for kernel in KERNELS]
     entries.insert(0, {"kernel": "pseudo_label.forward", "bits": 16, "C": 4, "setting": {"BLOCK_P": 128}})
-    path = tiles.write(device, entries, shared_memory=1000, origin="timed by a test", folder=folder)
+    path = tiles.write(device, entries, KERNELS, shared_memory=1000, origin="timed by a test", folder=folder)
     assert path.name == "nvidia-test-gpu-8gb.json"
     assert json.loads(path.read_text(encoding="utf-8"))["tuned"] is True
     assert tiles.nearest(device) == tiles.Table(device, 1000, True, "timed by a test", tuple(entries))
@@ -104,9 +106,9 @@ def test_a_written_table_is_read_back(folder: Path) -> None:
 
 
 def test_a_table_with_a_gap_is_refused(folder: Path) -> None:
-    entries = [{"kernel": kernel, "C": 4, "setting": {"BLOCK_P": 64}} for kernel in tiles.KERNELS]
+    entries = [{"kernel": kernel, "C": 4, "setting": {"BLOCK_P": 64}} for kernel in KERNELS]
     with pytest.raises(ValueError, match=r"prototype_distance\.forward"):
-        tiles.write(tiles.Device("x", (9, 0), 1), entries, shared_memory=1, origin="timed", folder=folder)
+        tiles.write(tiles.Device("x", (9, 0), 1), entries, KERNELS, shared_memory=1, origin="timed", folder=folder)
     assert len(list(folder.iterdir())) == 1
 
 
