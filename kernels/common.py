@@ -1,11 +1,13 @@
 """What the kernels share: tiles of rows, products of tiles, prototypes as packed unit vectors, sums over slots."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import power_of_two
+from . import tiles
 
 # Squared length under which a vector counts as zero: its unit vector and its gradient are 0.
 SQUARED_ZERO = tl.constexpr(1e-12)
@@ -93,7 +95,8 @@ def inverse_length(squared):
 
 
 @triton.jit
-def products(
+def cosines_of_tile(
+    x,
     embedding_pointer,
     packed_pointer,
     start_n,
@@ -107,16 +110,24 @@ def products(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x·p̂ of a tile of pixels with the prototypes offset_m (BLOCK_N, BLOCK_M), and ‖x‖² (BLOCK_N,)."""
+    """The cosines of a tile of pixels with the prototypes offset_m (BLOCK_N, BLOCK_M), and 1/‖x‖ (BLOCK_N,).
+
+    x is the tile (BLOCK_N, BLOCK_D) if D_PARTS is 1, which no caller loads again; else its parts are loaded here.
+    """
     product = tl.zeros((BLOCK_N, offset_m.shape[0]), tl.float32)
-    squared = tl.zeros((BLOCK_N,), tl.float32)
-    for part in range(D_PARTS):
-        x = load_rows(embedding_pointer, start_n, part * BLOCK_D, N, D, stride_embedding, BLOCK_N, BLOCK_D)
-        product = with_prototypes(
-            x, packed_pointer, offset_m, part * BLOCK_D, M_PAD, D_PARTS * BLOCK_D, product, PLANES, BLOCK_D
-        )
-        squared += squared_length(x)
-    return product, squared
+    if D_PARTS == 1:
+        product = with_prototypes(x, packed_pointer, offset_m, 0, M_PAD, BLOCK_D, product, PLANES, BLOCK_D)
+        squared = squared_length(x)
+    else:
+        squared = tl.zeros((BLOCK_N,), tl.float32)
+        for d_part in range(D_PARTS):
+            part = load_rows(embedding_pointer, start_n, d_part * BLOCK_D, N, D, stride_embedding, BLOCK_N, BLOCK_D)
+            product = with_prototypes(
+                part, packed_pointer, offset_m, d_part * BLOCK_D, M_PAD, D_PARTS * BLOCK_D, product, PLANES, BLOCK_D
+            )
+            squared += squared_length(part)
+    inverse = inverse_length(squared)
+    return product * inverse[:, None], inverse
 
 
 @triton.jit
@@ -280,7 +291,7 @@ def sum_slots_kernel(
 
 def extent(size: int, smallest: int, largest: int) -> int:
     """A power of two for a tile along an axis of `size`: the whole axis where `largest` allows it."""
-    return min(max(smallest, power_of_two(size)), largest)
+    return min(max(smallest, tiles.power_of_two(size)), largest)
 
 
 def parts(size: int, block: int) -> int:
@@ -293,19 +304,6 @@ def slots_of(tile: dict[str, int], pixels: int, shares: int) -> int:
     Those stand next to each other in the grid, so that they find each other's pixels in the cache.
     """
     return min(max(1, tile["programs"] // shares), parts(pixels, tile["BLOCK_N"]))
-
-
-def launches(m_parts: int, need_embedding: bool, need_prototypes: bool) -> list[tuple[bool, bool]]:
-    """Which gradients each launch of a backward kernel makes: (embedding, prototypes).
-
-    One launch makes both where all prototypes fit in one tile. A gradient in embedding sums over all prototypes, one in
-    prototypes keeps its sum in registers over all pixels: beyond one tile, those are two loops.
-    """
-    if m_parts == 1:
-        wanted = [(need_embedding, need_prototypes)]
-    else:
-        wanted = [(need_embedding, False), (False, need_prototypes)]
-    return [launch for launch in wanted if any(launch)]
 
 
 def pack(
@@ -337,6 +335,69 @@ def pack(
     return packed
 
 
+class Plan(NamedTuple):
+    """What a backward kernel over pixels and prototypes writes to, and how it is launched."""
+
+    packed: Tensor  # (planes, m_pad, d_pad)
+    m_pad: int
+    grad_embedding: Tensor  # (N, D) in embedding's dtype; (0,) if not needed, and so below
+    partial: Tensor  # (slots, m_pad, d_pad) f32
+    launches: list[tuple[tuple[int, int, int], dict[str, int | bool]]]  # each launch's grid and constants
+
+
+def plan_backward(
+    kernel: str, embedding: Tensor, prototypes: Tensor, need_embedding: bool, need_prototypes: bool
+) -> Plan:
+    """One launch makes both gradients if all prototypes fit in one tile.
+
+    A gradient in embedding sums over all prototypes, one in prototypes keeps its sum in registers over all pixels:
+    beyond one tile, those are two loops, and two launches.
+    """
+    pixels, width = embedding.shape
+    classes, per_class, _ = prototypes.shape
+    count, device = classes * per_class, embedding.device
+    tile = tiles.lookup(kernel, device, bits=embedding.itemsize * 8, D=width, M=count)
+    block_m, block_d = extent(count, 16, tile["BLOCK_M"]), extent(width, 16, tile["BLOCK_D"])
+    m_parts, d_parts = parts(count, block_m), parts(width, block_d)
+    m_pad, d_pad = m_parts * block_m, d_parts * block_d
+    slots = slots_of(tile, pixels, d_parts * m_parts)
+    grad_embedding = torch.empty((pixels, width) if need_embedding else (0,), dtype=embedding.dtype, device=device)
+    partial = torch.empty((slots, m_pad, d_pad) if need_prototypes else (0,), dtype=torch.float32, device=device)
+    packed = pack(prototypes, embedding, per_class, m_pad, d_pad)
+    if m_parts == 1:
+        wanted = [(need_embedding, need_prototypes)]
+    else:
+        wanted = [(need_embedding, False), (False, need_prototypes)]
+    launches = []
+    for in_embedding, in_prototypes in wanted:
+        if in_embedding or in_prototypes:
+            grid = (d_parts, m_parts, slots) if in_prototypes else (d_parts, 1, slots_of(tile, pixels, d_parts))
+            constants = {
+                "IN_EMBEDDING": in_embedding,
+                "IN_PROTOTYPES": in_prototypes,
+                "PLANES": packed.shape[0],
+                "M_PARTS": 1 if in_prototypes else m_parts,
+                "D_PARTS": d_parts,
+                "BLOCK_N": tile["BLOCK_N"],
+                "BLOCK_M": block_m,
+                "BLOCK_D": block_d,
+                "num_warps": tile["num_warps"],
+                "num_stages": tile["num_stages"],
+            }
+            launches.append((grid, constants))
+    return Plan(packed, m_pad, grad_embedding, partial, launches)
+
+
+def no_gradients(
+    embedding: Tensor, prototypes: Tensor, need_embedding: bool, need_prototypes: bool
+) -> tuple[Tensor, Tensor]:
+    """Of no pixels."""
+    return (
+        torch.empty_like(embedding) if need_embedding else embedding.new_empty(0),
+        torch.zeros_like(prototypes) if need_prototypes else prototypes.new_empty(0),
+    )
+
+
 def gradient_in_prototypes(
     partial: Tensor,  # (slots, m_pad, d_pad) f32: the parts of the gradient in the unit prototypes
     prototypes: Tensor,  # (C, K, D) f32
@@ -344,7 +405,7 @@ def gradient_in_prototypes(
     slots, m_pad, d_pad = partial.shape
     classes, per_class, width = prototypes.shape
     grad = torch.empty_like(prototypes)
-    block_d = power_of_two(width)
+    block_d = tiles.power_of_two(width)
     prototypes_gradient_kernel[(classes * per_class,)](
         partial,
         prototypes,
@@ -367,7 +428,7 @@ def sum_slots(
 ) -> None:
     """Writes the sum over the slots: column 0 into `first`, the others into `rest`."""
     slots, width = partial.shape
-    block_w = min(16, power_of_two(width))
+    block_w = min(16, tiles.power_of_two(width))
     sum_slots_kernel[(parts(width, block_w),)](
         partial, first, rest, slots, width, BLOCK_S=1024 // block_w, BLOCK_W=block_w, num_warps=4
     )

@@ -9,21 +9,18 @@ from . import tiles
 from .common import (
     add_to_prototypes,
     along_prototypes,
+    cosines_of_tile,
     extent,
     gradient_in_prototypes,
-    inverse_length,
-    launches,
     load_rows,
+    no_gradients,
     pack,
     parts,
-    products,
-    slots_of,
-    squared_length,
+    plan_backward,
     store_partial,
     store_rows,
     sum_slots,
     upright,
-    with_prototypes,
 )
 
 LOWEST = tl.constexpr(-3.0e38)
@@ -98,57 +95,34 @@ def backward(
     """The gradients in embedding (N, D), in its dtype, and in prototypes (C, K, D) f32; (0,) where not needed."""
     pixels, width = embedding.shape
     classes, per_class, _ = prototypes.shape
-    count = classes * per_class
-    grad_embedding = torch.empty(
-        (pixels, width) if need_embedding else (0,), dtype=embedding.dtype, device=embedding.device
-    )
     if pixels == 0:
-        return grad_embedding, torch.zeros_like(prototypes) if need_prototypes else prototypes.new_empty(0)
-    tile = tiles.lookup("prototype_contrast.backward", embedding.device, bits=embedding.itemsize * 8, D=width, M=count)
-    block_m, block_d = extent(count, 16, tile["BLOCK_M"]), extent(width, 16, tile["BLOCK_D"])
-    m_parts, d_parts = parts(count, block_m), parts(width, block_d)
-    slots = slots_of(tile, pixels, d_parts * m_parts)
-    partial = torch.empty(
-        (slots, m_parts * block_m, d_parts * block_d) if need_prototypes else (0,),
-        dtype=torch.float32,
-        device=embedding.device,
-    )
-    packed = pack(prototypes, embedding, per_class, m_parts * block_m, d_parts * block_d)
-    for in_embedding, in_prototypes in launches(m_parts, need_embedding, need_prototypes):
-        grid = (d_parts, m_parts, slots) if in_prototypes else (d_parts, 1, slots_of(tile, pixels, d_parts))
+        return no_gradients(embedding, prototypes, need_embedding, need_prototypes)
+    plan = plan_backward("prototype_contrast.backward", embedding, prototypes, need_embedding, need_prototypes)
+    for grid, constants in plan.launches:
         backward_kernel[grid](
             grad_contrast,
             grad_alignment,
             embedding,
-            packed,
+            plan.packed,
             assignment,
             assignment if weight is None else weight,
             lse,
-            grad_embedding,
-            partial,
+            plan.grad_embedding,
+            plan.partial,
             pixels,
             width,
-            count,
+            classes * per_class,
             per_class,
-            m_parts * block_m,
+            plan.m_pad,
             embedding.stride(0),
             1 / temperature,
             HAS_WEIGHT=weight is not None,
             SAME_CLASS_NEGATIVES=same_class_negatives,
-            IN_EMBEDDING=in_embedding,
-            IN_PROTOTYPES=in_prototypes,
-            PLANES=packed.shape[0],
-            M_PARTS=1 if in_prototypes else m_parts,
-            D_PARTS=d_parts,
-            BLOCK_N=tile["BLOCK_N"],
-            BLOCK_M=block_m,
-            BLOCK_D=block_d,
-            num_warps=tile["num_warps"],
-            num_stages=tile["num_stages"],
+            **constants,
         )
     if not need_prototypes:
-        return grad_embedding, prototypes.new_empty(0)
-    return grad_embedding, gradient_in_prototypes(partial, prototypes)
+        return plan.grad_embedding, prototypes.new_empty(0)
+    return plan.grad_embedding, gradient_in_prototypes(plan.partial, prototypes)
 
 
 @triton.jit
@@ -207,6 +181,7 @@ def forward_kernel(
     for block in range(slot, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         own, weight, used = load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT, BLOCK_N)
+        x = None
         if D_PARTS == 1:
             x = load_rows(embedding_pointer, start_n, 0, N, D, stride_embedding, BLOCK_N, BLOCK_D)
         # Σ exp(logit) = total·exp(highest), kept while tiles of prototypes go by
@@ -215,26 +190,21 @@ def forward_kernel(
         own_cosine = tl.zeros((BLOCK_N,), tl.float32)
         for m_part in range(M_PARTS):
             offset_m = m_part * BLOCK_M + tl.arange(0, BLOCK_M)
-            if D_PARTS == 1:
-                zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-                product = with_prototypes(x, packed_pointer, offset_m, 0, M_PAD, BLOCK_D, zeros, PLANES, BLOCK_D)
-                squared = squared_length(x)
-            else:
-                product, squared = products(
-                    embedding_pointer,
-                    packed_pointer,
-                    start_n,
-                    offset_m,
-                    N,
-                    D,
-                    M_PAD,
-                    stride_embedding,
-                    PLANES,
-                    D_PARTS,
-                    BLOCK_N,
-                    BLOCK_D,
-                )
-            cosine = product * inverse_length(squared)[:, None]
+            cosine, _ = cosines_of_tile(
+                x,
+                embedding_pointer,
+                packed_pointer,
+                start_n,
+                offset_m,
+                N,
+                D,
+                M_PAD,
+                stride_embedding,
+                PLANES,
+                D_PARTS,
+                BLOCK_N,
+                BLOCK_D,
+            )
             own_cosine += tl.sum(tl.where(offset_m[None, :] == own[:, None], cosine, 0.0), 1)
             compete = competitors(own, offset_m, M, K, SAME_CLASS_NEGATIVES)
             logit = tl.where(compete, cosine * inverse_temperature, float("-inf"))
@@ -305,6 +275,7 @@ def backward_kernel(
         own, weight, used = load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT, BLOCK_N)
         lse = tl.load(lse_pointer + start_n + offset_n, offset_n < N - start_n, other=0.0)
         factor = weight * scale
+        x = None
         if D_PARTS == 1:
             x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
         inverse = tl.zeros((BLOCK_N,), tl.float32)
@@ -312,27 +283,21 @@ def backward_kernel(
         pulled = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         for m_part in range(M_PARTS):
             offset_m = tile_m + m_part * BLOCK_M
-            if D_PARTS == 1:
-                zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-                product = with_prototypes(x, packed_pointer, offset_m, 0, M_PAD, BLOCK_D, zeros, PLANES, BLOCK_D)
-                squared = squared_length(x)
-            else:
-                product, squared = products(
-                    embedding_pointer,
-                    packed_pointer,
-                    start_n,
-                    offset_m,
-                    N,
-                    D,
-                    M_PAD,
-                    stride_embedding,
-                    PLANES,
-                    D_PARTS,
-                    BLOCK_N,
-                    BLOCK_D,
-                )
-            inverse = inverse_length(squared)
-            cosine = product * inverse[:, None]
+            cosine, inverse = cosines_of_tile(
+                x,
+                embedding_pointer,
+                packed_pointer,
+                start_n,
+                offset_m,
+                N,
+                D,
+                M_PAD,
+                stride_embedding,
+                PLANES,
+                D_PARTS,
+                BLOCK_N,
+                BLOCK_D,
+            )
             compete = competitors(own, offset_m, M, K, SAME_CLASS_NEGATIVES)
             share = tl.where(compete, tl.exp(cosine * inverse_temperature - lse[:, None]), 0.0)
             at_own = by_contrast + by_alignment * (1.0 - cosine)
@@ -345,9 +310,11 @@ def backward_kernel(
                     grad, packed_pointer, offset_m, first_d, M_PAD, D_PARTS * BLOCK_D, pulled, PLANES, BLOCK_D
                 )
             if IN_PROTOTYPES:
-                if D_PARTS > 1:  # only now, as `products` needs the registers
-                    x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
-                total = add_to_prototypes(total, grad, factor * inverse, x)
+                if D_PARTS == 1:
+                    total = add_to_prototypes(total, grad, factor * inverse, x)
+                else:  # loaded only now, as `cosines_of_tile` needs the registers
+                    part = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)
+                    total = add_to_prototypes(total, grad, factor * inverse, part)
         if IN_EMBEDDING:
             if D_PARTS > 1:
                 x = load_rows(embedding_pointer, start_n, first_d, N, D, stride_embedding, BLOCK_N, BLOCK_D)

@@ -9,21 +9,20 @@ from . import tiles
 from .common import (
     add_to_prototypes,
     along_prototypes,
+    cosines_of_tile,
     extent,
     gradient_in_prototypes,
     inverse_length,
-    launches,
     load_rows,
+    no_gradients,
     pack,
     parts,
-    products,
-    slots_of,
+    plan_backward,
     squared_length,
     squared_lengths,
     store_partial,
     store_rows,
     upright,
-    with_prototypes,
 )
 
 LOWEST = tl.constexpr(-3.0e38)
@@ -85,53 +84,30 @@ def backward(
     """The gradients in embedding (N, D), in its dtype, and in prototypes (C, K, D) f32; (0,) where not needed."""
     pixels, width = embedding.shape
     classes, per_class, _ = prototypes.shape
-    count = classes * per_class
-    grad_embedding = torch.empty(
-        (pixels, width) if need_embedding else (0,), dtype=embedding.dtype, device=embedding.device
-    )
     if pixels == 0:
-        return grad_embedding, torch.zeros_like(prototypes) if need_prototypes else prototypes.new_empty(0)
-    tile = tiles.lookup("prototype_distance.backward", embedding.device, bits=embedding.itemsize * 8, D=width, M=count)
-    block_m, block_d = extent(count, 16, tile["BLOCK_M"]), extent(width, 16, tile["BLOCK_D"])
-    m_parts, d_parts = parts(count, block_m), parts(width, block_d)
-    slots = slots_of(tile, pixels, d_parts * m_parts)
-    partial = torch.empty(
-        (slots, m_parts * block_m, d_parts * block_d) if need_prototypes else (0,),
-        dtype=torch.float32,
-        device=embedding.device,
-    )
-    packed = pack(prototypes, embedding, per_class, m_parts * block_m, d_parts * block_d)
-    for in_embedding, in_prototypes in launches(m_parts, need_embedding, need_prototypes):
-        grid = (d_parts, m_parts, slots) if in_prototypes else (d_parts, 1, slots_of(tile, pixels, d_parts))
+        return no_gradients(embedding, prototypes, need_embedding, need_prototypes)
+    plan = plan_backward("prototype_distance.backward", embedding, prototypes, need_embedding, need_prototypes)
+    for grid, constants in plan.launches:
         backward_kernel[grid](
             grad_distance,
             embedding,
-            packed,
+            plan.packed,
             distance,
             nearest,
-            grad_embedding,
-            partial,
+            plan.grad_embedding,
+            plan.partial,
             pixels,
             width,
             classes,
             per_class,
-            m_parts * block_m,
+            plan.m_pad,
             embedding.stride(0),
-            IN_EMBEDDING=in_embedding,
-            IN_PROTOTYPES=in_prototypes,
-            PLANES=packed.shape[0],
-            M_PARTS=1 if in_prototypes else m_parts,
-            D_PARTS=d_parts,
-            BLOCK_N=tile["BLOCK_N"],
-            BLOCK_M=block_m,
-            BLOCK_D=block_d,
             BLOCK_C=tiles.power_of_two(classes),
-            num_warps=tile["num_warps"],
-            num_stages=tile["num_stages"],
+            **constants,
         )
     if not need_prototypes:
-        return grad_embedding, prototypes.new_empty(0)
-    return grad_embedding, gradient_in_prototypes(partial, prototypes)
+        return plan.grad_embedding, prototypes.new_empty(0)
+    return plan.grad_embedding, gradient_in_prototypes(plan.partial, prototypes)
 
 
 @triton.jit
@@ -165,37 +141,31 @@ def forward_kernel(
     for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         mask_n = offset_n < N - start_n
+        x = None
         if D_PARTS == 1:
             x = load_rows(embedding_pointer, start_n, 0, N, D, stride_embedding, BLOCK_N, BLOCK_D)
         for c_part in range(C_PARTS):
             highest = tl.full((BLOCK_N, BLOCK_C), LOWEST, tl.float32)
             nearest = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
-            inverse = tl.zeros((BLOCK_N,), tl.float32)
             for k_part in range(K_PARTS):
                 offset_m = tile_m + c_part * (BLOCK_C * K_PAD) + k_part * BLOCK_K
-                if D_PARTS == 1:
-                    zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-                    product = with_prototypes(x, packed_pointer, offset_m, 0, M_PAD, BLOCK_D, zeros, PLANES, BLOCK_D)
-                    squared = squared_length(x)
-                else:
-                    product, squared = products(
-                        embedding_pointer,
-                        packed_pointer,
-                        start_n,
-                        offset_m,
-                        N,
-                        D,
-                        M_PAD,
-                        stride_embedding,
-                        PLANES,
-                        D_PARTS,
-                        BLOCK_N,
-                        BLOCK_D,
-                    )
-                inverse = inverse_length(squared)
+                cosine, _ = cosines_of_tile(
+                    x,
+                    embedding_pointer,
+                    packed_pointer,
+                    start_n,
+                    offset_m,
+                    N,
+                    D,
+                    M_PAD,
+                    stride_embedding,
+                    PLANES,
+                    D_PARTS,
+                    BLOCK_N,
+                    BLOCK_D,
+                )
                 exists = (tile_m % K_PAD + k_part * BLOCK_K < K)[None, :]
-                product = tl.where(exists, product * inverse[:, None], LOWEST)
-                of_class = tl.reshape(product, (BLOCK_N, BLOCK_C, BLOCK_K))
+                of_class = tl.reshape(tl.where(exists, cosine, LOWEST), (BLOCK_N, BLOCK_C, BLOCK_K))
                 best, index = tl.max(of_class, 2, return_indices=True, return_indices_tie_break_left=True)
                 nearest = tl.where(best > highest, index + k_part * BLOCK_K, nearest)
                 highest = tl.maximum(best, highest)
