@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Environment = Mapping[str, str]
-OLDEST_TORCH = (2, 10)  # the stable ABI that csrc/schemas.cpp targets
+OLDEST_TORCH = (2, 10)  # the stable ABI that csrc/extension.cmake targets
 OLDEST_CMAKE = (3, 22)
 ARCHITECTURES = "8.0;9.0+PTX"
 CPP_JOB_BYTES = 2 << 30

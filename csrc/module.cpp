@@ -1,5 +1,4 @@
-// The Python module mpamatch._C. Importing it loads the operations of schemas.cpp; itself it only tells how it was
-// built.
+// The Python module mpamatch._C. Importing it loads the operations of bindings/; itself it only tells how it was built.
 #include <pybind11/pybind11.h>
 
 #include <sstream>
@@ -27,7 +26,7 @@ py::dict build_information() {
     facts["compiler"] = built.compiler;
     facts["flags"] = built.flags;
     facts["instruction_sets"] = split(built.instruction_sets);
-    facts["instruction_set"] = mpamatch::instruction_set();
+    facts["instruction_set"] = mpamatch::name_of(mpamatch::instruction_set());
     facts["cuda"] = built.cuda;
     facts["cuda_architectures"] = split(built.cuda_architectures);
     facts["source_hash"] = built.source_hash;

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "core/arguments.h"
+#include "arguments/kernel.h"
 #include "core/vector.h"
 
 namespace mpamatch::MPAMATCH_ISA {

@@ -1,6 +1,7 @@
 // Σ w·InfoNCE of pixels against all prototypes, and Σ w·(1 − cos)² with their own.
 #pragma once
 
+#include "arguments/prototype_contrast.h"
 #include "core/panels.h"
 
 namespace mpamatch::MPAMATCH_ISA {
@@ -49,7 +50,7 @@ class ContrastRow {
 };
 
 template <class T>
-void prototype_contrast(const PrototypeContrast& a) {
+void prototype_contrast(const PrototypeContrastArguments& a, ParallelTasks parallel) {
     const int64_t count = a.classes * a.per_class, width = a.embedding.width;
     const UnitPrototypes<T> prototypes(a.prototypes, count, width);
     const Panels<T> panels{width, count};
@@ -60,7 +61,7 @@ void prototype_contrast(const PrototypeContrast& a) {
 
     const int64_t tasks = (a.embedding.count + 1023) / 1024;
     Buffer<double> sums(2 * (tasks > 0 ? tasks : 1), true);
-    for_each_task(a.parallel, tasks, [&](int64_t task) {
+    for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(a.embedding.count, tasks, task, BLOCK);
         PixelBlock<T> block(a.embedding);
         const int64_t stride = panels.padded();
@@ -101,7 +102,7 @@ void prototype_contrast(const PrototypeContrast& a) {
 //   ∂L/∂x = (Σ_m h_m p̂_m − x̂ Σ_m h_m s_m) / ‖x‖,   ∂L/∂p̂_m = Σ_n h_nm x̂_n.
 // The logits are recomputed from x block by block: only lse is kept from the forward pass.
 template <class T>
-void prototype_contrast_backward(const PrototypeContrastBackward& a) {
+void prototype_contrast_backward(const PrototypeContrastBackwardArguments& a, ParallelTasks parallel) {
     const int64_t count = a.classes * a.per_class, width = a.embedding.width;
     const UnitPrototypes<T> prototypes(a.prototypes, count, width);
     const Panels<T> cosines{width, count}, in_x{count, width}, in_p{BLOCK, width};
@@ -118,7 +119,7 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
     const int64_t slots = slots_for(a.embedding.count, slot_size * int64_t{sizeof(T)});
     Buffer<T> partial(a.grad_prototypes ? slots * slot_size : 0, a.grad_prototypes != nullptr);
 
-    for_each_task(a.parallel, slots, [&](int64_t slot) {
+    for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         PixelBlock<T> block(a.embedding);
         Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true);
@@ -181,7 +182,7 @@ void prototype_contrast_backward(const PrototypeContrastBackward& a) {
     });
     if (a.grad_prototypes)
         finish_grad_prototypes(prototypes, partial.get(), slots, slot_size, padded_width,
-                               static_cast<T*>(a.grad_prototypes), a.parallel);
+                               static_cast<T*>(a.grad_prototypes), parallel);
 }
 
 }  // namespace mpamatch::MPAMATCH_ISA

@@ -1,12 +1,13 @@
 // 1 − max_k cos(z, p_ck) for every pixel and class.
 #pragma once
 
+#include "arguments/prototype_distance.h"
 #include "core/panels.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
 template <class T>
-void prototype_distance(const PrototypeDistance& a) {
+void prototype_distance(const PrototypeDistanceArguments& a, ParallelTasks parallel) {
     const int64_t count = a.classes * a.per_class, width = a.embedding.width;
     const UnitPrototypes<T> prototypes(a.prototypes, count, width);
     const Panels<T> panels{width, count};
@@ -14,7 +15,7 @@ void prototype_distance(const PrototypeDistance& a) {
     pack_as_columns(prototypes, 0, panels, packed.get());
 
     const int64_t tasks = (a.embedding.count + 1023) / 1024;
-    for_each_task(a.parallel, tasks, [&](int64_t task) {
+    for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(a.embedding.count, tasks, task, BLOCK);
         PixelBlock<T> block(a.embedding);
         const int64_t stride = panels.padded();
@@ -48,13 +49,13 @@ void prototype_distance(const PrototypeDistance& a) {
 //   ∂L/∂x = (Σ_c g_c p̂_c − x̂ Σ_c g_c s_c) / ‖x‖,   ∂L/∂p̂_c += g_c x̂.
 // The second term is what normalising x takes away, and s = 1 − distance is known: no extra pass over x.
 template <class T>
-void prototype_distance_backward(const PrototypeDistanceBackward& a) {
+void prototype_distance_backward(const PrototypeDistanceBackwardArguments& a, ParallelTasks parallel) {
     const int64_t count = a.classes * a.per_class, width = a.embedding.width;
     const UnitPrototypes<T> prototypes(a.prototypes, count, width);
     const int64_t slots = slots_for(a.embedding.count, count * width * int64_t{sizeof(T)});
     Buffer<T> partial(a.grad_prototypes ? slots * count * width : 0, a.grad_prototypes != nullptr);
 
-    for_each_task(a.parallel, slots, [&](int64_t slot) {
+    for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         T* grad_prototypes = partial.get() + slot * count * width;
         PixelBlock<T> block(a.embedding);
@@ -89,7 +90,7 @@ void prototype_distance_backward(const PrototypeDistanceBackward& a) {
     });
     if (a.grad_prototypes)
         finish_grad_prototypes(prototypes, partial.get(), slots, count * width, width,
-                               static_cast<T*>(a.grad_prototypes), a.parallel);
+                               static_cast<T*>(a.grad_prototypes), parallel);
 }
 
 }  // namespace mpamatch::MPAMATCH_ISA

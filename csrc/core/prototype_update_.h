@@ -1,17 +1,18 @@
 // Sums of unit pixels per prototype, and the step of the prototypes towards them.
 #pragma once
 
+#include "arguments/prototype_update_.h"
 #include "core/panels.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
 template <class T>
-void prototype_sum(const PrototypeSum& a) {
+void prototype_sum(const PrototypeSumArguments& a, ParallelTasks parallel) {
     const int64_t width = a.embedding.width, size = a.prototypes * width;
     const int64_t slots = slots_for(a.embedding.count, size * int64_t{sizeof(T)});
     const T* weight = static_cast<const T*>(a.weight);
     Buffer<T> partial(slots * size, true);
-    for_each_task(a.parallel, slots, [&](int64_t slot) {
+    for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         Buffer<T> converted(width);
         const bool in_place = is_stored_as<T>(a.embedding.element);
@@ -28,13 +29,13 @@ void prototype_sum(const PrototypeSum& a) {
         }
     });
     const int64_t parts = size < (1 << 14) ? 1 : 16;
-    for_each_task(a.parallel, parts, [&](int64_t part) {
+    for_each_task(parallel, parts, [&](int64_t part) {
         add_slots(partial.get(), slots, size, part_of(size, parts, part, 16), static_cast<T*>(a.total));
     });
 }
 
 template <class T>
-void prototype_move_(const PrototypeMove& a) {
+void prototype_move_(const PrototypeMoveArguments& a) {
     Buffer<T> moved(a.width);
     for (int64_t i = 0; i < a.count; ++i) {
         T* p = static_cast<T*>(a.prototypes) + i * a.width;

@@ -1,15 +1,16 @@
 // Class and softmax confidence of every pixel.
 #pragma once
 
+#include "arguments/pseudo_label.h"
 #include "core/softmax.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
 template <class T>
-void pseudo_label(const PseudoLabel& a) {
+void pseudo_label(const PseudoLabelArguments& a, ParallelTasks parallel) {
     const int64_t classes = a.logits.classes, strips = a.logits.batch * strips_of(a.logits);
     const int64_t tasks = (strips + 7) / 8;
-    for_each_task(a.parallel, tasks, [&](int64_t task) {
+    for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(strips, tasks, task, 1);
         Strip<T> strip(a.logits);
         T label[STRIP];

@@ -5,12 +5,21 @@
 #include <immintrin.h>
 #endif
 
-#include "core/arguments.h"
+#include "arguments/common.h"
 #include "core/vector.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
 constexpr double ZERO_NORM = 1e-6;  // a shorter vector has unit vector 0 and gradient 0
+
+// Calls `use` with a number of the type that this storage is computed in.
+template <class Use>
+inline void with_working(Element element, const Use& use) {
+    if (element == Element::f64)
+        use(double{});
+    else
+        use(float{});
+}
 
 inline int64_t bytes_of(Element element) {
     return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2;

@@ -1,16 +1,17 @@
 // Σ w·CE and per class Σ w p y, Σ w p², Σ w y in one pass over the logits.
 #pragma once
 
+#include "arguments/segmentation_loss.h"
 #include "core/softmax.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
 template <class T>
-void segmentation_loss(const SegmentationLoss& a) {
+void segmentation_loss(const SegmentationLossArguments& a, ParallelTasks parallel) {
     const int64_t classes = a.logits.classes, strips = a.logits.batch * strips_of(a.logits);
     const int64_t slots = slots_for(a.logits.batch * a.logits.pixels, 0), size = 1 + 3 * classes;
     Buffer<double> partial(slots * size, true);
-    for_each_task(a.parallel, slots, [&](int64_t slot) {
+    for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(strips, slots, slot, 1);
         Strip<T> strip(a.logits);
         StripLabel<T> own;
@@ -59,12 +60,12 @@ void segmentation_loss(const SegmentationLoss& a) {
 // With p = softmax and g the gradients of cross entropy and overlap: in p the overlap has h_c = w (g₀c y_c + 2 g₁c p_c),
 // and softmax turns that into p_c (h_c − Σ_j h_j p_j); cross entropy adds w·g·(p_c − y_c).
 template <class T>
-void segmentation_loss_backward(const SegmentationLossBackward& a) {
+void segmentation_loss_backward(const SegmentationLossBackwardArguments& a, ParallelTasks parallel) {
     const int64_t classes = a.logits.classes, strips = a.logits.batch * strips_of(a.logits);
     const T in_entropy = *static_cast<const T*>(a.grad_cross_entropy);
     const T *in_shared = static_cast<const T*>(a.grad_overlap), *in_squares = in_shared + classes;
     const int64_t tasks = (strips + 7) / 8;
-    for_each_task(a.parallel, tasks, [&](int64_t task) {
+    for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(strips, tasks, task, 1);
         Strip<T> strip(a.logits);
         StripLabel<T> own;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "arguments/signed_distance.h"
 #include "core/parallel.h"
 #include "core/rows.h"
 
@@ -15,7 +16,7 @@ constexpr int64_t DISTANCE_ROWS = 16;     // of an image, a task of the first pa
 constexpr int64_t DISTANCE_COLUMNS = 16;  // of a plane, read together: a line of the cache
 
 // More than any squared distance within an image; it stands for the distance to nothing.
-inline int32_t no_distance(const SignedDistance& a) {
+inline int32_t no_distance(const SignedDistanceArguments& a) {
     return static_cast<int32_t>(a.height * a.height + a.width * a.width);
 }
 
@@ -100,7 +101,7 @@ inline float distance_of(int32_t square) {
     return square > 0 ? root : square == -1 ? 0.0f : -root;
 }
 
-inline void square_rows(const SignedDistance& a, int64_t image, int64_t first) {
+inline void square_rows(const SignedDistanceArguments& a, int64_t image, int64_t first) {
     Buffer<int32_t> label(a.width), row(a.width);
     const int32_t width = static_cast<int32_t>(a.width);
     for (int64_t y = first; y < first + DISTANCE_ROWS && y < a.height; ++y) {
@@ -114,7 +115,7 @@ inline void square_rows(const SignedDistance& a, int64_t image, int64_t first) {
     }
 }
 
-inline void finish_plane(const SignedDistance& a, float* plane) {
+inline void finish_plane(const SignedDistanceArguments& a, float* plane) {
     Envelope envelope(a.height + 2);
     Buffer<int32_t> columns(a.height * DISTANCE_COLUMNS);
     for (int64_t first = 0; first < a.width; first += DISTANCE_COLUMNS) {
@@ -132,12 +133,12 @@ inline void finish_plane(const SignedDistance& a, float* plane) {
     }
 }
 
-inline void signed_distance(const SignedDistance& a) {
+inline void signed_distance(const SignedDistanceArguments& a, ParallelTasks parallel) {
     const int64_t bands = (a.height + DISTANCE_ROWS - 1) / DISTANCE_ROWS, pixels = a.height * a.width;
     if (pixels == 0) return;
-    for_each_task(a.parallel, a.batch * bands,
+    for_each_task(parallel, a.batch * bands,
                   [&](int64_t task) { square_rows(a, task / bands, task % bands * DISTANCE_ROWS); });
-    for_each_task(a.parallel, a.batch * a.classes,
+    for_each_task(parallel, a.batch * a.classes,
                   [&](int64_t plane) { finish_plane(a, a.distance + plane * pixels); });
 }
 

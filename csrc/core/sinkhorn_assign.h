@@ -3,12 +3,13 @@
 
 #include <limits>
 
+#include "arguments/sinkhorn_assign.h"
 #include "core/panels.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
 template <class T>
-void sinkhorn_score(const SinkhornScore& a) {
+void sinkhorn_score(const SinkhornScoreArguments& a, ParallelTasks parallel) {
     const int64_t width = a.embedding.width, K = a.per_class;
     const UnitPrototypes<T> prototypes(a.prototypes, a.classes * K, width);
     const Panels<T> panels{width, K};
@@ -19,7 +20,7 @@ void sinkhorn_score(const SinkhornScore& a) {
     const int64_t padded = panels.padded(), slot_size = a.classes * padded;
     const int64_t slots = slots_for(a.embedding.count, slot_size * int64_t{sizeof(T)});
     Buffer<T> partial(slots * slot_size, true);
-    for_each_task(a.parallel, slots, [&](int64_t slot) {
+    for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         T* reduced = partial.get() + slot * slot_size;
         if (!a.shifted)
@@ -90,7 +91,7 @@ inline void shift_log_u(const void* log_u, const void* total, int64_t count, T* 
 }
 
 template <class T>
-void sinkhorn_step(const SinkhornStep& a) {
+void sinkhorn_step(const SinkhornStepArguments& a, ParallelTasks parallel) {
     const int64_t K = a.per_class, padded = round_up(K, LANES<T>), slot_size = a.classes * padded;
     shift_log_u(a.log_u, a.total, a.classes * K, static_cast<T*>(a.new_log_u));
     const T lowest = std::numeric_limits<T>::lowest();
@@ -101,7 +102,7 @@ void sinkhorn_step(const SinkhornStep& a) {
     const T* scores = static_cast<const T*>(a.score);
     const int64_t slots = slots_for(a.count, slot_size * int64_t{sizeof(T)});
     Buffer<T> partial(slots * slot_size, true);
-    for_each_task(a.parallel, slots, [&](int64_t slot) {
+    for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.count, slots, slot, BLOCK);
         Buffer<T> row(padded), last(padded, true);
         for (int64_t n = range.begin; n < range.end; ++n) {
@@ -137,12 +138,12 @@ void sinkhorn_step(const SinkhornStep& a) {
 }
 
 template <class T>
-void sinkhorn_pick(const SinkhornPick& a) {
+void sinkhorn_pick(const SinkhornPickArguments& a, ParallelTasks parallel) {
     const int64_t K = a.per_class;
     Buffer<T> log_u(a.classes * K);
     shift_log_u(a.log_u, a.total, a.classes * K, log_u.get());
     const int64_t tasks = (a.count + 4095) / 4096;
-    for_each_task(a.parallel, tasks, [&](int64_t task) {
+    for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(a.count, tasks, task, BLOCK);
         for (int64_t n = range.begin; n < range.end; ++n) {
             const int32_t c = index_at(a.label, n, a.classes);

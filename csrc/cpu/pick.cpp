@@ -8,42 +8,44 @@ namespace mpamatch {
 namespace {
 
 // Which sets were compiled is the build's business (MPAMATCH_HAS_…), which of them runs the processor's.
-const Kernels* find(const std::string& name) {
-    if (name == "baseline") return &baseline::kernels();
+bool runs(InstructionSet set) {
+    switch (set) {
+        case InstructionSet::baseline: return true;
 #if defined(MPAMATCH_HAS_AVX2)
-    const bool has_avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (name == "avx2" && has_avx2) return &avx2::kernels();
+        case InstructionSet::avx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
 #if defined(MPAMATCH_HAS_AVX512)
-    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (name == "avx512" && has_avx512) return &avx512::kernels();
+        case InstructionSet::avx512:
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
-    return nullptr;
+        default: return false;
+    }
 }
 
-const Kernels& choose() {
-    const char* wanted = std::getenv("MPAMATCH_CPU");
-    if (wanted == nullptr || *wanted == '\0') {
-        for (const char* name : {"avx512", "avx2"})
-            if (const Kernels* best = find(name)) return *best;
-        return baseline::kernels();
-    }
-    const Kernels* found = find(wanted);
-    if (found == nullptr)
-        throw std::runtime_error(std::string("MPAMATCH_CPU: expected baseline, avx2 or avx512 as this processor has, got ") +
-                                 wanted + ".");
-    return *found;
+InstructionSet choose() {
+    const char* named = std::getenv("MPAMATCH_CPU");
+    const std::string wanted = named == nullptr ? "" : named;
+    for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::baseline})
+        if (runs(set) && (wanted.empty() || wanted == name_of(set))) return set;
+    throw std::runtime_error("MPAMATCH_CPU: expected baseline, avx2 or avx512 as this processor has, got " + wanted +
+                             ".");
 }
 
 }  // namespace
 
-const Kernels& kernels() {
-    static const Kernels& chosen = choose();
+InstructionSet instruction_set() {
+    static const InstructionSet chosen = choose();
     return chosen;
 }
 
-const char* instruction_set() { return kernels().instruction_set; }
+const char* name_of(InstructionSet set) {
+    switch (set) {
+        case InstructionSet::avx512: return "avx512";
+        case InstructionSet::avx2: return "avx2";
+        default: return "baseline";
+    }
+}
 
 }  // namespace mpamatch

@@ -1,14 +1,14 @@
 // The choice of the instruction set, once per process.
 #pragma once
 
-#include "cpu/table.h"
-
 namespace mpamatch {
 
-// The kernels of the best instruction set that this processor has, or of the one named by MPAMATCH_CPU.
-// Throws std::runtime_error where that name is unknown or the processor lacks it.
-const Kernels& kernels();
+enum class InstructionSet { baseline, avx2, avx512 };
 
-const char* instruction_set();
+// The best that was compiled and this processor has, or the one that MPAMATCH_CPU names.
+// Throws std::runtime_error if that name is unknown or the processor lacks it.
+InstructionSet instruction_set();
+
+const char* name_of(InstructionSet set);
 
 }  // namespace mpamatch

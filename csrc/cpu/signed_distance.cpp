@@ -1,10 +1,8 @@
 // Compiled once per instruction set.
 #include "core/signed_distance.h"
 
-#include "cpu/table.h"
-
 namespace mpamatch::MPAMATCH_ISA {
 
-void add_signed_distance(Kernels& kernels) { kernels.signed_distance = &signed_distance; }
+void run_kernel(const SignedDistanceArguments& a, ParallelTasks parallel) { signed_distance(a, parallel); }
 
 }  // namespace mpamatch::MPAMATCH_ISA

@@ -1,14 +1,18 @@
 // Compiled once per instruction set.
 #include "core/sinkhorn_assign.h"
 
-#include "cpu/table.h"
-
 namespace mpamatch::MPAMATCH_ISA {
 
-void add_sinkhorn_assign(Kernels& kernels) {
-    kernels.sinkhorn_score = [](const SinkhornScore& a) { a.embedding.element == Element::f64 ? sinkhorn_score<double>(a) : sinkhorn_score<float>(a); };
-    kernels.sinkhorn_step = [](const SinkhornStep& a) { a.element == Element::f64 ? sinkhorn_step<double>(a) : sinkhorn_step<float>(a); };
-    kernels.sinkhorn_pick = [](const SinkhornPick& a) { a.element == Element::f64 ? sinkhorn_pick<double>(a) : sinkhorn_pick<float>(a); };
+void run_kernel(const SinkhornScoreArguments& a, ParallelTasks parallel) {
+    with_working(a.embedding.element, [&](auto real) { sinkhorn_score<decltype(real)>(a, parallel); });
+}
+
+void run_kernel(const SinkhornStepArguments& a, ParallelTasks parallel) {
+    with_working(a.element, [&](auto real) { sinkhorn_step<decltype(real)>(a, parallel); });
+}
+
+void run_kernel(const SinkhornPickArguments& a, ParallelTasks parallel) {
+    with_working(a.element, [&](auto real) { sinkhorn_pick<decltype(real)>(a, parallel); });
 }
 
 }  // namespace mpamatch::MPAMATCH_ISA

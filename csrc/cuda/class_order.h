@@ -1,7 +1,7 @@
 // The pixels of a tile in the order of their classes, and sums over the pixels of each class.
 #pragma once
 
-#include "primitives.h"
+#include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
 

@@ -6,10 +6,23 @@
 #include <stdexcept>
 #include <string>
 
-#include "launch.h"
-#include "primitives.h"
+#include "cuda/place.h"
+#include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
+
+constexpr std::int64_t int_limit = std::int64_t{1} << 31;
+
+// The limits of a kernel, said as the bindings say theirs.
+inline void require(bool holds, const char* sentence) {
+    if (!holds) throw std::runtime_error(sentence);
+}
+
+// The kernels on an embedding count its columns, and the elements from row to row, in 32 bits.
+inline void check_limits(const Pixels& pixels) {
+    require(pixels.width < int_limit, "embedding: expected fewer than 2^31 columns.");
+    require(pixels.stride < int64_t{1} << 24, "embedding: expected rows less than 2^24 elements apart.");
+}
 
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
@@ -52,9 +65,9 @@ void launch(const Kernel& kernel, std::int64_t blocks, const char* name, const P
 
 // Whether every row can be read in packs of `vector` elements.
 template <class Storage, int vector>
-bool rows_are_aligned(const Rows& rows) {
-    return reinterpret_cast<std::uintptr_t>(rows.data) % sizeof(Pack<Storage, vector>) == 0 &&
-           rows.width % vector == 0 && rows.stride % vector == 0;
+bool rows_are_aligned(const Pixels& pixels) {
+    return reinterpret_cast<std::uintptr_t>(pixels.data) % sizeof(Pack<Storage, vector>) == 0 &&
+           pixels.width % vector == 0 && pixels.stride % vector == 0;
 }
 
 // Calls `use` with a value of the storage type.
@@ -68,9 +81,10 @@ void with_storage(Element element, const Use& use) {
     }
 }
 
+// Calls `use` with a value of the type that the storage is computed in.
 template <class Use>
-void with_working(bool f64, const Use& use) {
-    if (f64) {
+void with_working(Element element, const Use& use) {
+    if (element == Element::f64) {
         use(double{});
     } else {
         use(float{});

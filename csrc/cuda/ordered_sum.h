@@ -1,7 +1,7 @@
 // Sums and maxima over the pixels of all blocks, in one launch and in one fixed order: never a float atomic.
 #pragma once
 
-#include "primitives.h"
+#include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
 

@@ -12,7 +12,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "index.h"
+#include "arguments/common.h"
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
@@ -54,11 +54,11 @@ template <class Storage>
 constexpr int full_vector = 16 / static_cast<int>(sizeof(Storage));
 
 // The value at `place` where it lies in [0, bound), else -1: every other value means ignored.
-MPAMATCH_BOTH int read_index(const Index& index, std::int64_t place, int bound) {
+MPAMATCH_BOTH int read_index(const Indices& indices, std::int64_t place, int bound) {
     std::int64_t value = 0;
-    if (index.kind == IndexKind::u8) value = static_cast<const std::uint8_t*>(index.data)[place];
-    if (index.kind == IndexKind::i32) value = static_cast<const std::int32_t*>(index.data)[place];
-    if (index.kind == IndexKind::i64) value = static_cast<const std::int64_t*>(index.data)[place];
+    if (indices.type == IndexType::u8) value = static_cast<const std::uint8_t*>(indices.data)[place];
+    if (indices.type == IndexType::i32) value = static_cast<const std::int32_t*>(indices.data)[place];
+    if (indices.type == IndexType::i64) value = static_cast<const std::int64_t*>(indices.data)[place];
     return value >= 0 && value < bound ? static_cast<int>(value) : -1;
 }
 
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(Kernel::threads, Kernel::blocks_per_processor)
 }  // namespace mpamatch::cuda
 
 #else
-#include "primitives_host.h"
+#include "cuda/primitives_host.h"
 #endif
 
 namespace mpamatch::cuda {

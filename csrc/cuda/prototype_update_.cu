@@ -1,20 +1,21 @@
-#include "prototype_update_.h"
+#include "cuda/prototype_update_.h"
 
-#include "launch.cuh"
+#include "arguments/prototype_update_.h"
+#include "cuda/launch.cuh"
 
 namespace mpamatch::cuda {
 namespace {
 
 template <class Storage, int vector>
-void sum(const SumArguments& a, const SumPlan& plan, const Place& place) {
+void sum(const PrototypeSumArguments& a, const SumPlan& plan, const Place& place) {
     using Real = Working<Storage>;
     const AssignedPixels<Storage> pixels{static_cast<const Storage*>(a.embedding.data),
                                          a.embedding.stride,
                                          a.embedding.count,
-                                         a.embedding.width,
+                                         static_cast<int>(a.embedding.width),
                                          a.assignment,
                                          static_cast<const Real*>(a.weight),
-                                         a.prototypes};
+                                         static_cast<int>(a.prototypes)};
     constexpr std::int64_t real = sizeof(Real);
     Real* factor = nullptr;
     if (plan.chunks > 1) {
@@ -23,7 +24,7 @@ void sum(const SumArguments& a, const SumPlan& plan, const Place& place) {
         const std::int64_t tiles = divide_up(a.embedding.count, Kernel::threads / lanes);
         launch(Kernel{pixels, factor}, blocks_for<Kernel>(tiles, place), "prototype_sum, lengths", place);
     }
-    const std::int64_t cells = std::int64_t(a.prototypes) * a.embedding.width;
+    const std::int64_t cells = a.prototypes * a.embedding.width;
     Real* partial = reinterpret_cast<Real*>(place.allocate(plan.slices * cells * real));
     launch(PrototypeSum<Storage, vector>{pixels, plan, factor, partial}, std::int64_t(plan.slices) * plan.chunks,
            "prototype_sum, slices", place);
@@ -33,28 +34,31 @@ void sum(const SumArguments& a, const SumPlan& plan, const Place& place) {
 
 }  // namespace
 
-void launch_sum(const SumArguments& arguments, const Place& place) {
+void run_kernel(const PrototypeSumArguments& a, const Place& place) {
+    check_limits(a.embedding);
     const Device device{processors(place), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, place),
                         attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, place)};
-    with_storage(arguments.embedding.element, [&](auto storage) {
+    with_storage(a.embedding.element, [&](auto storage) {
         using Storage = decltype(storage);
         constexpr int vector = full_vector<Storage>;
-        const SumPlan plan = plan_sum<Storage>(arguments.embedding.count, arguments.embedding.width,
-                                               arguments.prototypes, update_threads, device);
-        if (plan.columns == 0) throw std::runtime_error("prototypes: too many for the shared memory of this device.");
-        if (plan.columns % vector == 0 && rows_are_aligned<Storage, vector>(arguments.embedding)) {
-            sum<Storage, vector>(arguments, plan, place);
+        const SumPlan plan = plan_sum<Storage>(a.embedding.count, static_cast<int>(a.embedding.width),
+                                               static_cast<int>(a.prototypes), update_threads, device);
+        require(plan.columns > 0, "prototypes: too many for the shared memory of this device.");
+        if (plan.columns % vector == 0 && rows_are_aligned<Storage, vector>(a.embedding)) {
+            sum<Storage, vector>(a, plan, place);
         } else {
-            sum<Storage, 1>(arguments, plan, place);
+            sum<Storage, 1>(a, plan, place);
         }
     });
 }
 
-void launch_move(const MoveArguments& a, const Place& place) {
-    with_working(a.f64, [&](auto real) {
+void run_kernel(const PrototypeMoveArguments& a, const Place& place) {
+    require(a.count > 0 && a.count < int_limit && a.width < int_limit, "prototypes: expected 1 to 2^31.");
+    with_working(a.element, [&](auto real) {
         using Real = decltype(real);
         const PrototypeMove<Real> kernel{static_cast<Real*>(a.prototypes), a.updates,
-                                         static_cast<const Real*>(a.total), a.width, static_cast<Real>(a.momentum)};
+                                         static_cast<const Real*>(a.total), static_cast<int>(a.width),
+                                         static_cast<Real>(a.momentum)};
         launch(kernel, a.count, "prototype_move_", place);
     });
 }

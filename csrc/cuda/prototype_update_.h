@@ -1,7 +1,7 @@
 // The kernels of prototype_update_: total[m] = sum of w z/||z|| over the pixels of prototype m, then the move.
 #pragma once
 
-#include "primitives.h"
+#include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
 
@@ -16,7 +16,7 @@ struct AssignedPixels {
     std::int64_t stride;
     std::int64_t count;
     int width;
-    Index assignment;    // (count)
+    Indices assignment;    // (count)
     const Real* weight;  // (count) or null for 1
     int prototypes;
 

@@ -1,11 +1,12 @@
-#include "signed_distance.h"
+#include "cuda/signed_distance.h"
 
-#include "launch.cuh"
+#include "arguments/signed_distance.h"
+#include "cuda/launch.cuh"
 
 namespace mpamatch::cuda {
 
-void launch_distance(const DistanceArguments& a, const Place& place) {
-    const Planes planes{a.classes, a.height, a.width};
+void run_kernel(const SignedDistanceArguments& a, const Place& place) {
+    const Planes planes{static_cast<int>(a.classes), static_cast<int>(a.height), static_cast<int>(a.width)};
     const std::int64_t count = a.batch * a.classes;
     if (count * a.height * a.width == 0) return;
     const std::int64_t bytes = count * a.height * a.width * static_cast<std::int64_t>(sizeof(std::int32_t));

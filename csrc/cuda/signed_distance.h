@@ -1,7 +1,7 @@
 // The kernels of signed_distance, in whole numbers: squared distances along the rows, then along the columns.
 #pragma once
 
-#include "primitives.h"
+#include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
 
@@ -23,7 +23,7 @@ struct DistanceRows {
     static constexpr int threads = distance_threads;
     static constexpr int blocks_per_processor = 4;
 
-    Index label;  // (B, H, W)
+    Indices label;  // (B, H, W)
     std::int64_t rows;  // B * H
     Planes planes;
     std::int32_t* square;

@@ -1,9 +1,15 @@
-#include "sinkhorn_assign.h"
+#include "cuda/sinkhorn_assign.h"
 
-#include "launch.cuh"
+#include "arguments/sinkhorn_assign.h"
+#include "cuda/launch.cuh"
 
 namespace mpamatch::cuda {
 namespace {
+
+void check_scores(std::int64_t classes, std::int64_t per_class) {
+    require(classes > 0 && classes <= most_classes, "log_u: expected 1 to 255 classes.");
+    require(classes * per_class < int_limit, "score: expected fewer than 2^31 prototypes.");
+}
 
 // The workspace of a sum over blocks, its tickets set to 0 by a memset in the stream: a graph replays it too, and two
 // streams never share a ticket.
@@ -18,7 +24,7 @@ OrderedSum<Real> new_sum(int blocks, int count, void* result, bool maximum, cons
 }
 
 template <class Storage, int vector>
-void score(const ScoreArguments& a, const Place& place) {
+void score(const SinkhornScoreArguments& a, const Place& place) {
     using Kernel = SinkhornScore<Storage, vector>;
     using Real = typename Kernel::Real;
     // 64 pixels keep half of a block's lane groups busy: fewer, larger slices would leave processors idle.
@@ -29,61 +35,66 @@ void score(const ScoreArguments& a, const Place& place) {
                         a.label,
                         a.embedding.count,
                         divide_up(a.embedding.count, blocks),
-                        a.classes,
-                        a.per_class,
-                        a.embedding.width,
+                        static_cast<int>(a.classes),
+                        static_cast<int>(a.per_class),
+                        static_cast<int>(a.embedding.width),
                         static_cast<Real>(1.0 / a.epsilon),
                         a.shifted,
                         static_cast<Real*>(a.score),
-                        new_sum<Real>(blocks, a.classes * a.per_class, a.reduced, !a.shifted, place)};
+                        new_sum<Real>(blocks, static_cast<int>(a.classes * a.per_class), a.reduced, !a.shifted, place)};
     launch(kernel, blocks, "sinkhorn_score", place);
 }
 
 }  // namespace
 
-void launch_score(const ScoreArguments& arguments, const Place& place) {
-    const bool prototypes_aligned = reinterpret_cast<std::uintptr_t>(arguments.prototypes) % 16 == 0;
-    with_storage(arguments.embedding.element, [&](auto storage) {
+void run_kernel(const SinkhornScoreArguments& a, const Place& place) {
+    check_limits(a.embedding);
+    require(a.classes <= most_classes, "prototypes: expected at most 255 classes.");
+    require(a.classes * a.per_class * a.embedding.width < int_limit, "prototypes: expected fewer than 2^31 elements.");
+    const bool prototypes_aligned = reinterpret_cast<std::uintptr_t>(a.prototypes) % 16 == 0;
+    with_storage(a.embedding.element, [&](auto storage) {
         using Storage = decltype(storage);
         // Four halves, not eight: the register file has no room for the products and eight elements of four pixels.
         constexpr int vector = full_vector<Storage> < 4 ? full_vector<Storage> : 4;
-        if (prototypes_aligned && rows_are_aligned<Storage, vector>(arguments.embedding)) {
-            score<Storage, vector>(arguments, place);
+        if (prototypes_aligned && rows_are_aligned<Storage, vector>(a.embedding)) {
+            score<Storage, vector>(a, place);
         } else {
-            score<Storage, 1>(arguments, place);
+            score<Storage, 1>(a, place);
         }
     });
 }
 
-void launch_step(const StepArguments& a, bool rows, void* new_log_u, void* new_total, const Place& place) {
-    with_working(a.f64, [&](auto real) {
+void run_kernel(const SinkhornStepArguments& a, const Place& place) {
+    check_scores(a.classes, a.per_class);
+    with_working(a.element, [&](auto real) {
         using Real = decltype(real);
         using Kernel = SinkhornStep<Real>;
-        const int blocks = blocks_for<Kernel>(divide_up(a.pixels, Kernel::threads), place);
+        const int blocks = blocks_for<Kernel>(divide_up(a.count, Kernel::threads), place);
         const Kernel kernel{static_cast<const Real*>(a.score),
                             a.label,
-                            a.pixels,
-                            divide_up(a.pixels, blocks),
-                            a.classes,
-                            a.per_class,
+                            a.count,
+                            divide_up(a.count, blocks),
+                            static_cast<int>(a.classes),
+                            static_cast<int>(a.per_class),
                             static_cast<const Real*>(a.log_u),
                             static_cast<const Real*>(a.total),
-                            rows,
-                            static_cast<Real*>(new_log_u),
-                            new_sum<Real>(blocks, a.classes * a.per_class, new_total, false, place)};
+                            a.rows,
+                            static_cast<Real*>(a.new_log_u),
+                            new_sum<Real>(blocks, static_cast<int>(a.classes * a.per_class), a.new_total, false, place)};
         launch(kernel, blocks, "sinkhorn_step", place);
     });
 }
 
-void launch_pick(const StepArguments& a, std::int32_t* assignment, const Place& place) {
-    with_working(a.f64, [&](auto real) {
+void run_kernel(const SinkhornPickArguments& a, const Place& place) {
+    check_scores(a.classes, a.per_class);
+    with_working(a.element, [&](auto real) {
         using Real = decltype(real);
         using Kernel = SinkhornPick<Real>;
         const Kernel kernel{static_cast<const Real*>(a.score), a.label,
-                            a.pixels,  a.classes,
-                            a.per_class,  static_cast<const Real*>(a.log_u),
-                            static_cast<const Real*>(a.total), assignment};
-        launch(kernel, blocks_for<Kernel>(divide_up(a.pixels, Kernel::threads), place), "sinkhorn_pick", place);
+                            a.count,
+                            static_cast<int>(a.classes), static_cast<int>(a.per_class),
+                            static_cast<const Real*>(a.log_u), static_cast<const Real*>(a.total), a.assignment};
+        launch(kernel, blocks_for<Kernel>(divide_up(a.count, Kernel::threads), place), "sinkhorn_pick", place);
     });
 }
 

@@ -2,9 +2,9 @@
 // factor per pixel, so between launches one K-vector log_u per class holds it all; each launch reduces C x K numbers.
 #pragma once
 
-#include "class_order.h"
-#include "ordered_sum.h"
-#include "primitives.h"
+#include "cuda/class_order.h"
+#include "cuda/ordered_sum.h"
+#include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
 
@@ -32,7 +32,7 @@ struct SinkhornScore {
     const Storage* embedding;  // (pixels, width), rows `stride` apart
     std::int64_t stride;       // below 2^24
     const Real* prototypes;  // (classes, per_class, width), fewer than 2^31 elements
-    Index label;             // (pixels)
+    Indices label;             // (pixels)
     std::int64_t pixels;
     std::int64_t slice;  // pixels of a block
     int classes;
@@ -217,7 +217,7 @@ struct SinkhornStep {
     using Sums = ClassSums<Real, columns>;
 
     const Real* score;  // (pixels, per_class)
-    Index label;        // (pixels)
+    Indices label;        // (pixels)
     std::int64_t pixels;
     std::int64_t slice;  // pixels of a block
     int classes;
@@ -303,7 +303,7 @@ struct SinkhornPick {
     static constexpr int blocks_per_processor = 4;
 
     const Real* score;  // (pixels, per_class)
-    Index label;        // (pixels)
+    Indices label;        // (pixels)
     std::int64_t pixels;
     int classes;
     int per_class;

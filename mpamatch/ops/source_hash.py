@@ -18,12 +18,12 @@ def source_hash(*parts: str) -> str:
 
 def of_cpu() -> str:
     """What `_C` is built from."""
-    return source_hash("core", "cpu", "schemas.cpp", "module.cpp")
+    return source_hash("arguments", "bindings", "core", "cpu", "module.cpp", "operations.cmake")
 
 
 def of_cuda() -> str:
     """What `_cuda` is built from."""
-    return source_hash("core", "cuda")
+    return source_hash("arguments", "bindings", "cuda", "operations.cmake")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ inline std::string situation;  // the case at hand, in words; printed with a fai
 // What main returns: runs the tests on the instruction set that MPAMATCH_CPU names.
 inline int run(void (*tests)()) {
     try {
-        std::printf("instruction set %s\n", mpamatch::instruction_set());
+        std::printf("instruction set %s\n", mpamatch::name_of(mpamatch::instruction_set()));
         tests();
     } catch (const std::exception& error) {
         fail("exception: %s", error.what());

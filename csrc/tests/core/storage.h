@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "core/arguments.h"
+#include "arguments/common.h"
 
 namespace test {
 

@@ -1,9 +1,11 @@
 // prototype_contrast against double: both sums, lse, both gradients, with and without negatives of the own class.
-#include "runners.h"
+#include "arguments/prototype_contrast.h"
+#include "fuzz.h"
 #include "truth.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::PrototypeContrastArguments;
+using mpamatch::PrototypeContrastBackwardArguments;
 
 namespace {
 
@@ -27,9 +29,9 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
 
     Output contrast("contrast", work, 1), alignment("alignment", work, 1), lse("lse", work, s.n);
     run_both_ways({&contrast, &alignment, &lse}, [&](auto parallel) {
-        kernels().prototype_contrast({c.pixels(), c.prototypes.data(), s.c, s.k, c.stored_assignment.view(), weight,
+        run_kernel(PrototypeContrastArguments{c.pixels(), c.prototypes.data(), s.c, s.k, c.stored_assignment.view(), weight,
                                       o.temperature, o.same_class_negatives, contrast.data(), alignment.data(),
-                                      lse.data(), parallel});
+                                      lse.data()}, parallel);
     });
     check_near(contrast, {truth.contrast}, used * std::max(1.0, 0.1 * steep));
     check_near(alignment, {truth.alignment}, used);
@@ -41,10 +43,10 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     Output in_prototypes("grad_prototypes", work, s.c * s.k * s.d), only_prototypes = in_prototypes;
     const auto kept = lse.content();
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
-        kernels().prototype_contrast_backward({g1.data(), g2.data(), c.pixels(), c.prototypes.data(), s.c, s.k,
+        run_kernel(PrototypeContrastBackwardArguments{g1.data(), g2.data(), c.pixels(), c.prototypes.data(), s.c, s.k,
                                                c.stored_assignment.view(), weight, kept.data(), o.temperature,
                                                o.same_class_negatives, first ? first->data() : nullptr,
-                                               second ? second->data() : nullptr, parallel});
+                                               second ? second->data() : nullptr}, parallel);
     };
     most_tasks = 0;
     run_both_ways({&in_embedding, &in_prototypes},
@@ -102,11 +104,45 @@ void truth_is_true() {
     }
 }
 
+void random_round(Round& r) {
+    const Sizes& s = r.sizes;
+    const double n = static_cast<double>(s.n + 1), temperature = r.random.one_of({0.05, 0.1, 1.0});
+    const bool same_class = r.random.chance(0.5), weighted = r.random.chance(0.5);
+    const StoredIndices assignment = r.draw_indices(s.n, s.c * s.k);
+    Pair contrast("contrast", working(r.element), 1), alignment("alignment", working(r.element), 1),
+        lse("lse", working(r.element), s.n);
+    Pair in_x("contrast: grad_embedding", r.element, s.n * s.d),
+        in_p("contrast: grad_prototypes", working(r.element), s.c * s.k * s.d);
+    for (const bool wide : {false, true}) {
+        const RoundPixels p(r, wide);
+        const Stored g(working(p.element), {0.75}), h(working(p.element), {-2});
+        const void* weight = weighted ? p.weight.data() : nullptr;
+        Output &sum = contrast.of(wide), &pull = alignment.of(wide), &kept = lse.of(wide), &x = in_x.of(wide),
+               &q = in_p.of(wide);
+        run_both_ways({&sum, &pull, &kept}, [&](auto parallel) {
+            run_kernel(PrototypeContrastArguments{p.view, p.prototypes.data(), s.c, s.k, assignment.view(), weight, temperature,
+                                          same_class, sum.data(), pull.data(), kept.data()}, parallel);
+        });
+        const auto saved = kept.content();
+        run_both_ways({&x, &q}, [&](auto parallel) {
+            run_kernel(PrototypeContrastBackwardArguments{g.data(), h.data(), p.view, p.prototypes.data(), s.c, s.k,
+                                                   assignment.view(), weight, saved.data(), temperature, same_class,
+                                                   x.data(), q.data()}, parallel);
+        });
+    }
+    check_same(r, contrast.ours, contrast.wide, n);
+    check_same(r, alignment.ours, alignment.wide, n);
+    check_same(r, lse.ours, lse.wide, 10);
+    check_same(r, in_x.ours, in_x.wide, 4 / temperature);
+    check_same(r, in_p.ours, in_p.wide, 4 / temperature * std::sqrt(n));
+}
+
 }  // namespace
 
 int main() {
     return run([] {
         truth_is_true();
         every_size();
+        fuzz(21, random_round);
     });
 }

@@ -1,9 +1,11 @@
 // prototype_distance against double: value, choice, gradients, ties, zero vectors, layout, order of the tasks.
-#include "runners.h"
+#include "arguments/prototype_distance.h"
+#include "fuzz.h"
 #include "truth.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::PrototypeDistanceArguments;
+using mpamatch::PrototypeDistanceBackwardArguments;
 
 namespace {
 
@@ -12,8 +14,8 @@ double near_tie(Element element) { return element == Element::f64 ? 1e-13 : 1e-6
 
 void forward(const PixelCase& c, Output& distance, Output& nearest) {
     run_both_ways({&distance, &nearest}, [&](mpamatch::ParallelTasks parallel) {
-        kernels().prototype_distance(
-            {c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, distance.data(), nearest.as<int32_t>(), parallel});
+        run_kernel(
+            PrototypeDistanceArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, distance.data(), nearest.as<int32_t>()}, parallel);
     });
 }
 
@@ -48,9 +50,9 @@ void check_backward(const PixelCase& c, const Cosines& cosines, const Output& di
     Output in_prototypes("grad_prototypes", working(c.element), s.c * s.k * s.d), only_prototypes = in_prototypes;
     const auto kept = distance.content(), chosen = nearest.content();
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
-        kernels().prototype_distance_backward({grad.data(), c.pixels(), c.prototypes.data(), s.c, s.k, kept.data(),
+        run_kernel(PrototypeDistanceBackwardArguments{grad.data(), c.pixels(), c.prototypes.data(), s.c, s.k, kept.data(),
                                                as_int32(chosen), first ? first->data() : nullptr,
-                                               second ? second->data() : nullptr, parallel});
+                                               second ? second->data() : nullptr}, parallel);
     };
     most_tasks = 0;
     run_both_ways({&in_embedding, &in_prototypes},
@@ -91,13 +93,9 @@ void ties_go_to_the_lowest() {
         const Stored x(element, embedding, 40), p(working(element), prototypes);
         Output distance("distance", working(element), 80), nearest("nearest", int64_t{4}, 80);
         run_both_ways({&distance, &nearest}, [&](auto parallel) {
-            kernels().prototype_distance({{x.data(), element, 40, d, x.stride},
-                                          p.data(),
-                                          2,
-                                          k,
-                                          distance.data(),
-                                          nearest.as<int32_t>(),
-                                          parallel});
+            run_kernel(PrototypeDistanceArguments{{x.data(), element, 40, d, x.stride}, p.data(), 2, k, distance.data(),
+                                                  nearest.as<int32_t>()},
+                       parallel);
         });
         for (int64_t i = 0; i < 80; ++i)  // class 0 begins with the first direction, class 1 with the second
             CHECK(nearest.as<int32_t>()[i] < 2, "%s: nearest[%ld] is %d", name_of(element), static_cast<long>(i),
@@ -129,6 +127,35 @@ void truth_is_true() {
     check_slope("prototypes", p, again.prototypes, [&](const Values& y) { return loss(c.embedding.values, y); });
 }
 
+void random_round(Round& r) {
+    const Sizes& s = r.sizes;
+    Pair distance("distance", working(r.element), s.n * s.c);
+    Pair in_x("distance: grad_embedding", r.element, s.n * s.d),
+        in_p("distance: grad_prototypes", working(r.element), s.c * s.k * s.d);
+    Output nearest("nearest", int64_t{4}, s.n * s.c);
+    const Stored grad(working(r.element), r.numbers(s.n * s.c)), wide_grad = r.wider(grad);
+    for (const bool wide : {false, true}) {
+        const RoundPixels p(r, wide);
+        Output chosen("nearest", int64_t{4}, s.n * s.c), &distances = distance.of(wide), &x = in_x.of(wide),
+                                                         &q = in_p.of(wide);
+        run_both_ways({&distances, &chosen}, [&](auto parallel) {
+            run_kernel(
+                PrototypeDistanceArguments{p.view, p.prototypes.data(), s.c, s.k, distances.data(), chosen.as<int32_t>()}, parallel);
+        });
+        for (int64_t i = 0; i < chosen.count; ++i)
+            CHECK(chosen.as<int32_t>()[i] >= 0 && chosen.as<int32_t>()[i] < s.k, "nearest %d", chosen.as<int32_t>()[i]);
+        if (!wide) nearest = chosen;  // the gradient of one choice for both
+        const auto saved = distances.content(), choice = nearest.content();
+        run_both_ways({&x, &q}, [&](auto parallel) {
+            run_kernel(PrototypeDistanceBackwardArguments{(wide ? wide_grad : grad).data(), p.view, p.prototypes.data(), s.c,
+                                                   s.k, saved.data(), as_int32(choice), x.data(), q.data()}, parallel);
+        });
+    }
+    check_same(r, distance.ours, distance.wide, 1);
+    check_same(r, in_x.ours, in_x.wide, 4 * static_cast<double>(s.c));
+    check_same(r, in_p.ours, in_p.wide, 4 * std::sqrt(static_cast<double>(s.n + 1)));
+}
+
 }  // namespace
 
 int main() {
@@ -136,5 +163,6 @@ int main() {
         truth_is_true();
         every_size();
         ties_go_to_the_lowest();
+        fuzz(20, random_round);
     });
 }

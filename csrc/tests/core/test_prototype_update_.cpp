@@ -1,9 +1,11 @@
 // prototype_sum and prototype_move_ against double, and what they leave alone bit for bit.
-#include "runners.h"
+#include "arguments/prototype_update_.h"
+#include "fuzz.h"
 #include "truth.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::PrototypeSumArguments;
+using mpamatch::PrototypeMoveArguments;
 
 namespace {
 
@@ -19,8 +21,8 @@ void check_sum(const PixelCase& c, bool weighted) {
     Output total("total", working(c.element), s.c * s.k * s.d);
     most_tasks = 0;
     run_both_ways({&total}, [&](auto parallel) {
-        kernels().prototype_sum({c.pixels(), c.stored_assignment.view(), weighted ? c.weight.data() : nullptr,
-                                 s.c * s.k, total.data(), parallel});
+        run_kernel(PrototypeSumArguments{c.pixels(), c.stored_assignment.view(), weighted ? c.weight.data() : nullptr,
+                                 s.c * s.k, total.data()}, parallel);
     });
     if (s.n > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
     check_near(total, expected, 1);
@@ -52,8 +54,8 @@ void check_move(Element element, int64_t count, int64_t width, double momentum) 
     const int64_t counts[] = {0, 1, 4, 998, 1000000000};
     for (int64_t m = 0; m < count; ++m) updates.as<int64_t>()[m] = counts[m % 5];
 
-    kernels().prototype_move_(
-        {prototypes.data(), updates.as<int64_t>(), element, count, width, total.data(), momentum});
+    run_kernel(
+        PrototypeMoveArguments{prototypes.data(), updates.as<int64_t>(), element, count, width, total.data(), momentum}, &serially);
     prototypes.check_guards();
     updates.check_guards();
     const Unit direction(total.values, count, width);
@@ -97,14 +99,36 @@ void opposite_pixels_cancel() {
         const StoredIndices assignment(IndexType::i32, {0, 0});
         Output total("total", working(element), 3);
         run_both_ways({&total}, [&](auto parallel) {
-            kernels().prototype_sum(
-                {{x.data(), element, 2, 3, 3}, assignment.view(), nullptr, 1, total.data(), parallel});
+            run_kernel(
+                PrototypeSumArguments{{x.data(), element, 2, 3, 3}, assignment.view(), nullptr, 1, total.data()}, parallel);
         });
         // a fused multiply-add leaves what rounding took from the first product: half a unit of 1 at most
         const double allowed = element == Element::f64 ? 0x1p-53 : 0x1p-24;
         for (int64_t d = 0; d < 3; ++d)
             CHECK(std::fabs(total[d]) <= allowed, "%s: total %g", name_of(element), total[d]);
     }
+}
+
+void random_round(Round& r) {
+    const Sizes& s = r.sizes;
+    const bool weighted = r.random.chance(0.5);
+    const StoredIndices assignment = r.draw_indices(s.n, s.c * s.k);
+    Pair total("total", working(r.element), s.c * s.k * s.d);
+    for (const bool wide : {false, true}) {
+        const RoundPixels p(r, wide);
+        Output& sums = total.of(wide);
+        run_both_ways({&sums}, [&](auto parallel) {
+            run_kernel(
+                PrototypeSumArguments{p.view, assignment.view(), weighted ? p.weight.data() : nullptr, s.c * s.k, sums.data()}, parallel);
+        });
+        Output moved("prototypes", working(p.element), s.c * s.k * s.d), updates("updates", int64_t{8}, s.c * s.k);
+        moved.fill(p.prototypes.values);
+        updates.poison(0);
+        run_kernel(
+            PrototypeMoveArguments{moved.data(), updates.as<int64_t>(), working(p.element), s.c * s.k, s.d, sums.data(), 0.999}, &serially);
+        moved.check_guards(), updates.check_guards();
+    }
+    check_same(r, total.ours, total.wide, 1);
 }
 
 }  // namespace
@@ -114,5 +138,6 @@ int main() {
         sums();
         moves();
         opposite_pixels_cancel();
+        fuzz(23, random_round);
     });
 }

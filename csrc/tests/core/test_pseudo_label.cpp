@@ -1,9 +1,10 @@
 // pseudo_label against double: exactly the argmax of what is stored, and its softmax.
-#include "runners.h"
+#include "arguments/pseudo_label.h"
+#include "fuzz.h"
 #include "truth.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::PseudoLabelArguments;
 
 namespace {
 
@@ -13,7 +14,7 @@ void check(const MapCase& c) {
         confidence("confidence", working(c.element), s.batch * s.pixels);
     most_tasks = 0;
     run_both_ways({&label, &confidence}, [&](auto parallel) {
-        kernels().pseudo_label({c.view(), label.as<uint8_t>(), confidence.data(), parallel});
+        run_kernel(PseudoLabelArguments{c.view(), label.as<uint8_t>(), confidence.data()}, parallel);
     });
     if (s.batch * s.pixels > 4096) CHECK(most_tasks > 1, "no second task, so their order is not tested");
     Values expected;
@@ -45,6 +46,20 @@ void extreme_logits() {
     check(c);
 }
 
+void random_round(Round& r) {
+    const RoundMaps maps(r);
+    Pair confidence("confidence", working(r.element), maps.count());
+    for (const bool wide : {false, true}) {
+        Output &sure = confidence.of(wide), best("label", int64_t{1}, maps.count());
+        run_both_ways({&best, &sure}, [&](auto parallel) {
+            run_kernel(PseudoLabelArguments{maps.view(wide), best.as<uint8_t>(), sure.data()}, parallel);
+        });
+        for (int64_t i = 0; i < maps.count(); ++i)
+            CHECK(best.as<uint8_t>()[i] < maps.classes, "label %d", best.as<uint8_t>()[i]);
+    }
+    check_same(r, confidence.ours, confidence.wide, 1);
+}
+
 }  // namespace
 
 int main() {
@@ -55,5 +70,6 @@ int main() {
         }
         ties();
         extreme_logits();
+        fuzz(25, random_round);
     });
 }

@@ -1,9 +1,11 @@
 // segmentation_loss against double: cross entropy, overlap, the gradient from both, extreme logits.
-#include "runners.h"
+#include "arguments/segmentation_loss.h"
+#include "fuzz.h"
 #include "truth.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::SegmentationLossArguments;
+using mpamatch::SegmentationLossBackwardArguments;
 
 namespace {
 
@@ -17,13 +19,13 @@ struct Sums {
         const void* weight = weighted ? c.weight.data() : nullptr;
         most_tasks = 0;
         run_both_ways({&cross_entropy, &overlap}, [&](auto parallel) {
-            kernels().segmentation_loss(
-                {c.view(), c.stored_label.view(), weight, cross_entropy.data(), overlap.data(), parallel});
+            run_kernel(
+                SegmentationLossArguments{c.view(), c.stored_label.view(), weight, cross_entropy.data(), overlap.data()}, parallel);
         });
         if (c.sizes.batch * c.sizes.pixels > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
         run_both_ways({&grad}, [&](auto parallel) {
-            kernels().segmentation_loss_backward(
-                {g.data(), g_overlap.data(), c.view(), c.stored_label.view(), weight, grad.data(), parallel});
+            run_kernel(
+                SegmentationLossBackwardArguments{g.data(), g_overlap.data(), c.view(), c.stored_label.view(), weight, grad.data()}, parallel);
         });
     }
 };
@@ -102,6 +104,34 @@ void truth_is_true() {
                 });
 }
 
+void random_round(Round& r) {
+    const RoundMaps maps(r);
+    const int64_t classes = maps.classes;
+    Pair entropy("cross_entropy", working(r.element), 1), overlap("overlap", working(r.element), 3 * classes),
+        grad("grad_logits", r.element, maps.count() * classes);
+    Values drawn;
+    for (int64_t i = 0; i < 3 * classes; ++i) drawn.push_back(r.random.normal());
+    const Values in_overlap = Stored(Element::f32, drawn).values;
+    for (const bool wide : {false, true}) {
+        const Element element = wide ? Element::f64 : working(r.element);
+        const Stored g(element, {0.75}), g_overlap(element, in_overlap);
+        Output &sum = entropy.of(wide), &shared = overlap.of(wide), &x = grad.of(wide);
+        run_both_ways({&sum, &shared}, [&](auto parallel) {
+            run_kernel(SegmentationLossArguments{maps.view(wide), maps.label.view(), maps.weights(wide), sum.data(),
+                                                 shared.data()},
+                       parallel);
+        });
+        run_both_ways({&x}, [&](auto parallel) {
+            run_kernel(SegmentationLossBackwardArguments{g.data(), g_overlap.data(), maps.view(wide), maps.label.view(),
+                                                         maps.weights(wide), x.data()},
+                       parallel);
+        });
+    }
+    check_same(r, entropy.ours, entropy.wide, static_cast<double>(maps.count() + 1));
+    check_same(r, overlap.ours, overlap.wide, 1);
+    check_same(r, grad.ours, grad.wide, 1);
+}
+
 }  // namespace
 
 int main() {
@@ -110,5 +140,6 @@ int main() {
         every_size();
         raised_logits();
         huge_logits();
+        fuzz(24, random_round);
     });
 }

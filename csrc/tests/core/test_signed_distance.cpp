@@ -1,9 +1,9 @@
 // signed_distance against a search of all pixels: exactly the nearest float.
-#include "cases.h"
-#include "runners.h"
+#include "arguments/signed_distance.h"
+#include "fuzz.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::SignedDistanceArguments;
 
 namespace {
 
@@ -51,8 +51,8 @@ void check(const Area& a, uint64_t seed) {
         static_cast<long>(a.height), static_cast<long>(a.width), static_cast<unsigned long>(seed));
     Output distance("distance", Element::f32, a.batch * a.classes * area);
     run_both_ways({&distance}, [&](auto parallel) {
-        kernels().signed_distance(
-            {stored.view(), a.batch, a.classes, a.height, a.width, distance.as<float>(), parallel});
+        run_kernel(
+            SignedDistanceArguments{stored.view(), a.batch, a.classes, a.height, a.width, distance.as<float>()}, parallel);
     });
     for (int64_t i = 0; i < distance.count; ++i) {
         const float expected = truth_at(label, a, i / area / a.classes, i / area % a.classes, i % area);
@@ -70,12 +70,32 @@ void longest(int64_t height, int64_t width) {
     const StoredIndices stored(IndexType::u8, label);
     Output distance("distance", Element::f32, 2 * height * width);
     run_both_ways({&distance}, [&](auto parallel) {
-        kernels().signed_distance({stored.view(), 1, 2, height, width, distance.as<float>(), parallel});
+        run_kernel(SignedDistanceArguments{stored.view(), 1, 2, height, width, distance.as<float>()}, parallel);
     });
     const double far = std::sqrt(static_cast<double>((height - 1) * (height - 1) + (width - 1) * (width - 1)));
     CHECK(distance.as<float>()[0] == static_cast<float>(-far), "inside, far: %g", distance[0]);
     CHECK(distance.as<float>()[height * width] == static_cast<float>(far), "outside, far: %g", distance[height * width]);
     CHECK(distance[height * width - 1] == 1, "the pixel itself, outside class 0: %g", distance[height * width - 1]);
+}
+
+// Distances within an image: 0 or more than 1 apart inside, at least 1 outside, and none longer than its diagonal.
+void random_round(Round& r) {
+    const int64_t batch = r.random.below(3), classes = 1 + r.random.below(6);
+    const int64_t height = r.random.one_of<int64_t>({0, 1, 2, 15, 16, 17, 65}), width = 1 + r.random.below(70);
+    now("%s, areas: batch %ld classes %ld height %ld width %ld", situation.c_str(), static_cast<long>(batch),
+        static_cast<long>(classes), static_cast<long>(height), static_cast<long>(width));
+    const StoredIndices label = r.draw_indices(batch * height * width, classes);
+    Output distance("distance", Element::f32, batch * classes * height * width);
+    run_both_ways({&distance}, [&](auto parallel) {
+        run_kernel(SignedDistanceArguments{label.view(), batch, classes, height, width, distance.as<float>()}, parallel);
+    });
+    const double longest = std::sqrt(static_cast<double>(height * height + width * width)) * (1 + 1e-7);
+    for (int64_t i = 0; i < distance.count; ++i) {
+        const double d = distance[i];
+        const int64_t plane = i / (height * width), own = r.indices[size_t(plane / classes * height * width + i % (height * width))];
+        CHECK((own == plane % classes ? d <= 0 && (d == 0 || d < -1) : d >= 1) && std::fabs(d) <= longest,
+              "label %ld, distance %g to class %ld", static_cast<long>(own), d, static_cast<long>(plane % classes));
+    }
 }
 
 }  // namespace
@@ -89,5 +109,6 @@ int main() {
                               Area{2, 3, 12, 12, 1, 1}})
             for (int i = 0; i < 3; ++i) check(a, ++seed);
         longest(1 << 14, 3), longest(3, 1 << 14), longest(700, 900);
+        fuzz(26, random_round);
     });
 }

@@ -1,9 +1,12 @@
 // The stages of sinkhorn_assign against double, and all of them together against the plan of row and column sums.
-#include "runners.h"
+#include "arguments/sinkhorn_assign.h"
+#include "fuzz.h"
 #include "truth.h"
 
 using namespace test;
-using mpamatch::kernels;
+using mpamatch::SinkhornScoreArguments;
+using mpamatch::SinkhornStepArguments;
+using mpamatch::SinkhornPickArguments;
 
 namespace {
 
@@ -21,23 +24,23 @@ struct Stages {
 
     void scores(const PixelCase& c, double epsilon, bool shifted) {
         run_both_ways({&score, &reduced}, [&](auto parallel) {
-            kernels().sinkhorn_score({c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, c.stored_label.view(),
-                                      epsilon, shifted, score.data(), reduced.data(), parallel});
+            run_kernel(SinkhornScoreArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, c.stored_label.view(),
+                                      epsilon, shifted, score.data(), reduced.data()}, parallel);
         });
     }
     void step(const PixelCase& c, bool rows) {
         const auto scores = score.content(), u = log_u.content(), mass = total.content();
         run_both_ways({&new_log_u, &new_total}, [&](auto parallel) {
-            kernels().sinkhorn_step({scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
+            run_kernel(SinkhornStepArguments{scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
                                      c.stored_label.view(), u.data(), mass.data(), rows, new_log_u.data(),
-                                     new_total.data(), parallel});
+                                     new_total.data()}, parallel);
         });
     }
     void pick(const PixelCase& c) {
         const auto scores = score.content(), u = log_u.content(), mass = total.content();
         run_both_ways({&assignment}, [&](auto parallel) {
-            kernels().sinkhorn_pick({scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
-                                     c.stored_label.view(), u.data(), mass.data(), assignment.as<int32_t>(), parallel});
+            run_kernel(SinkhornPickArguments{scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
+                                     c.stored_label.view(), u.data(), mass.data(), assignment.as<int32_t>()}, parallel);
         });
     }
 
@@ -207,6 +210,42 @@ void ties_go_to_the_lowest() {
               static_cast<long>(n));
 }
 
+void random_round(Round& r) {
+    const Sizes& s = r.sizes;
+    const bool shifted = r.random.chance(0.5), rows = r.random.chance(0.7);
+    const double epsilon = shifted ? 0.05 : 0.01;
+    const StoredIndices label = r.draw_indices(s.n, s.c);
+    Pair score("score", working(r.element), s.n * s.k), log_u("new log_u", working(r.element), s.c * s.k);
+    for (const bool wide : {false, true}) {
+        const RoundPixels p(r, wide);
+        const Element element = working(p.element);
+        Output &scores = score.of(wide), reduced("reduced", element, s.c * s.k), &next = log_u.of(wide);
+        Output total("new total", element, s.c * s.k), assignment("assignment", int64_t{4}, s.n);
+        const Stored start(element, Values(size_t(s.c * s.k), -1 / epsilon));
+        run_both_ways({&scores, &reduced}, [&](auto parallel) {
+            run_kernel(SinkhornScoreArguments{p.view, p.prototypes.data(), s.c, s.k, label.view(), epsilon, shifted,
+                                      scores.data(), reduced.data()}, parallel);
+        });
+        const auto given = scores.content(), first = reduced.content();
+        run_both_ways({&next, &total}, [&](auto parallel) {
+            run_kernel(SinkhornStepArguments{given.data(), element, s.n, s.c, s.k, label.view(), start.data(), first.data(),
+                                     rows, next.data(), total.data()}, parallel);
+        });
+        const auto u = next.content(), mass = total.content();
+        run_both_ways({&assignment}, [&](auto parallel) {
+            run_kernel(SinkhornPickArguments{given.data(), element, s.n, s.c, s.k, label.view(), u.data(), mass.data(),
+                                     assignment.as<int32_t>()}, parallel);
+        });
+        for (int64_t i = 0; i < s.n; ++i) {
+            const int64_t own = r.indices[size_t(i)], chosen = assignment.as<int32_t>()[i];
+            const bool used = own >= 0 && own < s.c && !(r.index_type == IndexType::u8 && own == 255);
+            CHECK(used ? chosen / s.k == own : chosen == -1, "label %ld, assignment %ld", static_cast<long>(own),
+                  static_cast<long>(chosen));
+        }
+    }
+    check_same(r, score.ours, score.wide, 1 / epsilon);
+}
+
 }  // namespace
 
 int main() {
@@ -216,5 +255,6 @@ int main() {
             for (const double epsilon : {0.01, 0.025, 0.05, 1.0})
                 for (const int iterations : {1, 2, 3, 10}) check_against_the_plan(element, epsilon, iterations);
         ties_go_to_the_lowest();
+        fuzz(22, random_round);
     });
 }

@@ -86,38 +86,38 @@ struct RandomRows {
 };
 
 // A label or assignment in one of its three dtypes; `value` outside [0, bound) means ignored.
-struct Indices {
+struct StoredIndices {
     std::vector<std::int64_t> value;
     std::vector<unsigned char> bytes;
-    IndexKind kind;
+    IndexType type;
 
-    Indices(std::vector<std::int64_t> values, IndexKind kind) : value(std::move(values)), kind(kind) {
-        const std::size_t size = kind == IndexKind::u8 ? 1 : kind == IndexKind::i32 ? 4 : 8;
+    StoredIndices(std::vector<std::int64_t> values, IndexType type) : value(std::move(values)), type(type) {
+        const std::size_t size = type == IndexType::u8 ? 1 : type == IndexType::i32 ? 4 : 8;
         bytes.resize(value.size() * size);
         for (std::size_t i = 0; i < value.size(); ++i) std::memcpy(bytes.data() + i * size, &value[i], size);
     }
-    Index view() const { return {bytes.data(), kind}; }
+    Indices view() const { return {bytes.data(), type}; }
     int at(std::int64_t i, int bound) const {
         std::int64_t v = value[static_cast<std::size_t>(i)];
-        if (kind == IndexKind::u8) v &= 0xff;
+        if (type == IndexType::u8) v &= 0xff;
         return v >= 0 && v < bound ? static_cast<int>(v) : -1;
     }
 };
 
 // Runs of the same value, as in an image, or shuffled; the last of several values is absent.
-inline Indices random_indices(Random& random, std::int64_t count, int bound, double ignored, IndexKind kind) {
+inline StoredIndices random_indices(Random& random, std::int64_t count, int bound, double ignored, IndexType type) {
     const int present = bound > 1 ? bound - 1 : 1;
-    const std::int64_t outside[] = {kind == IndexKind::u8 ? 255 : -1, kind == IndexKind::u8 ? 255 : bound,
-                                    kind == IndexKind::i64 ? (std::int64_t{1} << 40) : 255 + std::int64_t(bound)};
+    const std::int64_t outside[] = {type == IndexType::u8 ? 255 : -1, type == IndexType::u8 ? 255 : bound,
+                                    type == IndexType::i64 ? (std::int64_t{1} << 40) : 255 + std::int64_t(bound)};
     const bool runs = random.uniform() < 0.5;
     std::vector<std::int64_t> value(static_cast<std::size_t>(count));
     int now = random.below(present);
     for (auto& v : value) {
         if (!runs || random.uniform() < 0.1) now = random.below(present);
         v = now;
-        if (random.uniform() < ignored) v = kind == IndexKind::u8 ? 255 : outside[random.below(3)];
+        if (random.uniform() < ignored) v = type == IndexType::u8 ? 255 : outside[random.below(3)];
     }
-    return Indices(std::move(value), kind);
+    return StoredIndices(std::move(value), type);
 }
 
 inline double length(const double* x, int width) {

@@ -14,7 +14,7 @@ struct Shape {
     int prototypes;
     double ignored;
     bool weighted;
-    IndexKind kind;
+    IndexType type;
     std::int64_t shared;  // bytes of a processor: little of it cuts the width into chunks
 
     std::string name() const {
@@ -28,14 +28,14 @@ struct Input {
     using Real = Working<Storage>;
     std::int64_t stride;
     RandomRows<Storage> embedding;
-    Indices assignment;
+    StoredIndices assignment;
     std::vector<Real> weight;
     std::vector<double> truth;
 
     Input(Random& random, const Shape& s, std::int64_t stride)
         : stride(stride),
           embedding(random, s.pixels, s.width, stride),
-          assignment(random_indices(random, s.pixels, s.prototypes, s.ignored, s.kind)),
+          assignment(random_indices(random, s.pixels, s.prototypes, s.ignored, s.type)),
           truth(static_cast<std::size_t>(s.prototypes * s.width), 0.0) {
         if (s.pixels > 4) embedding.clear_row(3, s.width, stride);
         for (std::int64_t n = 0; n < s.pixels; ++n) {
@@ -140,21 +140,21 @@ void test_move(int prototypes, int width, double momentum, unsigned seed) {
 // Few and small shapes, as a barrier of 64 threads costs half a millisecond: no pixel, one, primes, 100 % ignored, rows
 // whole and in chunks, with one part and several, more prototypes than pixels.
 void test_whole_rows() {
-    test_sum<float, 1>({0, 8, 3, 0.0, true, IndexKind::i32, ample}, 1);
-    test_sum<double, 1>({1, 1, 1, 0.0, false, IndexKind::i64, ample}, 2);
-    test_sum<BFloat16, 1>({61, 17, 4, 0.2, true, IndexKind::i32, ample}, 3);
-    test_sum<Float16, 8>({83, 40, 7, 0.3, false, IndexKind::i64, ample}, 4);
-    test_sum<BFloat16, 8>({83, 16, 30, 0.1, true, IndexKind::i32, ample}, 5);
-    test_sum<float, 4>({53, 96, 3, 0.1, true, IndexKind::i64, ample}, 6);
-    test_sum<double, 2>({37, 8, 2, 0.5, false, IndexKind::i32, ample}, 7);
-    test_sum<float, 4>({23, 24, 5, 1.0, false, IndexKind::i32, ample}, 8);
+    test_sum<float, 1>({0, 8, 3, 0.0, true, IndexType::i32, ample}, 1);
+    test_sum<double, 1>({1, 1, 1, 0.0, false, IndexType::i64, ample}, 2);
+    test_sum<BFloat16, 1>({61, 17, 4, 0.2, true, IndexType::i32, ample}, 3);
+    test_sum<Float16, 8>({83, 40, 7, 0.3, false, IndexType::i64, ample}, 4);
+    test_sum<BFloat16, 8>({83, 16, 30, 0.1, true, IndexType::i32, ample}, 5);
+    test_sum<float, 4>({53, 96, 3, 0.1, true, IndexType::i64, ample}, 6);
+    test_sum<double, 2>({37, 8, 2, 0.5, false, IndexType::i32, ample}, 7);
+    test_sum<float, 4>({23, 24, 5, 1.0, false, IndexType::i32, ample}, 8);
 }
 
 void test_chunks() {
-    test_sum<float, 4>({47, 200, 10, 0.1, true, IndexKind::i32, 24 << 10}, 11);
-    test_sum<BFloat16, 8>({41, 168, 12, 0.1, false, IndexKind::i64, 16 << 10}, 12);
-    test_sum<double, 2>({29, 24, 40, 0.2, true, IndexKind::i32, 12 << 10}, 13);
-    test_sum<Float16, 1>({19, 11, 400, 0.1, true, IndexKind::i32, 6 << 10}, 14);
+    test_sum<float, 4>({47, 200, 10, 0.1, true, IndexType::i32, 24 << 10}, 11);
+    test_sum<BFloat16, 8>({41, 168, 12, 0.1, false, IndexType::i64, 16 << 10}, 12);
+    test_sum<double, 2>({29, 24, 40, 0.2, true, IndexType::i32, 12 << 10}, 13);
+    test_sum<Float16, 1>({19, 11, 400, 0.1, true, IndexType::i32, 6 << 10}, 14);
 }
 
 int run() {

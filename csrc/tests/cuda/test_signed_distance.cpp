@@ -11,7 +11,7 @@ struct Shape {
     Planes planes;
     double ignored;
     int blocks;  // of the first kernel; the second has one per tile
-    IndexKind kind;
+    IndexType type;
 
     std::string name() const {
         return "B " + std::to_string(batch) + " C " + std::to_string(planes.classes) + " H " +
@@ -20,7 +20,7 @@ struct Shape {
     std::int64_t area() const { return std::int64_t(planes.height) * planes.width; }
 };
 
-double truth_at(const Indices& label, const Shape& s, std::int64_t image, int c, std::int64_t pixel) {
+double truth_at(const StoredIndices& label, const Shape& s, std::int64_t image, int c, std::int64_t pixel) {
     const std::int64_t first = image * s.area();
     const bool inside = label.at(first + pixel, s.planes.classes) == c;
     std::int64_t nearest = -1;
@@ -36,7 +36,7 @@ double truth_at(const Indices& label, const Shape& s, std::int64_t image, int c,
     return (inside ? -1 : 1) * std::sqrt(static_cast<double>(nearest));
 }
 
-void test(const Shape& s, const Indices& label, unsigned seed, const std::string& what) {
+void test(const Shape& s, const StoredIndices& label, unsigned seed, const std::string& what) {
     ++cases;
     const std::string name = what + ", " + s.name();
     const auto count = static_cast<std::size_t>(s.batch * s.planes.classes * s.area());
@@ -63,24 +63,24 @@ void test(const Shape& s, const Indices& label, unsigned seed, const std::string
 }
 
 // All of class `c` but one pixel, which has a class of its own or none: long ways in each direction.
-Indices lonely(const Shape& s, std::int64_t c, std::int64_t pixel, std::int64_t value) {
+StoredIndices lonely(const Shape& s, std::int64_t c, std::int64_t pixel, std::int64_t value) {
     std::vector<std::int64_t> label(static_cast<std::size_t>(s.batch * s.area()), c);
     label[static_cast<std::size_t>(pixel)] = value;
-    return Indices(std::move(label), s.kind);
+    return StoredIndices(std::move(label), s.type);
 }
 
 // Rows of less than a word, of several with a rest, one pixel, one column; more rows than a tile and than blocks; the
 // last class absent (random_indices), one that fills the image, none at all.
 int run() {
     unsigned seed = 1;
-    for (const Shape& s : {Shape{2, {3, 5, 7}, 0.2, 2, IndexKind::u8}, Shape{1, {2, 9, 67}, 0.0, 3, IndexKind::i32},
-                           Shape{1, {2, 66, 33}, 0.3, 4, IndexKind::i64}, Shape{1, {1, 1, 1}, 0.0, 1, IndexKind::u8},
-                           Shape{1, {2, 1, 97}, 0.1, 1, IndexKind::u8}, Shape{1, {2, 66, 1}, 0.1, 5, IndexKind::i32},
-                           Shape{1, {2, 6, 32}, 1.0, 2, IndexKind::i64}}) {
+    for (const Shape& s : {Shape{2, {3, 5, 7}, 0.2, 2, IndexType::u8}, Shape{1, {2, 9, 67}, 0.0, 3, IndexType::i32},
+                           Shape{1, {2, 66, 33}, 0.3, 4, IndexType::i64}, Shape{1, {1, 1, 1}, 0.0, 1, IndexType::u8},
+                           Shape{1, {2, 1, 97}, 0.1, 1, IndexType::u8}, Shape{1, {2, 66, 1}, 0.1, 5, IndexType::i32},
+                           Shape{1, {2, 6, 32}, 1.0, 2, IndexType::i64}}) {
         Random random(++seed);
-        test(s, random_indices(random, s.batch * s.area(), s.planes.classes, s.ignored, s.kind), seed, "random");
+        test(s, random_indices(random, s.batch * s.area(), s.planes.classes, s.ignored, s.type), seed, "random");
     }
-    const Shape tall{1, {1, 66, 40}, 0, 4, IndexKind::u8};
+    const Shape tall{1, {1, 66, 40}, 0, 4, IndexType::u8};
     test(tall, lonely(tall, 1, 39, 0), ++seed, "one pixel");
     test(tall, lonely(tall, 0, 2600, 255), ++seed, "one ignored");
     test(tall, lonely(tall, 0, 77, 0), ++seed, "one class");

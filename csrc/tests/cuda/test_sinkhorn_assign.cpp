@@ -13,7 +13,7 @@ struct Shape {
     int per_class;
     double ignored;
     int blocks;
-    IndexKind kind;
+    IndexType type;
 
     std::string name() const {
         return "N " + std::to_string(pixels) + " D " + std::to_string(width) + " C " + std::to_string(classes) + " K " +
@@ -53,7 +53,7 @@ void test_score(const Shape& s, bool shifted, unsigned seed) {
     if (s.pixels > 2) embedding.clear_row(1, s.width, stride);
     RandomRows<Real> prototypes(random, s.classes * s.per_class, s.width, s.width);
     if (s.cells() > 3) prototypes.clear_row(2, s.width, s.width);
-    const Indices label = random_indices(random, s.pixels, s.classes, s.ignored, s.kind);
+    const StoredIndices label = random_indices(random, s.pixels, s.classes, s.ignored, s.type);
 
     std::vector<double> truth(s.scores(), 0.0);
     std::vector<double> reduced(s.cells(), shifted ? 0.0 : double(std::numeric_limits<Real>::lowest()));
@@ -95,14 +95,14 @@ void test_score(const Shape& s, bool shifted, unsigned seed) {
 template <class Real>
 struct Scores {
     RandomRows<Real> score, log_u, total;
-    Indices label;
+    StoredIndices label;
     std::vector<double> next;  // log_u - log(total) where total > 0
 
     Scores(Random& random, const Shape& s)
         : score(random, s.pixels, s.per_class, s.per_class),
           log_u(random, s.classes, s.per_class, s.per_class),
           total(random, s.classes, s.per_class, s.per_class),
-          label(random_indices(random, s.pixels, s.classes, s.ignored, s.kind)),
+          label(random_indices(random, s.pixels, s.classes, s.ignored, s.type)),
           next(log_u.exact) {
         for (std::size_t i = 0; i < next.size(); ++i) {
             if (total.exact[i] > 0) next[i] -= std::log(total.exact[i]);
@@ -192,9 +192,9 @@ void test_pick(const Shape& s, unsigned seed) {
 // primes, several tiles of 64 in a block, more than 16 blocks (two bundles and more), K above the columns of a turn,
 // absent classes.
 void test_vectors() {
-    const Shape two_tiles{131, 40, 5, 10, 0.3, 2, IndexKind::u8};
-    const Shape bundles{97, 8, 2, 5, 0.4, 35, IndexKind::i64};
-    const Shape wide{41, 32, 3, 13, 0.0, 1, IndexKind::i32};
+    const Shape two_tiles{131, 40, 5, 10, 0.3, 2, IndexType::u8};
+    const Shape bundles{97, 8, 2, 5, 0.4, 35, IndexType::i64};
+    const Shape wide{41, 32, 3, 13, 0.0, 1, IndexType::i32};
     test_score<float, 4>(two_tiles, true, 1);
     test_score<BFloat16, 4>(two_tiles, false, 2);
     test_score<Float16, 4>(wide, true, 3);
@@ -204,21 +204,21 @@ void test_vectors() {
 }
 
 void test_scalars() {
-    test_score<float, 1>({0, 8, 3, 4, 0.0, 1, IndexKind::u8}, true, 11);
-    test_score<float, 1>({0, 8, 3, 4, 0.0, 1, IndexKind::u8}, false, 12);
-    test_score<double, 1>({1, 1, 1, 1, 0.0, 1, IndexKind::u8}, true, 13);
-    test_score<BFloat16, 1>({7, 3, 2, 10, 0.3, 2, IndexKind::i32}, false, 14);
-    test_score<Float16, 1>({61, 17, 3, 4, 0.2, 3, IndexKind::i64}, true, 15);
-    test_score<float, 1>({37, 5, 4, 13, 1.0, 3, IndexKind::i32}, false, 16);
-    test_score<float, 1>({67, 3, 60, 1, 0.1, 1, IndexKind::u8}, true, 17);
+    test_score<float, 1>({0, 8, 3, 4, 0.0, 1, IndexType::u8}, true, 11);
+    test_score<float, 1>({0, 8, 3, 4, 0.0, 1, IndexType::u8}, false, 12);
+    test_score<double, 1>({1, 1, 1, 1, 0.0, 1, IndexType::u8}, true, 13);
+    test_score<BFloat16, 1>({7, 3, 2, 10, 0.3, 2, IndexType::i32}, false, 14);
+    test_score<Float16, 1>({61, 17, 3, 4, 0.2, 3, IndexType::i64}, true, 15);
+    test_score<float, 1>({37, 5, 4, 13, 1.0, 3, IndexType::i32}, false, 16);
+    test_score<float, 1>({67, 3, 60, 1, 0.1, 1, IndexType::u8}, true, 17);
 }
 
 void test_iterations() {
     const Shape shapes[] = {
-        {0, 0, 3, 4, 0.0, 1, IndexKind::u8},    {1, 0, 1, 1, 0.0, 1, IndexKind::i32},
-        {131, 0, 5, 10, 0.3, 2, IndexKind::u8}, {97, 0, 2, 5, 0.4, 35, IndexKind::i64},
-        {31, 0, 2, 64, 0.1, 2, IndexKind::u8},  {89, 0, 255, 3, 0.1, 1, IndexKind::u8},
-        {43, 0, 4, 13, 1.0, 3, IndexKind::i32},
+        {0, 0, 3, 4, 0.0, 1, IndexType::u8},    {1, 0, 1, 1, 0.0, 1, IndexType::i32},
+        {131, 0, 5, 10, 0.3, 2, IndexType::u8}, {97, 0, 2, 5, 0.4, 35, IndexType::i64},
+        {31, 0, 2, 64, 0.1, 2, IndexType::u8},  {89, 0, 255, 3, 0.1, 1, IndexType::u8},
+        {43, 0, 4, 13, 1.0, 3, IndexType::i32},
     };
     unsigned seed = 20;
     for (const Shape& s : shapes) {
