@@ -1,6 +1,6 @@
 // What kernels are given, whatever they compute: plain pointers and sizes, no torch. N pixels, D width, C classes, K
-// prototypes per class, M = C·K in all. Pointers to void are float, or double if the pixels or logits are; a null weight
-// means 1 everywhere.
+// prototypes per class, M = C·K in all. Pointers to void are float, or double if the pixels or logits are; a null
+// weight means 1 everywhere.
 #pragma once
 
 #include <cstdint>

@@ -6,8 +6,8 @@
 
 namespace mpamatch::MPAMATCH_ISA {
 
-// Rows and vectors of one tile: their product is the number of sums held in registers, 12 of 16 (24 of 32). A panel of one
-// vector takes twice the rows: a product takes 4 cycles and two start in each, so fewer than 8 sums leave units idle.
+// Rows and vectors of one tile: their product is the number of sums held in registers, 12 of 16 (24 of 32). A panel of
+// one vector takes twice the rows: a product takes 4 cycles, two start in each, so fewer than 8 sums leave units idle.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int TILE_ROWS = 8;
 #else
@@ -84,8 +84,8 @@ inline void multiply_panel(const T* const* a, int64_t rows, int64_t depth, const
     }
 }
 
-// out (rows × stride) = (ADD: plus) a · b; `out` has room for a multiple of ROW_PADDING rows, `a` has that many pointers.
-// Panels are the outer loop: a panel of 24 columns and depth 256 is 24 kB and stays in the first cache.
+// out (rows × stride) = (ADD: plus) a · b; `out` has room for a multiple of ROW_PADDING rows, `a` has that many
+// pointers. Panels are the outer loop: a panel of 24 columns and depth 256 is 24 kB and stays in the first cache.
 template <class T, bool ADD = false>
 inline void multiply(const T* const* a, int64_t rows, const Panels<T>& panels, const T* b, T* out, int64_t stride) {
     for (int64_t panel = 0; panel < panels.count(); ++panel) {

@@ -11,16 +11,20 @@ template <class T>
 class ContrastRow {
   public:
     ContrastRow(int64_t classes, int64_t per_class, double temperature, bool same_class_negatives)
-        : inverse_temperature_(static_cast<T>(1 / temperature)), per_class_(per_class),
-          same_class_negatives_(same_class_negatives), count_(classes * per_class),
-          padded_(round_up(count_, LANES<T>)), padding_(padded_) {
+        : inverse_temperature_(static_cast<T>(1 / temperature)),
+          per_class_(per_class),
+          same_class_negatives_(same_class_negatives),
+          count_(classes * per_class),
+          padded_(round_up(count_, LANES<T>)),
+          padding_(padded_) {
         for (int64_t m = 0; m < padded_; ++m) padding_[m] = m < count_ ? T{0} : LOWEST;
     }
 
     // products (padded) → logits = cos/T, excluded ones the lowest number; returns the own cosine.
     T to_logits(T* row, T inverse, int64_t own) const {
         const T cosine = row[own] * inverse, scale = inverse * inverse_temperature_;
-        for (int64_t m = 0; m < padded_; m += LANES<T>) store(row + m, load(row + m) * scale + load(padding_.get() + m));
+        for (int64_t m = 0; m < padded_; m += LANES<T>)
+            store(row + m, load(row + m) * scale + load(padding_.get() + m));
         if (!same_class_negatives_) {
             const T kept = row[own];
             const int64_t first = own / per_class_ * per_class_;
@@ -97,8 +101,10 @@ void prototype_contrast(const PrototypeContrastArguments& a, ParallelTasks paral
     add_slots(sums.get() + (tasks > 0 ? tasks : 1), tasks, 1, {0, 1}, static_cast<T*>(a.alignment));
 }
 
-// With logits l = s/T, softmax q (0 where excluded) and upstream gradients g₁ (contrast) and g₂ (alignment), the gradient
-// in the cosines is   h_m = w·g₁/T·(q_m − [m own]) − 2·w·g₂·(1 − s_own)·[m own],   and through both normalisations
+// With logits l = s/T, softmax q (0 if excluded) and upstream gradients g₁ (contrast) and g₂ (alignment), the gradient
+// in the cosines is
+//   h_m = w·g₁/T·(q_m − [m own]) − 2·w·g₂·(1 − s_own)·[m own],
+// and through both normalisations
 //   ∂L/∂x = (Σ_m h_m p̂_m − x̂ Σ_m h_m s_m) / ‖x‖,   ∂L/∂p̂_m = Σ_n h_nm x̂_n.
 // The logits are recomputed from x block by block: only lse is kept from the forward pass.
 template <class T>
@@ -172,7 +178,8 @@ void prototype_contrast_backward(const PrototypeContrastBackwardArguments& a, Pa
                             static_cast<size_t>(rows * width * bytes_of(a.embedding.element)));
             if (a.grad_prototypes && any) {
                 for (int64_t r = 0; r < rows; ++r)
-                    for (int64_t m = 0; m < count; ++m) turned[m * BLOCK + r] = row_of_products[r][m] * block.inverse[r];
+                    for (int64_t m = 0; m < count; ++m)
+                        turned[m * BLOCK + r] = row_of_products[r][m] * block.inverse[r];
                 const Panels<T> rows_of_x{rows, width};
                 pack_rows(rows_of_x, block.row, x.get());
                 multiply<T, true>(row_of_turned.get(), count, rows_of_x, x.get(), partial.get() + slot * slot_size,

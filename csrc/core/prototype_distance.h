@@ -36,7 +36,8 @@ void prototype_distance(const PrototypeDistanceArguments& a, ParallelTasks paral
                         highest = higher ? product[k] : highest;
                         chosen = higher ? k : chosen;
                     }
-                    const bool alive = block.inverse[r] > 0;  // of equal cosines the lowest k: all are 0 for a zero vector
+                    // of equal cosines the lowest k: all are 0 for a zero vector
+                    const bool alive = block.inverse[r] > 0;
                     *distance++ = alive ? T{1} - highest * block.inverse[r] : T{1};
                     *nearest++ = alive ? chosen : 0;
                 }

@@ -21,9 +21,7 @@ inline void with_working(Element element, const Use& use) {
         use(float{});
 }
 
-inline int64_t bytes_of(Element element) {
-    return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2;
-}
+inline int64_t bytes_of(Element element) { return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2; }
 
 inline const void* at(const void* data, Element element, int64_t index) {
     return static_cast<const char*>(data) + index * bytes_of(element);

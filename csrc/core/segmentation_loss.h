@@ -57,8 +57,9 @@ void segmentation_loss(const SegmentationLossArguments& a, ParallelTasks paralle
     add_slots(partial.get() + 1, slots, size, {0, 3 * classes}, static_cast<T*>(a.overlap));
 }
 
-// With p = softmax and g the gradients of cross entropy and overlap: in p the overlap has h_c = w (g₀c y_c + 2 g₁c p_c),
-// and softmax turns that into p_c (h_c − Σ_j h_j p_j); cross entropy adds w·g·(p_c − y_c).
+// With p = softmax and g the gradients of cross entropy and overlap: in p the overlap has
+// h_c = w (g₀c y_c + 2 g₁c p_c), and softmax turns that into p_c (h_c − Σ_j h_j p_j); cross entropy adds
+// w·g·(p_c − y_c).
 template <class T>
 void segmentation_loss_backward(const SegmentationLossBackwardArguments& a, ParallelTasks parallel) {
     const int64_t classes = a.logits.classes, strips = a.logits.batch * strips_of(a.logits);
@@ -91,7 +92,8 @@ void segmentation_loss_backward(const SegmentationLossBackwardArguments& a, Para
                 for (int64_t i = 0; i < STRIP; i += LANES<T>) {
                     const auto mine = load(own.label + i) == static_cast<T>(c);
                     const Vec<T> p = load(value + i);
-                    const Vec<T> shared = mine ? broadcast(in_shared[c]) : Vec<T>{}, y = mine ? broadcast(T{1}) : Vec<T>{};
+                    const Vec<T> shared = mine ? broadcast(in_shared[c]) : Vec<T>{},
+                                 y = mine ? broadcast(T{1}) : Vec<T>{};
                     const Vec<T> h = shared + 2 * in_squares[c] * p - load(inner + i);
                     store(value + i, load(own.weight + i) * (p * h + in_entropy * (p - y)));
                 }

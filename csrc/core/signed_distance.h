@@ -1,6 +1,6 @@
-// Signed distances of every pixel to every class, in two passes of whole numbers: along rows, then along columns. Between
-// them the output holds, for each pixel, the squared distance within its row to the nearest pixel on the other side of
-// the class: + outside the class, − inside it, ±none where the row has no other side.
+// Signed distances of every pixel to every class, in two passes of whole numbers: along rows, then along columns.
+// Between them the output holds, for each pixel, the squared distance within its row to the nearest pixel on the other
+// side of the class: + outside the class, − inside it, ±none where the row has no other side.
 #pragma once
 
 #include <cmath>
@@ -33,8 +33,8 @@ inline void square_row(const int32_t* label, int32_t c, int32_t width, int32_t n
     }
 }
 
-// The lower envelope of parabolas (y − place)² + square, added in the order of their places. Division-free as in Maurer,
-// Qi and Raghavan (2003), so exact: squares are below 2^31 and places below 2^15, their products below 2^48.
+// The lower envelope of parabolas (y − place)² + square, added in the order of their places. Division-free as in
+// Maurer, Qi and Raghavan (2003), so exact: squares are below 2^31 and places below 2^15, their products below 2^48.
 class Envelope {
   public:
     explicit Envelope(int64_t most) : place_(most), square_(most) {}
@@ -128,8 +128,7 @@ inline void finish_plane(const SignedDistanceArguments& a, float* plane) {
         for (int64_t i = 0; i < count; ++i)
             finish_column(a.height, no_distance(a), envelope, columns.get() + i * a.height);
         for (int64_t y = 0; y < a.height; ++y)
-            for (int64_t i = 0; i < count; ++i)
-                plane[y * a.width + first + i] = distance_of(columns[i * a.height + y]);
+            for (int64_t i = 0; i < count; ++i) plane[y * a.width + first + i] = distance_of(columns[i * a.height + y]);
     }
 }
 
@@ -138,8 +137,7 @@ inline void signed_distance(const SignedDistanceArguments& a, ParallelTasks para
     if (pixels == 0) return;
     for_each_task(parallel, a.batch * bands,
                   [&](int64_t task) { square_rows(a, task / bands, task % bands * DISTANCE_ROWS); });
-    for_each_task(parallel, a.batch * a.classes,
-                  [&](int64_t plane) { finish_plane(a, a.distance + plane * pixels); });
+    for_each_task(parallel, a.batch * a.classes, [&](int64_t plane) { finish_plane(a, a.distance + plane * pixels); });
 }
 
 }  // namespace mpamatch::MPAMATCH_ISA

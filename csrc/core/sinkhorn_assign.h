@@ -14,7 +14,8 @@ void sinkhorn_score(const SinkhornScoreArguments& a, ParallelTasks parallel) {
     const UnitPrototypes<T> prototypes(a.prototypes, a.classes * K, width);
     const Panels<T> panels{width, K};
     Buffer<T> packed(a.classes * panels.size());
-    for (int64_t c = 0; c < a.classes; ++c) pack_as_columns(prototypes, c * K, panels, packed.get() + c * panels.size());
+    for (int64_t c = 0; c < a.classes; ++c)
+        pack_as_columns(prototypes, c * K, panels, packed.get() + c * panels.size());
 
     const T lowest = std::numeric_limits<T>::lowest(), scale = static_cast<T>(1 / a.epsilon);
     const int64_t padded = panels.padded(), slot_size = a.classes * padded;

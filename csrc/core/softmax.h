@@ -6,7 +6,8 @@
 
 namespace mpamatch::MPAMATCH_ISA {
 
-constexpr int64_t STRIP = 256;  // pixels: 20 kB of float at 20 classes, so all passes but the first read the first cache
+// Pixels: 20 kB of float at 20 classes, so all passes but the first read the first cache.
+constexpr int64_t STRIP = 256;
 
 inline int64_t strips_of(const Logits& logits) { return (logits.pixels + STRIP - 1) / STRIP; }
 
@@ -32,7 +33,8 @@ class Strip {
     void exponentials() {
         for (int64_t i = 0; i < STRIP; i += LANES<T>) {
             Vec<T> highest = load(values.get() + i);
-            for (int64_t c = 1; c < logits_.classes; ++c) highest = larger<T>(highest, load(values.get() + c * STRIP + i));
+            for (int64_t c = 1; c < logits_.classes; ++c)
+                highest = larger<T>(highest, load(values.get() + c * STRIP + i));
             Vec<T> sum = {};
             for (int64_t c = 0; c < logits_.classes; ++c) {
                 T* value = values.get() + c * STRIP + i;

@@ -78,7 +78,7 @@ inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multi
 // parts, the first exact in float.
 inline Vec<float> exponential(Vec<float> x) {
     using Bits = typename VectorOf<uint32_t>::Type;  // unsigned: they wrap
-    constexpr float ROUND = 12582912.0f;  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
+    constexpr float ROUND = 12582912.0f;             // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
     const Vec<float> inside = x < -87.0f ? broadcast(-87.0f) : x;
     const Vec<float> shifted = inside * 1.44269504f + ROUND;
     const Vec<float> n = shifted - ROUND;

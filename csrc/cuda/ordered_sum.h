@@ -12,10 +12,10 @@ constexpr int blocks_per_bundle = 16;
 // bundles in theirs. Two levels, because one block adding 264 rows waits 264 / 8 times for L2, two levels of 16 twice.
 template <class Real>
 struct OrderedSum {
-    Real* partial;      // (blocks, count)
-    Real* bundle;       // (bundles, count)
-    int* tickets;  // (bundles + 1), all 0 before the launch
-    Real* result;       // (count)
+    Real* partial;  // (blocks, count)
+    Real* bundle;   // (bundles, count)
+    int* tickets;   // (bundles + 1), all 0 before the launch
+    Real* result;   // (count)
     int count;
     bool maximum;
 
@@ -47,7 +47,7 @@ struct OrderedSum {
         add_rows(bundle, bundles, result);
     }
 
-private:
+  private:
     MPAMATCH_DEVICE bool is_last(int* ticket, int arrivals, int* flag) const {
         block_barrier();
         if (thread_index() == 0) *flag = take_ticket(ticket);
@@ -88,8 +88,11 @@ template <class Real>
 OrderedSum<Real> ordered_sum_in(unsigned char* workspace, int blocks, int count, Real* result, bool maximum) {
     const OrderedSumSpace space = ordered_sum_space<Real>(blocks, count);
     return {reinterpret_cast<Real*>(workspace + space.tickets),
-            reinterpret_cast<Real*>(workspace + space.tickets + space.partial), reinterpret_cast<int*>(workspace),
-            result, count, maximum};
+            reinterpret_cast<Real*>(workspace + space.tickets + space.partial),
+            reinterpret_cast<int*>(workspace),
+            result,
+            count,
+            maximum};
 }
 
 }  // namespace mpamatch::cuda

@@ -72,7 +72,7 @@ MPAMATCH_BOTH Real inverse_length(Real squared) {
 
 // Hands out pieces of a block's shared memory, each aligned to 16 bytes. With a null pointer it only counts.
 class Shared {
-public:
+  public:
     MPAMATCH_BOTH explicit Shared(unsigned char* memory) : memory_(memory) {}
 
     template <class T>
@@ -83,7 +83,7 @@ public:
     }
     MPAMATCH_BOTH std::int64_t bytes() const { return used_; }
 
-private:
+  private:
     unsigned char* memory_;
     std::int64_t used_ = 0;
 };

@@ -56,9 +56,8 @@ void run_kernel(const PrototypeMoveArguments& a, const Place& place) {
     require(a.count > 0 && a.count < int_limit && a.width < int_limit, "prototypes: expected 1 to 2^31.");
     with_working(a.element, [&](auto real) {
         using Real = decltype(real);
-        const PrototypeMove<Real> kernel{static_cast<Real*>(a.prototypes), a.updates,
-                                         static_cast<const Real*>(a.total), static_cast<int>(a.width),
-                                         static_cast<Real>(a.momentum)};
+        const PrototypeMove<Real> kernel{static_cast<Real*>(a.prototypes), a.updates, static_cast<const Real*>(a.total),
+                                         static_cast<int>(a.width), static_cast<Real>(a.momentum)};
         launch(kernel, a.count, "prototype_move_", place);
     });
 }

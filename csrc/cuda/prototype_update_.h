@@ -16,7 +16,7 @@ struct AssignedPixels {
     std::int64_t stride;
     std::int64_t count;
     int width;
-    Indices assignment;    // (count)
+    Indices assignment;  // (count)
     const Real* weight;  // (count) or null for 1
     int prototypes;
 
@@ -93,10 +93,10 @@ struct PrototypeSum {
     Real* partial;       // (slices, prototypes, width)
 
     struct Tile {
-        Real* sum;        // (parts, prototypes, columns)
-        Storage* row;     // (rows, columns rounded up to the vector)
-        int* target;      // (rows)
-        Real* factor;     // (rows)
+        Real* sum;     // (parts, prototypes, columns)
+        Storage* row;  // (rows, columns rounded up to the vector)
+        int* target;   // (rows)
+        Real* factor;  // (rows)
 
         MPAMATCH_BOTH Tile(Shared& shared, const SumPlan& plan, int prototypes, int threads)
             : sum(shared.take<Real>(std::int64_t(plan.parts) * prototypes * plan.columns)),
@@ -142,7 +142,7 @@ struct PrototypeSum {
         }
     }
 
-private:
+  private:
     // One row per lane group. Ignored rows are not read: a NaN there must not reach a sum.
     MPAMATCH_DEVICE void load(const Tile& tile, std::int64_t first, std::int64_t end, int column, int width) const {
         const int r = thread_index() / lanes;

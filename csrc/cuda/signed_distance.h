@@ -17,13 +17,13 @@ struct Planes {
 };
 
 // square[b, c, y, x]: the squared distance within the row to the nearest pixel on the other side of class c: + outside
-// the class, - inside it, +-none where the row has no other side. A block takes a row: the class is a bit a pixel, and a
-// thread looks for the nearest bit of the other kind, 32 pixels at a time.
+// the class, - inside it, +-none where the row has no other side. A block takes a row: the class is a bit a pixel, and
+// a thread looks for the nearest bit of the other kind, 32 pixels at a time.
 struct DistanceRows {
     static constexpr int threads = distance_threads;
     static constexpr int blocks_per_processor = 4;
 
-    Indices label;  // (B, H, W)
+    Indices label;      // (B, H, W)
     std::int64_t rows;  // B * H
     Planes planes;
     std::int32_t* square;
@@ -53,14 +53,13 @@ struct DistanceRows {
         }
     }
 
-private:
+  private:
     struct Row {
         std::int16_t* label;  // (W), -1 where it is of no class
         std::uint32_t* bits;  // (W / 32, rounded up): whether a pixel is inside the class
 
         MPAMATCH_BOTH Row(Shared& shared, int width)
-            : label(shared.take<std::int16_t>(width)),
-              bits(shared.take<std::uint32_t>(divide_up(width, warp_size))) {}
+            : label(shared.take<std::int16_t>(width)), bits(shared.take<std::uint32_t>(divide_up(width, warp_size))) {}
     };
 
     MPAMATCH_DEVICE void set_bits(const Row& row, int c) const {
@@ -140,7 +139,7 @@ struct DistanceColumns {
         }
     }
 
-private:
+  private:
     // Whether the plane has pixels inside the class and outside it. If not, every row says `none`, so that one column
     // tells; without this a thread would look at all rows in vain.
     MPAMATCH_DEVICE bool has_two_sides(const std::int32_t* plane, int* of_warp) const {

@@ -17,9 +17,9 @@ template <class Real>
 OrderedSum<Real> new_sum(int blocks, int count, void* result, bool maximum, const Place& place) {
     const OrderedSumSpace space = ordered_sum_space<Real>(blocks, count);
     unsigned char* workspace = place.allocate(space.total());
-    check(cudaMemsetAsync(workspace, 0, static_cast<std::size_t>(space.tickets),
-                          static_cast<cudaStream_t>(place.stream)),
-          "cudaMemsetAsync");
+    check(
+        cudaMemsetAsync(workspace, 0, static_cast<std::size_t>(space.tickets), static_cast<cudaStream_t>(place.stream)),
+        "cudaMemsetAsync");
     return ordered_sum_in(workspace, blocks, count, static_cast<Real*>(result), maximum);
 }
 
@@ -70,17 +70,18 @@ void run_kernel(const SinkhornStepArguments& a, const Place& place) {
         using Real = decltype(real);
         using Kernel = SinkhornStep<Real>;
         const int blocks = blocks_for<Kernel>(divide_up(a.count, Kernel::threads), place);
-        const Kernel kernel{static_cast<const Real*>(a.score),
-                            a.label,
-                            a.count,
-                            divide_up(a.count, blocks),
-                            static_cast<int>(a.classes),
-                            static_cast<int>(a.per_class),
-                            static_cast<const Real*>(a.log_u),
-                            static_cast<const Real*>(a.total),
-                            a.rows,
-                            static_cast<Real*>(a.new_log_u),
-                            new_sum<Real>(blocks, static_cast<int>(a.classes * a.per_class), a.new_total, false, place)};
+        const Kernel kernel{
+            static_cast<const Real*>(a.score),
+            a.label,
+            a.count,
+            divide_up(a.count, blocks),
+            static_cast<int>(a.classes),
+            static_cast<int>(a.per_class),
+            static_cast<const Real*>(a.log_u),
+            static_cast<const Real*>(a.total),
+            a.rows,
+            static_cast<Real*>(a.new_log_u),
+            new_sum<Real>(blocks, static_cast<int>(a.classes * a.per_class), a.new_total, false, place)};
         launch(kernel, blocks, "sinkhorn_step", place);
     });
 }
@@ -90,10 +91,14 @@ void run_kernel(const SinkhornPickArguments& a, const Place& place) {
     with_working(a.element, [&](auto real) {
         using Real = decltype(real);
         using Kernel = SinkhornPick<Real>;
-        const Kernel kernel{static_cast<const Real*>(a.score), a.label,
+        const Kernel kernel{static_cast<const Real*>(a.score),
+                            a.label,
                             a.count,
-                            static_cast<int>(a.classes), static_cast<int>(a.per_class),
-                            static_cast<const Real*>(a.log_u), static_cast<const Real*>(a.total), a.assignment};
+                            static_cast<int>(a.classes),
+                            static_cast<int>(a.per_class),
+                            static_cast<const Real*>(a.log_u),
+                            static_cast<const Real*>(a.total),
+                            a.assignment};
         launch(kernel, blocks_for<Kernel>(divide_up(a.count, Kernel::threads), place), "sinkhorn_pick", place);
     });
 }

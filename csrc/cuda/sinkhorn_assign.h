@@ -31,7 +31,7 @@ struct SinkhornScore {
 
     const Storage* embedding;  // (pixels, width), rows `stride` apart
     std::int64_t stride;       // below 2^24
-    const Real* prototypes;  // (classes, per_class, width), fewer than 2^31 elements
+    const Real* prototypes;    // (classes, per_class, width), fewer than 2^31 elements
     Indices label;             // (pixels)
     std::int64_t pixels;
     std::int64_t slice;  // pixels of a block
@@ -85,7 +85,7 @@ struct SinkhornScore {
         sum.finish(tile.sorted->order.size);
     }
 
-private:
+  private:
     MPAMATCH_DEVICE int group() const { return thread_index() / lanes; }
     MPAMATCH_DEVICE int groups() const { return thread_count() / lanes; }
     MPAMATCH_DEVICE int lane() const { return thread_index() % lanes; }
@@ -217,15 +217,15 @@ struct SinkhornStep {
     using Sums = ClassSums<Real, columns>;
 
     const Real* score;  // (pixels, per_class)
-    Indices label;        // (pixels)
+    Indices label;      // (pixels)
     std::int64_t pixels;
     std::int64_t slice;  // pixels of a block
     int classes;
     int per_class;
-    const Real* log_u;      // (classes, per_class)
-    const Real* total;      // (classes, per_class)
+    const Real* log_u;  // (classes, per_class)
+    const Real* total;  // (classes, per_class)
     bool rows;
-    Real* new_log_u;        // (classes, per_class)
+    Real* new_log_u;  // (classes, per_class)
     OrderedSum<Real> sum;
 
     using Order = ClassOrder<threads, 1>;
@@ -262,7 +262,7 @@ struct SinkhornStep {
         sum.finish(tile.order->size);
     }
 
-private:
+  private:
     MPAMATCH_DEVICE void add_tile(const Tile& tile, std::int64_t first, std::int64_t end) const {
         const std::int64_t n = first + thread_index();
         const int own = n < end ? read_index(label, n, classes) : -1;
@@ -303,12 +303,12 @@ struct SinkhornPick {
     static constexpr int blocks_per_processor = 4;
 
     const Real* score;  // (pixels, per_class)
-    Indices label;        // (pixels)
+    Indices label;      // (pixels)
     std::int64_t pixels;
     int classes;
     int per_class;
-    const Real* log_u;        // (classes, per_class)
-    const Real* total;        // (classes, per_class)
+    const Real* log_u;         // (classes, per_class)
+    const Real* total;         // (classes, per_class)
     std::int32_t* assignment;  // (pixels)
 
     MPAMATCH_BOTH std::int64_t shared_bytes(int) const {
@@ -331,7 +331,7 @@ struct SinkhornPick {
         }
     }
 
-private:
+  private:
     MPAMATCH_DEVICE int best(const Real* row, const Real* shift) const {
         int found = 0;
         Real highest = row[0] + shift[0];

@@ -9,8 +9,8 @@
 #include <limits>
 #include <vector>
 
-#include "check.h"
 #include "arguments/common.h"
+#include "check.h"
 
 namespace test {
 

@@ -29,9 +29,10 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
 
     Output contrast("contrast", work, 1), alignment("alignment", work, 1), lse("lse", work, s.n);
     run_both_ways({&contrast, &alignment, &lse}, [&](auto parallel) {
-        run_kernel(PrototypeContrastArguments{c.pixels(), c.prototypes.data(), s.c, s.k, c.stored_assignment.view(), weight,
-                                      o.temperature, o.same_class_negatives, contrast.data(), alignment.data(),
-                                      lse.data()}, parallel);
+        run_kernel(PrototypeContrastArguments{c.pixels(), c.prototypes.data(), s.c, s.k, c.stored_assignment.view(),
+                                              weight, o.temperature, o.same_class_negatives, contrast.data(),
+                                              alignment.data(), lse.data()},
+                   parallel);
     });
     check_near(contrast, {truth.contrast}, used * std::max(1.0, 0.1 * steep));
     check_near(alignment, {truth.alignment}, used);
@@ -44,9 +45,10 @@ void check(const PixelCase& c, const Cosines& cosines, const Options& o) {
     const auto kept = lse.content();
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
         run_kernel(PrototypeContrastBackwardArguments{g1.data(), g2.data(), c.pixels(), c.prototypes.data(), s.c, s.k,
-                                               c.stored_assignment.view(), weight, kept.data(), o.temperature,
-                                               o.same_class_negatives, first ? first->data() : nullptr,
-                                               second ? second->data() : nullptr}, parallel);
+                                                      c.stored_assignment.view(), weight, kept.data(), o.temperature,
+                                                      o.same_class_negatives, first ? first->data() : nullptr,
+                                                      second ? second->data() : nullptr},
+                   parallel);
     };
     most_tasks = 0;
     run_both_ways({&in_embedding, &in_prototypes},
@@ -120,14 +122,16 @@ void random_round(Round& r) {
         Output &sum = contrast.of(wide), &pull = alignment.of(wide), &kept = lse.of(wide), &x = in_x.of(wide),
                &q = in_p.of(wide);
         run_both_ways({&sum, &pull, &kept}, [&](auto parallel) {
-            run_kernel(PrototypeContrastArguments{p.view, p.prototypes.data(), s.c, s.k, assignment.view(), weight, temperature,
-                                          same_class, sum.data(), pull.data(), kept.data()}, parallel);
+            run_kernel(PrototypeContrastArguments{p.view, p.prototypes.data(), s.c, s.k, assignment.view(), weight,
+                                                  temperature, same_class, sum.data(), pull.data(), kept.data()},
+                       parallel);
         });
         const auto saved = kept.content();
         run_both_ways({&x, &q}, [&](auto parallel) {
             run_kernel(PrototypeContrastBackwardArguments{g.data(), h.data(), p.view, p.prototypes.data(), s.c, s.k,
-                                                   assignment.view(), weight, saved.data(), temperature, same_class,
-                                                   x.data(), q.data()}, parallel);
+                                                          assignment.view(), weight, saved.data(), temperature,
+                                                          same_class, x.data(), q.data()},
+                       parallel);
         });
     }
     check_same(r, contrast.ours, contrast.wide, n);

@@ -14,8 +14,9 @@ double near_tie(Element element) { return element == Element::f64 ? 1e-13 : 1e-6
 
 void forward(const PixelCase& c, Output& distance, Output& nearest) {
     run_both_ways({&distance, &nearest}, [&](mpamatch::ParallelTasks parallel) {
-        run_kernel(
-            PrototypeDistanceArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, distance.data(), nearest.as<int32_t>()}, parallel);
+        run_kernel(PrototypeDistanceArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, distance.data(),
+                                              nearest.as<int32_t>()},
+                   parallel);
     });
 }
 
@@ -50,9 +51,10 @@ void check_backward(const PixelCase& c, const Cosines& cosines, const Output& di
     Output in_prototypes("grad_prototypes", working(c.element), s.c * s.k * s.d), only_prototypes = in_prototypes;
     const auto kept = distance.content(), chosen = nearest.content();
     const auto backward = [&](Output* first, Output* second, mpamatch::ParallelTasks parallel) {
-        run_kernel(PrototypeDistanceBackwardArguments{grad.data(), c.pixels(), c.prototypes.data(), s.c, s.k, kept.data(),
-                                               as_int32(chosen), first ? first->data() : nullptr,
-                                               second ? second->data() : nullptr}, parallel);
+        run_kernel(PrototypeDistanceBackwardArguments{grad.data(), c.pixels(), c.prototypes.data(), s.c, s.k,
+                                                      kept.data(), as_int32(chosen), first ? first->data() : nullptr,
+                                                      second ? second->data() : nullptr},
+                   parallel);
     };
     most_tasks = 0;
     run_both_ways({&in_embedding, &in_prototypes},
@@ -93,9 +95,10 @@ void ties_go_to_the_lowest() {
         const Stored x(element, embedding, 40), p(working(element), prototypes);
         Output distance("distance", working(element), 80), nearest("nearest", int64_t{4}, 80);
         run_both_ways({&distance, &nearest}, [&](auto parallel) {
-            run_kernel(PrototypeDistanceArguments{{x.data(), element, 40, d, x.stride}, p.data(), 2, k, distance.data(),
-                                                  nearest.as<int32_t>()},
-                       parallel);
+            run_kernel(
+                PrototypeDistanceArguments{
+                    {x.data(), element, 40, d, x.stride}, p.data(), 2, k, distance.data(), nearest.as<int32_t>()},
+                parallel);
         });
         for (int64_t i = 0; i < 80; ++i)  // class 0 begins with the first direction, class 1 with the second
             CHECK(nearest.as<int32_t>()[i] < 2, "%s: nearest[%ld] is %d", name_of(element), static_cast<long>(i),
@@ -139,16 +142,18 @@ void random_round(Round& r) {
         Output chosen("nearest", int64_t{4}, s.n * s.c), &distances = distance.of(wide), &x = in_x.of(wide),
                                                          &q = in_p.of(wide);
         run_both_ways({&distances, &chosen}, [&](auto parallel) {
-            run_kernel(
-                PrototypeDistanceArguments{p.view, p.prototypes.data(), s.c, s.k, distances.data(), chosen.as<int32_t>()}, parallel);
+            run_kernel(PrototypeDistanceArguments{p.view, p.prototypes.data(), s.c, s.k, distances.data(),
+                                                  chosen.as<int32_t>()},
+                       parallel);
         });
         for (int64_t i = 0; i < chosen.count; ++i)
             CHECK(chosen.as<int32_t>()[i] >= 0 && chosen.as<int32_t>()[i] < s.k, "nearest %d", chosen.as<int32_t>()[i]);
         if (!wide) nearest = chosen;  // the gradient of one choice for both
         const auto saved = distances.content(), choice = nearest.content();
         run_both_ways({&x, &q}, [&](auto parallel) {
-            run_kernel(PrototypeDistanceBackwardArguments{(wide ? wide_grad : grad).data(), p.view, p.prototypes.data(), s.c,
-                                                   s.k, saved.data(), as_int32(choice), x.data(), q.data()}, parallel);
+            run_kernel(PrototypeDistanceBackwardArguments{(wide ? wide_grad : grad).data(), p.view, p.prototypes.data(),
+                                                          s.c, s.k, saved.data(), as_int32(choice), x.data(), q.data()},
+                       parallel);
         });
     }
     check_same(r, distance.ours, distance.wide, 1);

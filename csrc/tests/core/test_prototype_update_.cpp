@@ -4,8 +4,8 @@
 #include "truth.h"
 
 using namespace test;
-using mpamatch::PrototypeSumArguments;
 using mpamatch::PrototypeMoveArguments;
+using mpamatch::PrototypeSumArguments;
 
 namespace {
 
@@ -22,7 +22,8 @@ void check_sum(const PixelCase& c, bool weighted) {
     most_tasks = 0;
     run_both_ways({&total}, [&](auto parallel) {
         run_kernel(PrototypeSumArguments{c.pixels(), c.stored_assignment.view(), weighted ? c.weight.data() : nullptr,
-                                 s.c * s.k, total.data()}, parallel);
+                                         s.c * s.k, total.data()},
+                   parallel);
     });
     if (s.n > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
     check_near(total, expected, 1);
@@ -55,7 +56,8 @@ void check_move(Element element, int64_t count, int64_t width, double momentum) 
     for (int64_t m = 0; m < count; ++m) updates.as<int64_t>()[m] = counts[m % 5];
 
     run_kernel(
-        PrototypeMoveArguments{prototypes.data(), updates.as<int64_t>(), element, count, width, total.data(), momentum}, &serially);
+        PrototypeMoveArguments{prototypes.data(), updates.as<int64_t>(), element, count, width, total.data(), momentum},
+        &serially);
     prototypes.check_guards();
     updates.check_guards();
     const Unit direction(total.values, count, width);
@@ -99,8 +101,8 @@ void opposite_pixels_cancel() {
         const StoredIndices assignment(IndexType::i32, {0, 0});
         Output total("total", working(element), 3);
         run_both_ways({&total}, [&](auto parallel) {
-            run_kernel(
-                PrototypeSumArguments{{x.data(), element, 2, 3, 3}, assignment.view(), nullptr, 1, total.data()}, parallel);
+            run_kernel(PrototypeSumArguments{{x.data(), element, 2, 3, 3}, assignment.view(), nullptr, 1, total.data()},
+                       parallel);
         });
         // a fused multiply-add leaves what rounding took from the first product: half a unit of 1 at most
         const double allowed = element == Element::f64 ? 0x1p-53 : 0x1p-24;
@@ -118,14 +120,16 @@ void random_round(Round& r) {
         const RoundPixels p(r, wide);
         Output& sums = total.of(wide);
         run_both_ways({&sums}, [&](auto parallel) {
-            run_kernel(
-                PrototypeSumArguments{p.view, assignment.view(), weighted ? p.weight.data() : nullptr, s.c * s.k, sums.data()}, parallel);
+            run_kernel(PrototypeSumArguments{p.view, assignment.view(), weighted ? p.weight.data() : nullptr, s.c * s.k,
+                                             sums.data()},
+                       parallel);
         });
         Output moved("prototypes", working(p.element), s.c * s.k * s.d), updates("updates", int64_t{8}, s.c * s.k);
         moved.fill(p.prototypes.values);
         updates.poison(0);
-        run_kernel(
-            PrototypeMoveArguments{moved.data(), updates.as<int64_t>(), working(p.element), s.c * s.k, s.d, sums.data(), 0.999}, &serially);
+        run_kernel(PrototypeMoveArguments{moved.data(), updates.as<int64_t>(), working(p.element), s.c * s.k, s.d,
+                                          sums.data(), 0.999},
+                   &serially);
         moved.check_guards(), updates.check_guards();
     }
     check_same(r, total.ours, total.wide, 1);

@@ -19,13 +19,15 @@ struct Sums {
         const void* weight = weighted ? c.weight.data() : nullptr;
         most_tasks = 0;
         run_both_ways({&cross_entropy, &overlap}, [&](auto parallel) {
-            run_kernel(
-                SegmentationLossArguments{c.view(), c.stored_label.view(), weight, cross_entropy.data(), overlap.data()}, parallel);
+            run_kernel(SegmentationLossArguments{c.view(), c.stored_label.view(), weight, cross_entropy.data(),
+                                                 overlap.data()},
+                       parallel);
         });
         if (c.sizes.batch * c.sizes.pixels > 4096) CHECK(most_tasks > 1, "no second slot, so their sum is not tested");
         run_both_ways({&grad}, [&](auto parallel) {
-            run_kernel(
-                SegmentationLossBackwardArguments{g.data(), g_overlap.data(), c.view(), c.stored_label.view(), weight, grad.data()}, parallel);
+            run_kernel(SegmentationLossBackwardArguments{g.data(), g_overlap.data(), c.view(), c.stored_label.view(),
+                                                         weight, grad.data()},
+                       parallel);
         });
     }
 };

@@ -17,7 +17,8 @@ struct Area {
 Whole draw_label(const Area& a, Random& random) {
     const int64_t down = a.height / a.grain + 1, across = a.width / a.grain + 1;
     Whole coarse, label;
-    for (int64_t i = 0; i < a.batch * down * across; ++i) coarse.push_back(random.below(std::max<int64_t>(a.classes - 1, 1)));
+    for (int64_t i = 0; i < a.batch * down * across; ++i)
+        coarse.push_back(random.below(std::max<int64_t>(a.classes - 1, 1)));
     for (int64_t b = 0; b < a.batch; ++b)
         for (int64_t y = 0; y < a.height; ++y)
             for (int64_t x = 0; x < a.width; ++x)
@@ -51,14 +52,14 @@ void check(const Area& a, uint64_t seed) {
         static_cast<long>(a.height), static_cast<long>(a.width), static_cast<unsigned long>(seed));
     Output distance("distance", Element::f32, a.batch * a.classes * area);
     run_both_ways({&distance}, [&](auto parallel) {
-        run_kernel(
-            SignedDistanceArguments{stored.view(), a.batch, a.classes, a.height, a.width, distance.as<float>()}, parallel);
+        run_kernel(SignedDistanceArguments{stored.view(), a.batch, a.classes, a.height, a.width, distance.as<float>()},
+                   parallel);
     });
     for (int64_t i = 0; i < distance.count; ++i) {
         const float expected = truth_at(label, a, i / area / a.classes, i / area % a.classes, i % area);
         const float ours = distance.as<float>()[i];
-        CHECK(ours == expected, "distance[%ld] is %.9g, expected %.9g", static_cast<long>(i),
-              static_cast<double>(ours), static_cast<double>(expected));
+        CHECK(ours == expected, "distance[%ld] is %.9g, expected %.9g", static_cast<long>(i), static_cast<double>(ours),
+              static_cast<double>(expected));
     }
 }
 
@@ -74,7 +75,8 @@ void longest(int64_t height, int64_t width) {
     });
     const double far = std::sqrt(static_cast<double>((height - 1) * (height - 1) + (width - 1) * (width - 1)));
     CHECK(distance.as<float>()[0] == static_cast<float>(-far), "inside, far: %g", distance[0]);
-    CHECK(distance.as<float>()[height * width] == static_cast<float>(far), "outside, far: %g", distance[height * width]);
+    CHECK(distance.as<float>()[height * width] == static_cast<float>(far), "outside, far: %g",
+          distance[height * width]);
     CHECK(distance[height * width - 1] == 1, "the pixel itself, outside class 0: %g", distance[height * width - 1]);
 }
 
@@ -87,12 +89,14 @@ void random_round(Round& r) {
     const StoredIndices label = r.draw_indices(batch * height * width, classes);
     Output distance("distance", Element::f32, batch * classes * height * width);
     run_both_ways({&distance}, [&](auto parallel) {
-        run_kernel(SignedDistanceArguments{label.view(), batch, classes, height, width, distance.as<float>()}, parallel);
+        run_kernel(SignedDistanceArguments{label.view(), batch, classes, height, width, distance.as<float>()},
+                   parallel);
     });
     const double longest = std::sqrt(static_cast<double>(height * height + width * width)) * (1 + 1e-7);
     for (int64_t i = 0; i < distance.count; ++i) {
         const double d = distance[i];
-        const int64_t plane = i / (height * width), own = r.indices[size_t(plane / classes * height * width + i % (height * width))];
+        const int64_t plane = i / (height * width),
+                      own = r.indices[size_t(plane / classes * height * width + i % (height * width))];
         CHECK((own == plane % classes ? d <= 0 && (d == 0 || d < -1) : d >= 1) && std::fabs(d) <= longest,
               "label %ld, distance %g to class %ld", static_cast<long>(own), d, static_cast<long>(plane % classes));
     }
@@ -103,10 +107,10 @@ void random_round(Round& r) {
 int main() {
     return run([] {
         uint64_t seed = 90;
-        for (const Area& a : {Area{0, 2, 3, 3, 1, 0}, Area{1, 1, 1, 1, 1, 0}, Area{1, 2, 1, 1, 1, 1}, Area{2, 3, 0, 4, 1, 0},
-                              Area{2, 3, 1, 37, 2, 0.1}, Area{2, 3, 37, 1, 2, 0.1}, Area{2, 4, 17, 16, 1, 0.2},
-                              Area{1, 5, 33, 47, 6, 0.02}, Area{3, 2, 20, 15, 30, 0.01}, Area{1, 255, 9, 11, 1, 0},
-                              Area{2, 3, 12, 12, 1, 1}})
+        for (const Area& a : {Area{0, 2, 3, 3, 1, 0}, Area{1, 1, 1, 1, 1, 0}, Area{1, 2, 1, 1, 1, 1},
+                              Area{2, 3, 0, 4, 1, 0}, Area{2, 3, 1, 37, 2, 0.1}, Area{2, 3, 37, 1, 2, 0.1},
+                              Area{2, 4, 17, 16, 1, 0.2}, Area{1, 5, 33, 47, 6, 0.02}, Area{3, 2, 20, 15, 30, 0.01},
+                              Area{1, 255, 9, 11, 1, 0}, Area{2, 3, 12, 12, 1, 1}})
             for (int i = 0; i < 3; ++i) check(a, ++seed);
         longest(1 << 14, 3), longest(3, 1 << 14), longest(700, 900);
         fuzz(26, random_round);

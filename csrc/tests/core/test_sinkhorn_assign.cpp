@@ -4,9 +4,9 @@
 #include "truth.h"
 
 using namespace test;
+using mpamatch::SinkhornPickArguments;
 using mpamatch::SinkhornScoreArguments;
 using mpamatch::SinkhornStepArguments;
-using mpamatch::SinkhornPickArguments;
 
 namespace {
 
@@ -24,23 +24,26 @@ struct Stages {
 
     void scores(const PixelCase& c, double epsilon, bool shifted) {
         run_both_ways({&score, &reduced}, [&](auto parallel) {
-            run_kernel(SinkhornScoreArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, c.stored_label.view(),
-                                      epsilon, shifted, score.data(), reduced.data()}, parallel);
+            run_kernel(SinkhornScoreArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k,
+                                              c.stored_label.view(), epsilon, shifted, score.data(), reduced.data()},
+                       parallel);
         });
     }
     void step(const PixelCase& c, bool rows) {
         const auto scores = score.content(), u = log_u.content(), mass = total.content();
         run_both_ways({&new_log_u, &new_total}, [&](auto parallel) {
             run_kernel(SinkhornStepArguments{scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
-                                     c.stored_label.view(), u.data(), mass.data(), rows, new_log_u.data(),
-                                     new_total.data()}, parallel);
+                                             c.stored_label.view(), u.data(), mass.data(), rows, new_log_u.data(),
+                                             new_total.data()},
+                       parallel);
         });
     }
     void pick(const PixelCase& c) {
         const auto scores = score.content(), u = log_u.content(), mass = total.content();
         run_both_ways({&assignment}, [&](auto parallel) {
             run_kernel(SinkhornPickArguments{scores.data(), working(c.element), c.sizes.n, c.sizes.c, c.sizes.k,
-                                     c.stored_label.view(), u.data(), mass.data(), assignment.as<int32_t>()}, parallel);
+                                             c.stored_label.view(), u.data(), mass.data(), assignment.as<int32_t>()},
+                       parallel);
         });
     }
 
@@ -224,17 +227,20 @@ void random_round(Round& r) {
         const Stored start(element, Values(size_t(s.c * s.k), -1 / epsilon));
         run_both_ways({&scores, &reduced}, [&](auto parallel) {
             run_kernel(SinkhornScoreArguments{p.view, p.prototypes.data(), s.c, s.k, label.view(), epsilon, shifted,
-                                      scores.data(), reduced.data()}, parallel);
+                                              scores.data(), reduced.data()},
+                       parallel);
         });
         const auto given = scores.content(), first = reduced.content();
         run_both_ways({&next, &total}, [&](auto parallel) {
-            run_kernel(SinkhornStepArguments{given.data(), element, s.n, s.c, s.k, label.view(), start.data(), first.data(),
-                                     rows, next.data(), total.data()}, parallel);
+            run_kernel(SinkhornStepArguments{given.data(), element, s.n, s.c, s.k, label.view(), start.data(),
+                                             first.data(), rows, next.data(), total.data()},
+                       parallel);
         });
         const auto u = next.content(), mass = total.content();
         run_both_ways({&assignment}, [&](auto parallel) {
             run_kernel(SinkhornPickArguments{given.data(), element, s.n, s.c, s.k, label.view(), u.data(), mass.data(),
-                                     assignment.as<int32_t>()}, parallel);
+                                             assignment.as<int32_t>()},
+                       parallel);
         });
         for (int64_t i = 0; i < s.n; ++i) {
             const int64_t own = r.indices[size_t(i)], chosen = assignment.as<int32_t>()[i];

@@ -50,13 +50,13 @@ template <class T>
 constexpr T poison = std::numeric_limits<T>::has_quiet_NaN ? std::numeric_limits<T>::quiet_NaN() : T(-77);
 
 class Random {
-public:
+  public:
     explicit Random(unsigned seed) : engine_(seed) {}
     double normal() { return std::normal_distribution<double>()(engine_); }
     double uniform() { return std::uniform_real_distribution<double>()(engine_); }
     int below(int bound) { return std::uniform_int_distribution<int>(0, bound - 1)(engine_); }
 
-private:
+  private:
     std::mt19937 engine_;
 };
 

@@ -54,8 +54,9 @@ struct Input {
         }
     }
     AssignedPixels<Storage> view(const Shape& s) const {
-        return {embedding.data.data(), stride, s.pixels, s.width, assignment.view(),
-                s.weighted ? weight.data() : nullptr, s.prototypes};
+        return {
+            embedding.data.data(), stride, s.pixels, s.width, assignment.view(), s.weighted ? weight.data() : nullptr,
+            s.prototypes};
     }
 };
 

@@ -28,8 +28,8 @@ struct Workspace {
     std::vector<double> memory;
 
     Workspace(const Shape& s)
-        : memory(static_cast<std::size_t>(divide_up(
-                     ordered_sum_space<Real>(s.blocks, static_cast<int>(s.cells())).total(), sizeof(double))),
+        : memory(static_cast<std::size_t>(
+                     divide_up(ordered_sum_space<Real>(s.blocks, static_cast<int>(s.cells())).total(), sizeof(double))),
                  poison<double>) {
         std::memset(memory.data(), 0,
                     static_cast<std::size_t>(ordered_sum_space<Real>(s.blocks, static_cast<int>(s.cells())).tickets));
@@ -76,9 +76,18 @@ void test_score(const Shape& s, bool shifted, unsigned seed) {
     for (int at_once : {1, 3}) {
         std::vector<Real> score(s.scores(), poison<Real>), total(s.cells(), poison<Real>);
         Workspace<Real> workspace(s);
-        const Kernel kernel{embedding.data.data(), stride, prototypes.data.data(), label.view(), s.pixels,
-                            divide_up(s.pixels, s.blocks), s.classes, s.per_class, s.width,
-                            static_cast<Real>(1 / epsilon), shifted, score.data(),
+        const Kernel kernel{embedding.data.data(),
+                            stride,
+                            prototypes.data.data(),
+                            label.view(),
+                            s.pixels,
+                            divide_up(s.pixels, s.blocks),
+                            s.classes,
+                            s.per_class,
+                            s.width,
+                            static_cast<Real>(1 / epsilon),
+                            shifted,
+                            score.data(),
                             workspace.sum(s, total, !shifted)};
         run_grid(kernel, s.blocks, at_once, seed + static_cast<unsigned>(at_once));
         if (at_once == 1) {
@@ -136,9 +145,16 @@ void test_step(const Shape& s, bool rows, unsigned seed) {
     for (int at_once : {1, 3}) {
         std::vector<Real> log_u(s.cells(), poison<Real>), total(s.cells(), poison<Real>);
         Workspace<Real> workspace(s);
-        const SinkhornStep<Real> kernel{scores.score.data.data(), scores.label.view(), s.pixels,
-                                        divide_up(s.pixels, s.blocks), s.classes, s.per_class,
-                                        scores.log_u.data.data(), scores.total.data.data(), rows, log_u.data(),
+        const SinkhornStep<Real> kernel{scores.score.data.data(),
+                                        scores.label.view(),
+                                        s.pixels,
+                                        divide_up(s.pixels, s.blocks),
+                                        s.classes,
+                                        s.per_class,
+                                        scores.log_u.data.data(),
+                                        scores.total.data.data(),
+                                        rows,
+                                        log_u.data(),
                                         workspace.sum(s, total, false)};
         run_grid(kernel, s.blocks, at_once, seed + static_cast<unsigned>(at_once));
         if (at_once == 1) {
@@ -169,8 +185,9 @@ void test_pick(const Shape& s, unsigned seed) {
         }
     }
     std::vector<std::int32_t> assignment(static_cast<std::size_t>(s.pixels), poison<std::int32_t>);
-    const SinkhornPick<Real> kernel{scores.score.data.data(), scores.label.view(), s.pixels, s.classes, s.per_class,
-                                    scores.log_u.data.data(), scores.total.data.data(), assignment.data()};
+    const SinkhornPick<Real> kernel{
+        scores.score.data.data(), scores.label.view(),      s.pixels,         s.classes, s.per_class,
+        scores.log_u.data.data(), scores.total.data.data(), assignment.data()};
     run_grid(kernel, s.blocks, 2, seed);
     for (std::int64_t n = 0; n < s.pixels; ++n) {
         const int own = scores.label.at(n, s.classes);
