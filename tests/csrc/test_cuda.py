@@ -60,7 +60,8 @@ def test_every_cuda_file_is_listed() -> None:
 def test_resources(name: str, architecture: str, tmp_path: Path) -> None:
     """No spills, and as many blocks fit a multiprocessor as the kernel says. All shared memory is dynamic."""
     target = f"-arch=sm_{architecture}"
-    log = _run("nvcc", "-std=c++17", "-O3", target, "-Xptxas=-v", "-I", CUDA.parent, "-cubin", "-o", tmp_path / "cubin", CUDA / name)
+    options = ["-std=c++17", "-O3", target, "-Xptxas=-v", "-I", CUDA.parent, "-cubin"]
+    log = _run("nvcc", *options, "-o", tmp_path / "cubin", CUDA / name)
     resources = re.findall(
         rf"Compiling entry function '(\S+)' for 'sm_{architecture}a?'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
