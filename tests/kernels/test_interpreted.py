@@ -1,7 +1,7 @@
 """The kernels run by Triton's interpreter, on the CPU.
 
 TRITON_INTERPRET must stand before Triton is first imported, and would spoil torch.compile in other tests: so the tests
-in interpreter/ are files check_*.py, which pytest passes over, and each runs in a process of its own.
+in interpreter/ are files check_*.py, which pytest passes over, and all of them run in processes of their own.
 """
 
 import os
@@ -16,15 +16,10 @@ FOLDER = Path(__file__).parent / "interpreter"
 ROOT = FOLDER.parents[2]
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("check_*.py")), ids=lambda path: path.stem)
-def test_interpreted(file: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-o", "python_files=check_*.py", "-p", "no:benchmark", str(file)],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.slow
+def test_interpreted() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.kernels.interpreter"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\b\d+ passed", done.stdout), done.stdout
+    assert len(re.findall(r"\b\d+ passed", done.stdout)) == len(list(FOLDER.glob("check_*.py"))), done.stdout

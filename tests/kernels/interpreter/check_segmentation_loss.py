@@ -1,4 +1,4 @@
-"""Cross entropy, overlaps and pseudo-labels by Triton, against float64."""
+"""Cross entropy and overlaps by Triton, against float64."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mpamatch.kernels import pseudo_label, segmentation_loss, tiles
+from mpamatch.kernels import segmentation_loss, tiles
 from tests.kernels.interpreter.compare import DTYPES, assert_as_good
 from tests.ops import cases, truth
+from tests.ops.strategies import INTERPRETED_MAPS
 
 SMALL = {"BLOCK_P": 16, "programs": 3, "num_warps": 4, "num_stages": 2}
-FLOATS = cases.MAPS.filter(lambda case: case.logits.dtype != torch.float64)
 
 
 def eager(case: cases.Maps, weight: Tensor | None, grad: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,20 +53,23 @@ def check(case: cases.Maps, weighted: bool = True) -> None:
         assert_as_good(mine, theirs, value, dtype, size=size)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", [1, 2, 5, 20, 150])
+@pytest.mark.parametrize(
+    ("c", "dtype"),
+    [(1, torch.float32), (2, torch.float16), (5, torch.bfloat16), (20, torch.float32), (150, torch.bfloat16)],
+    ids=str,
+)
 def test_truth(c: int, dtype: torch.dtype) -> None:
-    check(cases.maps(2, c, 9, 13, dtype=dtype))
+    check(cases.maps(2, c, 5, 9, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tiles_that_go_around_every_loop(dtype: torch.dtype) -> None:
     with tiles.using("segmentation_loss.forward", SMALL), tiles.using("segmentation_loss.backward", SMALL):
-        check(cases.maps(3, 5, 7, 11, dtype=dtype))
+        check(cases.maps(2, 5, 5, 7, dtype=dtype))
 
 
 @settings(max_examples=15)
-@given(case=FLOATS, weighted=st.booleans())
+@given(case=INTERPRETED_MAPS, weighted=st.booleans())
 def test_fuzz(case: cases.Maps, weighted: bool) -> None:
     check(case, weighted)
 
@@ -85,7 +88,7 @@ def test_labels_of_any_value(value: int) -> None:
 
 
 def test_repeats() -> None:
-    case = cases.maps(3, 5, 17, 19)
+    case = cases.maps(2, 5, 9, 11)
     with tiles.using("segmentation_loss.forward", SMALL):
         first, second = run(case, None, grads(5)), run(case, None, grads(5))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, second, strict=True))
@@ -95,30 +98,3 @@ def test_logits_far_apart() -> None:
     """exp(200) is beyond float32."""
     case = cases.maps()
     check(case._replace(logits=case.logits * 200))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", [1, 2, 20, 255])
-def test_pseudo_labels(c: int, dtype: torch.dtype) -> None:
-    case = cases.maps(2, c, 9, 13, dtype=dtype)
-    label, confidence = pseudo_label.forward(case.logits)
-    true_label, true_confidence = truth.pseudo_label(cases.array(case.logits))
-    assert label.dtype == torch.uint8
-    assert (cases.array(label) == true_label).all()
-    assert_as_good(confidence, case.logits.float().softmax(1).amax(1), true_confidence, torch.float32)
-
-
-def test_pseudo_label_of_equals_is_the_lowest() -> None:
-    label, confidence = pseudo_label.forward(torch.zeros(1, 20, 3, 3))
-    assert not label.any()
-    torch.testing.assert_close(confidence, torch.full((1, 3, 3), 0.05))
-
-
-@settings(max_examples=10)
-@given(FLOATS)
-def test_pseudo_label_fuzz(case: cases.Maps) -> None:
-    label, confidence = pseudo_label.forward(case.logits)
-    assert label.shape == confidence.shape == case.label.shape
-    true_label, true_confidence = truth.pseudo_label(cases.array(case.logits))
-    assert (cases.array(label) == true_label).all()
-    assert_as_good(confidence, case.logits.float().softmax(1).amax(1), true_confidence, torch.float32)

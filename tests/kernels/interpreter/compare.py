@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.ops.cases import array
+from mpamatch.kernels.common import parts, plan_backward
+from tests.ops.cases import Pixels, array
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALVES)
@@ -33,3 +34,13 @@ def padded(x: Tensor) -> Tensor:
     table = torch.full((x.shape[0], x.shape[1] + 5), torch.nan, dtype=x.dtype)
     table[:, : x.shape[1]] = x
     return table[:, : x.shape[1]]
+
+
+def assert_it_goes_around(kernel: str, case: Pixels) -> None:
+    """With the tiles in use, each backward launch goes around its loops over pixels, prototypes and channels."""
+    plan = plan_backward(kernel, case.embedding, case.prototypes, True, True)
+    assert len(plan.launches) == 2
+    for grid, constants in plan.launches:
+        assert parts(len(case.embedding), constants["BLOCK_N"]) > grid[2] > 1
+        assert max(constants["M_PARTS"], grid[1]) > 1
+        assert constants["D_PARTS"] > 1
