@@ -151,6 +151,7 @@ if __name__ == "__main__":
         packages=[*find_packages(include=["mpamatch", "mpamatch.*"]), "mpamatch.kernels", "mpamatch.benchmarks"],
         package_dir={"mpamatch.kernels": "kernels", "mpamatch.benchmarks": "benchmarks"},
         package_data={
+            "mpamatch": ["py.typed"],
             "mpamatch.recipes": ["*.yaml", "prompts/*.yaml"],
             "mpamatch.models.encoders": ["presets.yaml"],
             "mpamatch.kernels": ["tiles/*.json"],

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mpamatch.inference.segmenter import Segmenter
 
+    __version__: str
+
 __all__ = ["__version__", "load"]
-__version__ = "0.1.0"
 
 
 def load(run: str | Path, device: str = "auto") -> Segmenter:
@@ -23,3 +24,25 @@ def load(run: str | Path, device: str = "auto") -> Segmenter:
     from mpamatch.inference.checkpoint import load_segmenter  # torch comes with it; the command line's help needs none
 
     return load_segmenter(Path(run), device)
+
+
+def _version() -> str:
+    """The installed version; of a checkout that nobody installed, the one in its pyproject.toml."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mpamatch")
+    except PackageNotFoundError:
+        import tomllib
+
+        pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        return str(tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"])
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module's
+
+    def __getattr__(name: str) -> str:
+        """`__version__`, looked up when it is asked for: that takes twice as long as the rest of `import mpamatch`."""
+        if name == "__version__":
+            return _version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
