@@ -3,13 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+WORKERS ?= 2  # processes that share the tests, each on a core of its own
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint extension bench gpu-check clean
+.PHONY: demo test test-quick test-parallel test-serial lint extension bench gpu-check clean
 demo: extension
 	$(BIN)/mpamatch-train
 
-test: lint extension
-	$(BIN)/python -m pytest --durations=12
+# Everything. Each part runs, also after one that failed; then make names those that did and ends with an error.
+test: extension
+	@$(MAKE) --no-print-directory --keep-going lint test-parallel test-serial native-checks
+
+# For the edit loop: what takes long, compiles or measures seconds stays out.
+test-quick: extension
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow and not serial and not native"
+
+test-parallel: extension
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not serial and not native" --durations=12
+
+test-serial: extension
+	$(PYTEST) -m serial --durations=12
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

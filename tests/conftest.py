@@ -1,13 +1,17 @@
-"""What every test shares: one thread, quick and repeatable fuzzing, the folder of real tissue."""
+"""What every test shares: one thread, quick and repeatable fuzzing, the folder of real tissue, a warm python."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.tools import warm
+
 REAL_TISSUE = "MPAMATCH_EBHI_SEG"
+FEW = ("serial", "native")  # marks of a few files
 
 # Test tensors are small: a second thread costs more in waking than it saves in work.
 torch.set_num_threads(1)
@@ -22,6 +26,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("mpamatch")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `-m serial` or `-m native` only files that name the mark are imported: all of them take ten seconds."""
+    mark = config.option.markexpr
+    if mark in FEW and collection_path.suffix == ".py" and f"mark.{mark}" not in collection_path.read_text("utf-8"):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,3 +55,10 @@ def ebhi_seg() -> Path:
     if not folder.is_dir():
         pytest.fail(f"{REAL_TISSUE} names {folder}, which is no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A command for processes of their own, as sys.executable is one, but with torch imported: tests.tools.warm."""
+    with warm.warm_python(tmp_path_factory.mktemp("warm")) as command:
+        yield command

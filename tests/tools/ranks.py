@@ -1,10 +1,9 @@
 """Run a function in several gloo ranks on this machine.
 
-Processes are forked from a server that has torch imported already, so only the first call of a test session
-waits for that import (about 3 s); a later call with an empty function takes a tenth of a second.
+Processes are forked from a server that has torch imported already (tests.tools.warm), so only the first call of a
+test session waits for that import; a later call with an empty function takes a tenth of a second.
 """
 
-import multiprocessing
 import os
 import pickle
 import tempfile
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.tools import warm
+
 TIMEOUT = 60.0  # seconds for all ranks together, the import included
 GRACE = 1.0  # seconds that the others get to write down their own failure once one rank has failed
 
@@ -34,8 +35,7 @@ def run_ranks(function: Callable[..., Any], world_size: int = 2, *args: Any, tim
     function is defined at the top of a module; it, args and the results travel by pickle.
     Raises RankError with the traceback of the rank that failed first, or after `timeout` seconds.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed"])
+    context = warm.context()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = pickle.dumps((function, args))
