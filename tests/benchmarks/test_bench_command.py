@@ -1,11 +1,13 @@
 """`mpamatch bench`: choices, the files that it writes, and what it refuses."""
 
 import argparse
+from functools import partial
 
 import pytest
 import torch
 
-from mpamatch.benchmarks import rows
+from mpamatch.benchmarks import measure, rows
+from mpamatch.benchmarks.measure import Ceilings
 from mpamatch.commands import bench
 from mpamatch.errors import InputError
 
@@ -16,7 +18,10 @@ def arguments(**given: object) -> argparse.Namespace:
     return argparse.Namespace(**known | given)
 
 
-def test_a_run_measures_prints_writes_and_draws(tmp_path, capsys):
+def test_a_run_measures_prints_writes_and_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "Settings", partial(bench.Settings, seconds=0.0))  # no more than the least rounds
+    monkeypatch.setattr(measure, "POOL", 2**20)
+    monkeypatch.setattr(measure, "measure_ceilings", lambda *_: Ceilings(copy=1e10, matmul={"float32": 1e11}))
     out = tmp_path / "results.jsonl"
     assert bench.run(arguments(op="pseudo_label", device="cpu", compare="softmax", out=str(out))) == 0
     found = rows.read(out)

@@ -101,7 +101,8 @@ def test_rows_have_medians_and_the_ratio_to_pil(root):
     assert all(len(bench_feed.cells(row)) == len(bench_feed.HEADER) for row in found)
 
 
-def test_the_command_runs_a_variant_in_a_process_of_its_own(root, tmp_path, monkeypatch, capsys):
+def test_the_command_runs_a_variant_in_a_process_of_its_own(root, tmp_path, monkeypatch, warm_python, capsys):
+    monkeypatch.setattr(sys, "executable", warm_python)
     monkeypatch.setattr(bench_feed, "missing", lambda feed: "nvidia-dali is not installed" if feed == "dali" else "")
     monkeypatch.setattr(bench_feed, "variants", lambda *_: [Variant(feed, "natural", 1) for feed in ("pil", "dali")])
     words = ["--recipe", "demo", "--data", str(root), "--split", SPLIT, "--steps", "2", "--rounds", "1", "--cores", "1"]

@@ -3,6 +3,7 @@
 import copy
 import json
 import statistics
+import sys
 
 import pytest
 import torch
@@ -99,7 +100,8 @@ def settings(root, *more):
     return ["--recipe", "demo", "--data", str(root), *flags[:place], *flags[place + 2 :], *more]
 
 
-def test_every_variant_takes_the_same_losses(tmp_path, capsys):
+def test_every_variant_takes_the_same_losses(tmp_path, monkeypatch, warm_python, capsys):
+    monkeypatch.setattr(sys, "executable", warm_python)
     make_set(tmp_path / "data")
     out = tmp_path / "steps.jsonl"
     words = settings(tmp_path / "data", "--steps", "2", "--variants", "straightforward,fused")
@@ -151,7 +153,8 @@ def test_a_compiled_variant_has_no_shares(tmp_path):
         (["--method.name", "unimatch", "--variants", "straightforward"], "ended with code 2"),
     ],
 )
-def test_what_cannot_be_compared(tmp_path, more, says):
+def test_what_cannot_be_compared(tmp_path, more, says, monkeypatch, warm_python):
+    monkeypatch.setattr(sys, "executable", warm_python)
     make_set(tmp_path)
     words = settings(tmp_path, "--steps", "1")
     if "--method.name" in more:

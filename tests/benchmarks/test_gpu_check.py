@@ -57,8 +57,13 @@ def test_benchmarks_run_without_the_absent_packages_from_the_links(bare, tmp_pat
         "import sys, mpamatch\n"
         f"assert {str(gpu_check.PACKAGE)!r} in mpamatch.__file__, mpamatch.__file__\n"
         "from mpamatch import kernels, ops\n"
-        "from mpamatch.benchmarks import exercise_cuda, tune\n"
+        "from mpamatch.benchmarks import exercise_cuda, measure, tune\n"
         "from mpamatch.cli import main\n"
+        "from mpamatch.commands import bench\n"
+        "from functools import partial\n"
+        "bench.Settings = partial(bench.Settings, seconds=0.0)\n"
+        "measure.POOL = 2**20\n"
+        "measure._quickest = lambda call, device: 1e-3\n"
         f"sys.exit(main(['bench', *{words!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-P", "-c", script], env=bare, capture_output=True, text=True, cwd=ROOT)

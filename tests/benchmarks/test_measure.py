@@ -1,8 +1,8 @@
 """Times, memory and ceilings: the tools themselves."""
 
 import subprocess
-import sys
 import time
+import timeit
 
 import pytest
 import torch
@@ -69,9 +69,9 @@ print(faults("fresh"), faults("warm"))
 
 
 @pytest.mark.skipif(not can_be_set(), reason="malloc of this system has no such setting")
-def test_kept_memory_is_not_touched_anew():
+def test_kept_memory_is_not_touched_anew(warm_python):
     """In a process of its own, of 64 MiB: 16,384 pages of 4 KiB."""
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    done = subprocess.run([warm_python, "-c", FAULTS], capture_output=True, text=True, check=True)
     fresh, warm = map(int, done.stdout.split())
     assert fresh > 1000 + 10 * warm
 
@@ -80,6 +80,13 @@ def test_the_roofline_is_the_higher_of_two_floors():
     ceilings = Ceilings(copy=10.0, matmul={"float32": 100.0})
     assert ceilings.fraction(2.0, moved=10, flops=10, dtype="float32") == pytest.approx(0.5)
     assert ceilings.fraction(2.0, moved=1, flops=150, dtype="float32") == pytest.approx(0.75)
+
+
+def test_the_quickest_call_counts_and_the_first_does_not(monkeypatch):
+    calls = []
+    monkeypatch.setattr(timeit, "repeat", lambda call, number, repeat: [3.0, 1.0, 2.0, *[4.0] * (repeat - 3)])
+    assert measure._quickest(lambda: calls.append(None), "cpu") == 1.0
+    assert len(calls) == 1
 
 
 def test_half_precision_has_the_ceiling_of_float32_on_a_cpu(monkeypatch):

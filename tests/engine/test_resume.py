@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def lines_of(run):
 
 
 @pytest.fixture(scope="module")
-def killed(root, tmp_path_factory):
+def killed(root, warm_python, tmp_path_factory):
     """Trainings in processes of their own, each killed without warning at a random step."""
     folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -61,7 +60,7 @@ def killed(root, tmp_path_factory):
         if name == "dali" and not dali_installed():
             continue
         words = ["train", "--recipe", "demo", "--run", str(folder / name), *tiny_flags(root, method, fields)]
-        command = [sys.executable, "-m", "mpamatch", *words]
+        command = [warm_python, "-m", "mpamatch", *words]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         running[name] = process, random.randint(4, 16)
     waiting = dict(running)

@@ -52,11 +52,11 @@ def context() -> ForkServerContext:
 
 @contextlib.contextmanager
 def warm_python(folder: Path) -> Iterator[str]:
-    """The path of a command that takes `-m MODULE …` or `-c CODE …` as python does; its files lie in `folder`.
+    """The path of a command that takes `[-u] -m MODULE …` or `[-u] -c CODE …` as python does.
 
-    Environment, working folder, standard streams, exit code and fatal signal are those of an ordinary process, and
-    whoever kills the command kills the process. PYTHONPATH and all else that python reads as it starts does nothing.
-    If the system has no pidfd, the command is python itself.
+    Environment, working folder, cores, standard streams, exit code and fatal signal are those of an ordinary process,
+    and whoever kills the command kills the process. PYTHONPATH and all else that python reads as it starts is without
+    effect. The command and its socket lie in `folder`. If the system has no pidfd, the command is python itself.
     """
     if not hasattr(os, "pidfd_open"):
         yield sys.executable
@@ -113,7 +113,9 @@ def _keep(client: socket.socket) -> NoReturn:
     os._exit(0)
 
 
-def _become(streams: list[int], words: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
+def _become(
+    streams: list[int], words: list[str], folder: str, environment: dict[str, str], cores: list[int]
+) -> NoReturn:
     """Runs `python words…` and ends as python does."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -122,6 +124,7 @@ def _become(streams: list[int], words: list[str], folder: str, environment: dict
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    os.sched_setaffinity(0, cores)
     sys.path.insert(0, folder)
     code = _run(words)
     threading._shutdown()  # type: ignore[attr-defined]
@@ -133,6 +136,9 @@ def _become(streams: list[int], words: list[str], folder: str, environment: dict
 
 def _run(words: list[str]) -> int:
     """The exit code of `python words…`."""
+    if words[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        words = words[1:]
     option, what, *rest = words
     try:
         if option == "-m":

@@ -12,7 +12,12 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         socket.send_fds(server, [b"."], [0, 1, 2])
-        asked = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+        asked = {
+            "words": words,
+            "folder": str(Path.cwd()),
+            "environment": dict(os.environ),
+            "cores": list(os.sched_getaffinity(0)),
+        }
         server.sendall(json.dumps(asked).encode() + b"\n")
         code = int(server.makefile().read())
     if code < 0:
