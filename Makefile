@@ -3,23 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-WORKERS ?= 2  # processes that share the tests, each on a core of its own
+# Processes that share the tests, each on a core of its own; who is done first takes tests from the others.
+WORKERS ?= 2
+SHARED = --numprocesses $(WORKERS) --dist worksteal
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TOGETHER = $(MAKE) --no-print-directory --keep-going
 
 .PHONY: demo test test-quick test-parallel test-serial lint extension bench gpu-check clean
 demo: extension
 	$(BIN)/mpamatch-train
 
-# Everything. Each part runs, also after one that failed; then make names those that did and ends with an error.
-test: extension
-	@$(MAKE) --no-print-directory --keep-going lint test-parallel test-serial native-checks
+# Everything: each part runs, also after one that failed, and make names those that did. lint needs one core and the
+# compilers take what is left; the serial part has the machine to itself.
+test:
+	+@$(TOGETHER) -j2 --output-sync=target lint native-checks; first=$$?; \
+	$(TOGETHER) -j1 test-parallel test-serial && exit $$first
 
 # For the edit loop: what takes long, compiles or measures seconds stays out.
 test-quick: extension
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow and not serial and not native"
+	$(PYTEST) $(SHARED) -m "not slow and not serial and not native"
 
 test-parallel: extension
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not serial and not native" --durations=12
+	$(PYTEST) $(SHARED) -m "not serial and not native" --durations=12
 
 test-serial: extension
 	$(PYTEST) -m serial --durations=12
