@@ -105,7 +105,7 @@ def segment_each(
     return _in_batches(model, (Canvas(image, window, stride) for image in images), batch, threads)
 
 
-Batch = list[tuple[Canvas, Window]]
+WindowBatch = list[tuple[Canvas, Window]]
 
 
 def _in_batches(
@@ -113,7 +113,7 @@ def _in_batches(
 ) -> Iterator[Tensor]:
     begun: deque[Canvas] = deque()
 
-    def run(windows: Batch) -> tuple[Batch, Tensor]:
+    def run(windows: WindowBatch) -> tuple[WindowBatch, Tensor]:
         device = windows[0][0].padded.device  # images may lie on two: the windows go to that of the first
         cut = torch.stack([canvas.cut(at).to(device) for canvas, at in windows])
         return windows, probabilities(model, cut)
@@ -126,9 +126,9 @@ def _in_batches(
             yield begun.popleft().result()
 
 
-def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threads: int) -> Iterator[Batch]:
+def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threads: int) -> Iterator[WindowBatch]:
     """The windows of all images, of which each is put into `begun`; what is left for the last batch, by threads."""
-    waiting: Batch = []
+    waiting: WindowBatch = []
     for canvas in canvases:
         begun.append(canvas)
         for at in canvas.windows:
@@ -143,7 +143,7 @@ def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threa
 Ran = TypeVar("Ran")
 
 
-def _at_a_time(run: Callable[[Batch], Ran], batches: Iterator[Batch], threads: int) -> Iterator[Ran]:
+def _at_a_time(run: Callable[[WindowBatch], Ran], batches: Iterator[WindowBatch], threads: int) -> Iterator[Ran]:
     """Runs so many batches at a time, or a single one with all of torch's threads."""
     first = list(islice(batches, 2))
     if len(first) < 2:
@@ -152,7 +152,7 @@ def _at_a_time(run: Callable[[Batch], Ran], batches: Iterator[Batch], threads: i
     own = torch.get_num_threads()
     share = max(1, own // threads)
 
-    def with_a_share(windows: Batch) -> Ran:
+    def with_a_share(windows: WindowBatch) -> Ran:
         torch.set_num_threads(share)
         return run(windows)
 
