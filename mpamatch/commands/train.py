@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mpamatch import ranks
 from mpamatch.engine.config import field_help, load_config
-from mpamatch.engine.loop import Result, resume, train
+from mpamatch.engine.loop import TrainingResult, resume, train
 from mpamatch.errors import InputError
 
 SHOWN = 5  # names of skipped images
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def report(result: Result, console: Console) -> None:
+def report(result: TrainingResult, console: Console) -> None:
     """Figures, and the last lines a user reads."""
     from mpamatch.report.figures import draw_training
 

@@ -35,7 +35,7 @@ from mpamatch.ops import dispatch
 
 
 @dataclass
-class Result:
+class TrainingResult:
     """What a finished run hands back: its folder, the best validation score and when it was reached.
 
     `skipped`: name → why, of the images that could not be used (data.on_error: skip). `losses` and `shares`: what the
@@ -51,7 +51,7 @@ class Result:
     shares: tuple[str, ...]
 
 
-def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> Result:
+def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> TrainingResult:
     """Trains from the start in a new folder (numbered runs/RECIPE-001 where `run` is None).
 
     Where torchrun starts its ranks anew, the same call goes on from the last checkpoint of the folder it chose first.
@@ -63,7 +63,7 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
     return Trainer(config, prepared, console or Console()).fit(folder)
 
 
-def resume(run: Path, *, console: Console | None = None) -> Result:
+def resume(run: Path, *, console: Console | None = None) -> TrainingResult:
     """Goes on with a run from its last checkpoint to the same numbers as if it had never stopped."""
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder.")
@@ -122,7 +122,7 @@ class Trainer:
         self.step_module, self.wrapped_optimizer = self.fabric.setup(module, self.optimizer, _reapply_compile=False)
         self.segmenter = build_segmenter(config, prepared, self.method.deployed)
 
-    def fit(self, run: Path) -> Result:
+    def fit(self, run: Path) -> TrainingResult:
         """Trains in `run`, from its last checkpoint where it has one, and returns how it went."""
         last = last_checkpoint(run)
         progress = Progress()
@@ -144,7 +144,7 @@ class Trainer:
             self._steps(run, progress, None)
         seconds = (time.perf_counter() - began) / max(engine.steps - start, 1)
         logged = (self.method.losses, self.method.shares)
-        return Result(run, progress.best, progress.best_step, seconds, self._skipped(), *logged)
+        return TrainingResult(run, progress.best, progress.best_step, seconds, self._skipped(), *logged)
 
     def _log(self, run: Path, start: int) -> RunLog:
         method = self.method
