@@ -20,7 +20,7 @@ from mpamatch.benchmarks.command import run_main
 from mpamatch.data.prepared import load_prepared
 from mpamatch.data.splits import draw_splits, save_split
 from mpamatch.studies import scores
-from mpamatch.studies.sweep import Case, Sweep, read_results, run_cases
+from mpamatch.studies.sweep import StudyRun, Sweep, do_runs, read_results
 
 
 def main(words: list[str] | None = None) -> int:
@@ -46,14 +46,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def run_all(arguments: argparse.Namespace, flags: list[str]) -> int:
-    """Runs every case that has no result yet; the exit code is 1 where one failed."""
+    """Does every run that has no result yet; the exit code is 1 where one failed."""
     prepared = load_prepared(arguments.data)
     trials = yaml.safe_load(arguments.trials.read_text()) if arguments.trials else {}
     drawn = draw_splits(prepared, arguments.labelled.split(","), seeds_of(arguments))
     splits = {key: save_split(prepared, split).stem for key, split in drawn.items()}
     sweep = Sweep(str(arguments.out), str(arguments.data), arguments.recipe, test=arguments.test)
-    cases = list(make_cases(arguments, splits, trials, flags))
-    failed = run_cases(sweep, cases, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
+    runs = list(make_runs(arguments, splits, trials, flags))
+    failed = do_runs(sweep, runs, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
     return 1 if failed else 0
 
 
@@ -62,16 +62,16 @@ def seeds_of(arguments: argparse.Namespace) -> range:
     return range(int(low), int(high or low) + 1)
 
 
-def make_cases(
+def make_runs(
     arguments: argparse.Namespace, splits: Mapping[tuple[str, int], str], trials: dict[str, Any], flags: list[str]
-) -> Iterator[Case]:
+) -> Iterator[StudyRun]:
     """Seeds outermost, so that an interrupted comparison holds whole pairs."""
     for seed in seeds_of(arguments):
         for labelled in arguments.labelled.split(","):
             for method in arguments.methods.split(","):
                 for trial, settings in (trials.get(method) or {"recipe": {}}).items():
                     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-                    yield Case(method, labelled, seed, splits[labelled, seed], trial, (*flags, *words))
+                    yield StudyRun(method, labelled, seed, splits[labelled, seed], trial, (*flags, *words))
 
 
 def table(results: list[dict[str, Any]]) -> str:

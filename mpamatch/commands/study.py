@@ -19,7 +19,7 @@ from mpamatch.files import read_json, replacing, write_json
 from mpamatch.methods import METHODS
 from mpamatch.studies import plans, scores
 from mpamatch.studies.plans import Point, Study
-from mpamatch.studies.sweep import Case, Result, Sweep, read_results, run_cases
+from mpamatch.studies.sweep import RunResult, StudyRun, Sweep, do_runs, read_results
 
 LABELLED = "10%"
 
@@ -28,18 +28,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Does the runs that are missing, then writes and prints table and figure; 1 where a run failed, else 0."""
     study = plans.find_study(arguments.study)
     console = Console()
-    sweep, cases, points, left_out = plan(study, arguments)
-    console.print(f"{study.question} {len(cases)} runs in {sweep.out}", highlight=False, soft_wrap=True)
+    sweep, runs, points, left_out = plan(study, arguments)
+    console.print(f"{study.question} {len(runs)} runs in {sweep.out}", highlight=False, soft_wrap=True)
     for point in left_out:
         console.print(f"left out: {point.method} at {point.labelled}, where no image is unlabelled", highlight=False)
     quiet_libraries()
     say = lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
-    failed = run_cases(sweep, cases, jobs=arguments.jobs, say=say)
-    report(study, points, cases, Path(sweep.out), console)
+    failed = do_runs(sweep, runs, jobs=arguments.jobs, say=say)
+    report(study, points, runs, Path(sweep.out), console)
     return 1 if failed else 0
 
 
-def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Case], list[Point], list[Point]]:
+def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[StudyRun], list[Point], list[Point]]:
     """What is to run, its points, and those that cannot. Checks everything, then writes study.json and the splits."""
     if ranks.started() > 1:
         raise InputError("study: starts its own processes; leave out torchrun and say how many at a time with --jobs.")
@@ -62,16 +62,16 @@ def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Case]
     drawn = {} if base.split else draw_splits(prepared, budgets, seeds)
     kept = plans.possible(points, drawn)
     splits = {(labelled, seed): labelled for seed in seeds} | {key: split.name for key, split in drawn.items()}
-    cases = plans.cases(study, kept, seeds, splits, sweep, flags, prepared.class_names)
+    runs = plans.planned_runs(study, kept, seeds, splits, sweep, flags, prepared.class_names)
     _claim(study, sweep, flags)
     for split in drawn.values():
         save_split(prepared, split)
-    return sweep, cases, kept, [point for point in points if point not in kept]
+    return sweep, runs, kept, [point for point in points if point not in kept]
 
 
-def report(study: Study, points: Sequence[Point], cases: Sequence[Case], out: Path, console: Console) -> None:
+def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out: Path, console: Console) -> None:
     """Writes table.csv, table.md and figure.png of what is there so far, and prints the table."""
-    names = {case.name for case in cases}
+    names = {one.name for one in runs}
     results = [result for result in read_results(out) if result["name"] in names]
     if not results:
         return
@@ -95,7 +95,7 @@ def report(study: Study, points: Sequence[Point], cases: Sequence[Case], out: Pa
 
 
 def draw(
-    study: Study, points: Sequence[Point], results: Sequence[Result], path: Path, part: str, reference: str
+    study: Study, points: Sequence[Point], results: Sequence[RunResult], path: Path, part: str, reference: str
 ) -> None:
     """The figure; along its axis stands what the study varies, and a curve per method where that is not the method."""
     from mpamatch.report.study import Curve, draw_study

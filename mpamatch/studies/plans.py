@@ -10,7 +10,7 @@ from mpamatch.methods import METHODS
 from mpamatch.methods.towers import TEXT, descriptions
 from mpamatch.models.text import MINILM, text_encoders
 from mpamatch.settings import fields_of
-from mpamatch.studies.sweep import Case, Sweep
+from mpamatch.studies.sweep import StudyRun, Sweep
 
 NO_TEXT = "none"  # the point of `prompts` without text prototypes
 WITH_SEED = ("shuffled", "random")  # prompts of which every seed has a draw of its own
@@ -164,7 +164,7 @@ def reference_name(study: Study, found: Sequence[Point]) -> str:
     return f"{study.varies} {study.reference if study.reference in values else values[0]}"
 
 
-def cases(
+def planned_runs(
     study: Study,
     found: Sequence[Point],
     seeds: Sequence[int],
@@ -172,21 +172,21 @@ def cases(
     sweep: Sweep,
     flags: Sequence[str],
     class_names: Sequence[str],
-) -> list[Case]:
+) -> list[StudyRun]:
     """Seeds outermost, so that an interrupted study holds whole pairs.
 
     Raises InputError where the configuration or the descriptions of a point are wrong, before anything runs.
     """
-    planned: list[Case] = []
+    planned: list[StudyRun] = []
     for seed in seeds:
         for point in found:
             own = (*flags_for(point.method, flags), *_settings(study, point, seed))
             split = splits[point.labelled, seed]
-            planned.append(Case(point.method, point.labelled, seed, split, point.trial, own))
+            planned.append(StudyRun(point.method, point.labelled, seed, split, point.trial, own))
     if study.text:
-        planned = [_with_text(study, case, sweep) for case in planned]
-    for case in planned[: len(found)]:
-        _check(sweep.configuration(case), class_names)
+        planned = [_with_text(study, run, sweep) for run in planned]
+    for run in planned[: len(found)]:
+        _check(sweep.configuration(run), class_names)
     return planned
 
 
@@ -213,20 +213,20 @@ def _settings(study: Study, point: Point, seed: int) -> list[str]:
     return [*own, "--method.prompt_seed", str(seed)] if point.value in WITH_SEED else own
 
 
-def _with_text(study: Study, case: Case, sweep: Sweep) -> Case:
-    """The case with MiniLM where neither the recipe nor a flag says which text encoder, or that there is none."""
-    if any(flag.partition("=")[0] == "--method.text_encoder" for flag in case.flags):
-        return case
-    config = sweep.configuration(replace(case, flags=()))  # its own settings need not make sense without text
+def _with_text(study: Study, run: StudyRun, sweep: Sweep) -> StudyRun:
+    """The run with MiniLM where neither the recipe nor a flag says which text encoder, or that there is none."""
+    if any(flag.partition("=")[0] == "--method.text_encoder" for flag in run.flags):
+        return run
+    config = sweep.configuration(replace(run, flags=()))  # its own settings need not make sense without text
     if TEXT not in config.trains.towers or TEXT.encoder(config.method):
-        return case
+        return run
     missing = text_encoders()[MINILM]
     if missing:
         raise InputError(
             f"study {study.name}: needs text prototypes; name an encoder with --method.text_encoder, "
             f"or bring the offline one ({missing})."
         )
-    return replace(case, flags=(*case.flags, "--method.text_encoder", MINILM))
+    return replace(run, flags=(*run.flags, "--method.text_encoder", MINILM))
 
 
 def _check(config: Config, class_names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from mpamatch.files import replacing
-from mpamatch.studies.sweep import Result
+from mpamatch.studies.sweep import RunResult
 
 Key = tuple[str, str, str]  # labelled, method, trial
 
@@ -40,17 +40,17 @@ class Row:
     seconds: float
 
 
-def part_scored(results: Sequence[Result]) -> str:
+def part_scored(results: Sequence[RunResult]) -> str:
     """The part that all runs have been scored on: test, or validation as long as one has not seen the test part."""
     return "test" if results and all("test" in result for result in results) else "validation"
 
 
-def score(result: Result, part: str) -> float:
+def score(result: RunResult, part: str) -> float:
     """mDice in percent."""
     return 100 * (result["test"]["mdice"] if part == "test" else result["validation_mdice"])
 
 
-def by_key(results: Sequence[Result], part: str) -> dict[Key, dict[int, float]]:
+def by_key(results: Sequence[RunResult], part: str) -> dict[Key, dict[int, float]]:
     """seed → score of every point, in the order of the results."""
     found: dict[Key, dict[int, float]] = {}
     for result in results:
@@ -70,7 +70,7 @@ def paired(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference 
     return Difference(len(both), mean, error, mean - half, mean + half)
 
 
-def rows(results: Sequence[Result], references: Mapping[Key, Key]) -> list[Row]:
+def rows(results: Sequence[RunResult], references: Mapping[Key, Key]) -> list[Row]:
     """One row per point that has a result, in the order of `references`: point → the point it is compared with."""
     scores = by_key(results, part_scored(results))
     seconds: dict[Key, list[float]] = {}

@@ -28,11 +28,11 @@ from mpamatch.engine.loop import resume, train
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 
-Result = dict[str, Any]
+RunResult = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class StudyRun:
     """One run: a method with settings on the labelled images that a budget and a seed draw."""
 
     method: str
@@ -59,66 +59,66 @@ class Sweep:
     config: str | None = None
     test: bool = False
 
-    def run_folder(self, case: Case) -> Path:
-        return Path(self.out) / "runs" / case.name
+    def run_folder(self, run: StudyRun) -> Path:
+        return Path(self.out) / "runs" / run.name
 
-    def configuration(self, case: Case) -> Config:
+    def configuration(self, run: StudyRun) -> Config:
         """Raises InputError as `mpamatch train` does."""
         own = {
             "data.root": self.data,
-            "data.split": case.split,
-            "method.name": case.method,
-            "engine.seed": str(case.seed),
+            "data.split": run.split,
+            "method.name": run.method,
+            "engine.seed": str(run.seed),
         }
-        flags = [*case.flags, *(word for name, value in own.items() for word in (f"--{name}", value))]
+        flags = [*run.flags, *(word for name, value in own.items() for word in (f"--{name}", value))]
         return load_config(self.recipe, Path(self.config) if self.config else None, flags)
 
 
-def run_cases(
+def do_runs(
     sweep: Sweep,
-    cases: Sequence[Case],
+    runs: Sequence[StudyRun],
     *,
     jobs: int,  # runs at a time, each a process of its own with its share of the cores; 0: one by one in this process
     say: Callable[[str], None],
 ) -> list[str]:
-    """Runs every case that has no result yet; the names of those that failed, whose error `say` has shown."""
+    """Does every run that has no result yet; the names of those that failed, whose error `say` has shown."""
     results = read_results(Path(sweep.out))
     done = {result["name"] for result in results if "test" in result or not sweep.test}
-    waiting = [case for case in cases if case.name not in done]
+    waiting = [run for run in runs if run.name not in done]
     failed: list[str] = []
     began = time.perf_counter()
-    for number, (case, result) in enumerate(_finished(sweep, waiting, jobs), start=1):
+    for number, (run, result) in enumerate(_finished(sweep, waiting, jobs), start=1):
         if isinstance(result, str):
-            failed.append(case.name)
-            say(f"{case.name}: failed: {result}")
+            failed.append(run.name)
+            say(f"{run.name}: failed: {result}")
             continue
-        results = [one for one in results if one["name"] != case.name] + [result]
+        results = [one for one in results if one["name"] != run.name] + [result]
         write_results(Path(sweep.out), results)
         left = (time.perf_counter() - began) / number * (len(waiting) - number)
-        say(f"{case.name}: {score_line(result)} ({number} of {len(waiting)}, about {left / 60:.0f} min left)")
+        say(f"{run.name}: {score_line(result)} ({number} of {len(waiting)}, about {left / 60:.0f} min left)")
     return failed
 
 
-def run_case(sweep: Sweep, case: Case) -> Result:
+def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
     """Trains, or goes on where the run was stopped, and evaluates the test part where that is asked for.
 
     Raises InputError for anything wrong with the configuration, and where another process trains this very run.
     """
-    run, quiet = sweep.run_folder(case), Console(quiet=True)
-    config = sweep.configuration(case)
-    with _alone(run):
-        if (run / "config.yaml").is_file():
-            resume(run, console=quiet)
+    folder, quiet = sweep.run_folder(run), Console(quiet=True)
+    config = sweep.configuration(run)
+    with _alone(folder):
+        if (folder / "config.yaml").is_file():
+            resume(folder, console=quiet)
         else:
-            shutil.rmtree(run, ignore_errors=True)  # killed while it began: holds nothing yet
-            train(config, run, console=quiet)
-        test = evaluate_run(run, None, "test", config.engine.device) if sweep.test else None
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            shutil.rmtree(folder, ignore_errors=True)  # killed while it began: holds nothing yet
+            train(config, folder, console=quiet)
+        test = evaluate_run(folder, None, "test", config.engine.device) if sweep.test else None
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     scores = [line["validation"]["mdice"] for line in lines if "validation" in line]
     return {
-        **{name: value for name, value in asdict(case).items() if name != "flags"},
-        "name": case.name,
+        **{name: value for name, value in asdict(run).items() if name != "flags"},
+        "name": run.name,
         "validation_mdice": max((score for score in scores if score is not None), default=None),
         "seconds": float(np.median([line["seconds"] for line in steps])),
         **{name: steps[-1].get(name) for name in config.trains.shares},
@@ -127,35 +127,37 @@ def run_case(sweep: Sweep, case: Case) -> Result:
     }
 
 
-def read_results(out: Path) -> list[Result]:
+def read_results(out: Path) -> list[RunResult]:
     path = out / "results.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def write_results(out: Path, results: Sequence[Result]) -> None:
+def write_results(out: Path, results: Sequence[RunResult]) -> None:
     with replacing(out / "results.jsonl") as temporary:
         temporary.write_text("".join(f"{json.dumps(result)}\n" for result in results), encoding="utf-8")
 
 
-def score_line(result: Result) -> str:
+def score_line(result: RunResult) -> str:
     """The scores of one run in percent, for people."""
     parts = {"validation": result["validation_mdice"], "test": result.get("test", {}).get("mdice")}
     shown = [f"{part} mDice {100 * value:.2f}" for part, value in parts.items() if value is not None]
     return ", ".join(shown) or "no score"
 
 
-def _finished(sweep: Sweep, cases: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Result | str]]:
-    """Each case with its result as it ends, or with the sentence that says why it failed."""
+def _finished(sweep: Sweep, runs: Sequence[StudyRun], jobs: int) -> Iterator[tuple[StudyRun, RunResult | str]]:
+    """Each run with its result as it ends, or with the sentence that says why it failed."""
     if not jobs:
-        for case in cases:
+        for run in runs:
             try:
-                yield case, run_case(sweep, case)
+                yield run, do_run(sweep, run)
             except InputError as error:
-                yield case, str(error)
+                yield run, str(error)
         return
     pool = ThreadPoolExecutor(jobs)
     try:
-        running: dict[Future[Result | str], Case] = {pool.submit(_in_own_process, sweep, c, jobs): c for c in cases}
+        running: dict[Future[RunResult | str], StudyRun] = {
+            pool.submit(_in_own_process, sweep, run, jobs): run for run in runs
+        }
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
@@ -163,12 +165,12 @@ def _finished(sweep: Sweep, cases: Sequence[Case], jobs: int) -> Iterator[tuple[
         pool.shutdown(cancel_futures=True)  # an interrupt starts no further run
 
 
-def _in_own_process(sweep: Sweep, case: Case, jobs: int) -> Result | str:
+def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int) -> RunResult | str:
     """A process per run: its memory and its compiled graphs go with it."""
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     done = subprocess.run(
         [sys.executable, "-m", "mpamatch.studies.worker"],
-        input=json.dumps({"sweep": asdict(sweep), "case": asdict(case)}),
+        input=json.dumps({"sweep": asdict(sweep), "run": asdict(run)}),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},

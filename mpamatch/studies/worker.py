@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own: `python -m mpamatch.studies.worker` with the case as JSON on stdin.
+"""One run of a sweep in a process of its own: `python -m mpamatch.studies.worker` with the run as JSON on stdin.
 
 The result is the last line of stdout, as JSON. Exit code 2 and one sentence on stderr for bad input.
 """
@@ -7,14 +7,14 @@ import json
 import sys
 
 from mpamatch.errors import InputError
-from mpamatch.studies.sweep import Case, Sweep, run_case
+from mpamatch.studies.sweep import StudyRun, Sweep, do_run
 
 
 def main() -> int:
     asked = json.load(sys.stdin)
-    case = Case(**{**asked["case"], "flags": tuple(asked["case"]["flags"])})
+    run = StudyRun(**{**asked["run"], "flags": tuple(asked["run"]["flags"])})
     try:
-        result = run_case(Sweep(**asked["sweep"]), case)
+        result = do_run(Sweep(**asked["sweep"]), run)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

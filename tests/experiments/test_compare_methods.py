@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from experiments.compare_methods import main, make_cases, paired, table
-from mpamatch.studies.sweep import Case, read_results
+from experiments.compare_methods import main, make_runs, paired, table
+from mpamatch.studies.sweep import StudyRun, read_results
 
 # mDice by method over seeds 0, 1, 2; the differences to supervised are 1, 2, 3.
 TEST = {"supervised": [0.80, 0.82, 0.84], "unimatch": [0.80, 0.83, 0.86], "mpamatch": [0.81, 0.84, 0.87]}
@@ -111,15 +111,15 @@ def test_cases_come_in_whole_pairs_with_the_settings_of_their_trial():
     arguments = argparse.Namespace(seeds="0-1", labelled="4,10%", methods="supervised,mpamatch")
     trials = {"mpamatch": {"low": {"method.prototypes": 2}, "high": {"method.prototypes": 8}}}
     splits = {(labelled, seed): f"{labelled} of {seed}" for labelled in ("4", "10%") for seed in range(4)}
-    cases = list(make_cases(arguments, splits, trials, ["--engine.steps", "9"]))
+    cases = list(make_runs(arguments, splits, trials, ["--engine.steps", "9"]))
     assert len(cases) == 2 * 2 * 3
     assert [case.seed for case in cases] == [0] * 6 + [1] * 6
-    assert cases[0] == Case("supervised", "4", 0, "4 of 0", "recipe", ("--engine.steps", "9"))
+    assert cases[0] == StudyRun("supervised", "4", 0, "4 of 0", "recipe", ("--engine.steps", "9"))
     assert cases[1].flags == ("--engine.steps", "9", "--method.prototypes", "2")
     assert cases[5].name == "mpamatch-high-10pct-seed0"
     assert len({case.name for case in cases}) == len(cases)
     only = argparse.Namespace(**{**vars(arguments), "seeds": "3"})
-    assert [case.seed for case in make_cases(only, splits, {}, [])] == [3] * 4
+    assert [case.seed for case in make_runs(only, splits, {}, [])] == [3] * 4
 
 
 def test_the_table_is_read_from_the_file(results, tmp_path, capsys):

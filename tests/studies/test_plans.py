@@ -9,7 +9,7 @@ from mpamatch.engine.config import flags_for, load_config
 from mpamatch.errors import InputError
 from mpamatch.methods import METHODS
 from mpamatch.studies import plans
-from mpamatch.studies.plans import STUDIES, along, cases, check_flags, points, possible, references
+from mpamatch.studies.plans import STUDIES, along, check_flags, planned_runs, points, possible, references
 from mpamatch.studies.sweep import Sweep
 
 CLASSES = ("background", "gland")
@@ -20,7 +20,7 @@ def planned(name, *, methods=None, values=None, labelled="4", seeds=(0, 1), flag
     study = STUDIES[name]
     found = points(study, methods or study.methods, values or study.values, labelled)
     splits = {(point.labelled, seed): f"{point.labelled}-{seed}" for point in found for seed in seeds}
-    return found, cases(study, found, seeds, splits, SWEEP, flags, CLASSES)
+    return found, planned_runs(study, found, seeds, splits, SWEEP, flags, CLASSES)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -153,7 +153,7 @@ def test_names_of_runs_are_names_of_folders():
     assert runs[0].name == "mpamatch-prompts-pathology-10pct-seed0"
     assert (
         "/"
-        not in cases(
+        not in planned_runs(
             STUDIES["prototypes"],
             points(STUDIES["prototypes"], ["mpamatch"], ["1"], "a/b c"),
             [0],

@@ -15,7 +15,7 @@ from mpamatch.engine.loop import train
 from mpamatch.errors import InputError
 from mpamatch.studies import sweep as sweep_module
 from mpamatch.studies import worker
-from mpamatch.studies.sweep import Case, Sweep, read_results, run_case, run_cases
+from mpamatch.studies.sweep import StudyRun, Sweep, do_run, do_runs, read_results
 from tests.tiny import FIELDS, OF_METHODS, assert_same_run, make_set, silent, train_until
 
 FLAGS = [
@@ -96,11 +96,11 @@ def test_finished_runs_are_not_done_again_and_more_seeds_join_them(done, monkeyp
     folder, more = done
     asked = []
 
-    def never(sweep, case):
-        asked.append(case.name)
+    def never(sweep, run):
+        asked.append(run.name)
         raise InputError("not now.")
 
-    monkeypatch.setattr(sweep_module, "run_case", never)
+    monkeypatch.setattr(sweep_module, "do_run", never)
     before = (folder / "out" / "table.csv").read_bytes()
     assert study(folder / "data", folder / "out", *more) == 0
     assert asked == []
@@ -116,63 +116,63 @@ def test_other_settings_need_another_folder(done, capsys):
 
 
 @pytest.fixture
-def case():
-    return Case("fixmatch", "2", 0, "labelled-2-seed0", flags=(*FLAGS_OF_ALL, "--engine.steps", "4"))
+def run():
+    return StudyRun("fixmatch", "2", 0, "labelled-2-seed0", flags=(*FLAGS_OF_ALL, "--engine.steps", "4"))
 
 
-def test_a_stopped_run_goes_on_to_the_same_numbers(done, case, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_numbers(done, run, tmp_path):
     folder, _ = done
     sweep = Sweep(str(tmp_path), str(folder / "data"), "demo")
-    flags = (*case.flags, "--engine.save_every", "1")
-    case = Case(case.method, case.labelled, case.seed, case.split, flags=flags)
-    config = sweep.configuration(case)
+    flags = (*run.flags, "--engine.save_every", "1")
+    run = StudyRun(run.method, run.labelled, run.seed, run.split, flags=flags)
+    config = sweep.configuration(run)
     whole = train(config, tmp_path / "whole", console=silent()).run
-    train_until(2, config, sweep.run_folder(case))
-    result = run_case(sweep, case)
-    assert_same_run(whole, sweep.run_folder(case))
+    train_until(2, config, sweep.run_folder(run))
+    result = do_run(sweep, run)
+    assert_same_run(whole, sweep.run_folder(run))
     assert result["validation_mdice"] > 0
 
 
-def test_a_run_that_was_killed_before_it_began_is_begun(done, case, tmp_path):
+def test_a_run_that_was_killed_before_it_began_is_begun(done, run, tmp_path):
     sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
-    (sweep.run_folder(case) / "checkpoints").mkdir(parents=True)
-    assert run_case(sweep, case)["name"] == case.name
-    assert (sweep.run_folder(case) / "checkpoints" / "best.safetensors").is_file()
+    (sweep.run_folder(run) / "checkpoints").mkdir(parents=True)
+    assert do_run(sweep, run)["name"] == run.name
+    assert (sweep.run_folder(run) / "checkpoints" / "best.safetensors").is_file()
 
 
-def test_a_failed_run_does_not_stop_the_others(done, case, tmp_path):
-    bad = Case("mpamatch", "2", 0, case.split, "bad", (*case.flags, "--method.prototypes", "0"))
+def test_a_failed_run_does_not_stop_the_others(done, run, tmp_path):
+    bad = StudyRun("mpamatch", "2", 0, run.split, "bad", (*run.flags, "--method.prototypes", "0"))
     said = []
     sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
-    assert run_cases(sweep, [bad, case], jobs=0, say=said.append) == [bad.name]
+    assert do_runs(sweep, [bad, run], jobs=0, say=said.append) == [bad.name]
     assert said[0] == (f"{bad.name}: failed: method.prototypes: expected at least 1, got 0.")
-    assert [result["name"] for result in read_results(tmp_path)] == [case.name]
+    assert [result["name"] for result in read_results(tmp_path)] == [run.name]
 
 
-def test_a_run_in_a_process_of_its_own_gives_the_same_result(done, case, tmp_path):
+def test_a_run_in_a_process_of_its_own_gives_the_same_result(done, run, tmp_path):
     data, said = str(done[0] / "data"), []
-    bad = Case("mpamatch", "2", 0, case.split, "bad", (*case.flags, "--method.prototypes", "0"))
+    bad = StudyRun("mpamatch", "2", 0, run.split, "bad", (*run.flags, "--method.prototypes", "0"))
     own = Sweep(str(tmp_path / "own"), data, "demo")
-    assert run_cases(own, [case, bad], jobs=2, say=said.append) == [bad.name]
+    assert do_runs(own, [run, bad], jobs=2, say=said.append) == [bad.name]
     assert any("failed: method.prototypes: expected at least 1" in line for line in said)
     (found,) = read_results(tmp_path / "own")
-    here = run_case(Sweep(str(tmp_path / "here"), data, "demo"), case)
+    here = do_run(Sweep(str(tmp_path / "here"), data, "demo"), run)
     assert found.keys() == here.keys()
     assert found["name"] == here["name"]
     assert found["validation_mdice"] == pytest.approx(here["validation_mdice"], abs=1e-3)  # threads differ
 
 
-def test_two_processes_never_train_one_run(done, case, tmp_path):
+def test_two_processes_never_train_one_run(done, run, tmp_path):
     sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
-    lock = tmp_path / "runs" / f".{case.name}.lock"
+    lock = tmp_path / "runs" / f".{run.name}.lock"
     lock.parent.mkdir()
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is training this run"):
-            run_case(sweep, case)
-    assert not sweep.run_folder(case).exists()
-    run_case(sweep, case)
-    assert list((tmp_path / "runs").iterdir()) == [sweep.run_folder(case)]
+            do_run(sweep, run)
+    assert not sweep.run_folder(run).exists()
+    do_run(sweep, run)
+    assert list((tmp_path / "runs").iterdir()) == [sweep.run_folder(run)]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_set_without_validation_labels_asks_for_the_test_part(tmp_path, capsys
 def test_a_worker_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch, capsys):
     asked = {
         "sweep": {"out": str(tmp_path), "data": "nowhere", "recipe": "demo"},
-        "case": {"method": "fixmach", "labelled": "2", "seed": 0, "split": "x", "flags": []},
+        "run": {"method": "fixmach", "labelled": "2", "seed": 0, "split": "x", "flags": []},
     }
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asked)))
     assert worker.main() == 2
