@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mpamatch import ranks
 from mpamatch.commands.evaluate import percent
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import Item, Prepared, load_prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
 from mpamatch.data.splits import write_split
@@ -108,7 +108,7 @@ def table(results: dict[str, dict[str, Any]], prepared: Prepared) -> Table:
 
 def draw_unseen(path: Path, prepared: Prepared, runs: dict[str, Path]) -> Path:
     """Test images with the truth and both predictions over them."""
-    images = Images(prepared, cache_mb=0)
+    images = ImageCache(prepared, cache_mb=0)
     names = prepared.labelled("test")[:: len(prepared.labelled("test")) // SHOWN][:SHOWN]
     pairs = [images.labelled(name) for name in names]
     pictures = [image for image, _ in pairs]

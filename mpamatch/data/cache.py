@@ -13,7 +13,7 @@ from mpamatch.images import read_image, read_mask
 Array = TypeVar("Array", bound=NDArray)
 
 
-class Images:
+class ImageCache:
     """Reads by name; the first `cache_mb` MiB of what was read stay in memory."""
 
     def __init__(self, prepared: Prepared, cache_mb: int):

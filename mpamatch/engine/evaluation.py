@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mpamatch import ranks
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import PARTS, Prepared, load_prepared
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.metrics import SegmentationMetrics
@@ -17,7 +17,9 @@ from mpamatch.inference.segmenter import Segmenter
 TOGETHER = 8  # images whose windows share batches
 
 
-def evaluate(segmenter: Segmenter, images: Images, part: str, *, objects: bool, known: bool = False) -> dict[str, Any]:
+def evaluate(
+    segmenter: Segmenter, images: ImageCache, part: str, *, objects: bool, known: bool = False
+) -> dict[str, Any]:
     """Scores over the labelled images of `part`, as `SegmentationMetrics.compute` gives them: fractions 0..1.
 
     `known`: the network is told by its image-level label what each image shows, as `takes_image_labels` allows.
@@ -48,7 +50,7 @@ def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> b
 
 
 def _of_chunk(
-    segmenter: Segmenter, images: Images, names: Sequence[str], objects: bool, known: bool
+    segmenter: Segmenter, images: ImageCache, names: Sequence[str], objects: bool, known: bool
 ) -> SegmentationMetrics:
     metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
@@ -79,7 +81,7 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
             f"{prepared.root}: its classes ({', '.join(prepared.class_names)}) are not those of the run "
             f"({', '.join(segmenter.class_names)})."
         )
-    images = Images(prepared, cache_mb=0)
+    images = ImageCache(prepared, cache_mb=0)
     scores = evaluate(segmenter, images, part, objects=True)
     if takes_image_labels(segmenter, prepared, part):
         told = evaluate(segmenter, images, part, objects=False, known=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpamatch import ranks
 from mpamatch.batch import Batch, pieces, to_device
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import Prepared
 from mpamatch.engine.build import (
     build_feed,
@@ -107,7 +107,7 @@ class Trainer:
         _check_passes(config, size)
         self.feed = build_feed(config, prepared, self.method, rank=rank, ranks=size, device=self.fabric.device)
         self.frozen = frozen_identity(self.method)
-        self.validation = Images(prepared, config.data.cache_mb)
+        self.validation = ImageCache(prepared, config.data.cache_mb)
         self.main = self.fabric.is_global_zero
 
         self.method.to(self.fabric.device)

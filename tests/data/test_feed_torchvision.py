@@ -11,7 +11,7 @@ import torch
 
 from mpamatch.batch import Batch, to_device
 from mpamatch.data.augment import recolour
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.draws import LABELLED, UNLABELLED, draw, image_index
 from mpamatch.data.prepared import Prepared
 from mpamatch.errors import InputError
@@ -198,7 +198,7 @@ def test_the_cache_keeps_what_fits_and_reads_the_rest_again(tmp_path, reads):
     rng = np.random.default_rng(0)
     for name in NAMES[:4]:  # 600,000 bytes of image and 200,000 of label: two MiB hold two pairs and two labels
         write(tmp_path, name, rng.integers(0, 256, (400, 500, 3), dtype=np.uint8), np.zeros((400, 500), np.uint8))
-    images = Images(prepared_at(tmp_path), cache_mb=2)
+    images = ImageCache(prepared_at(tmp_path), cache_mb=2)
     first = [images.labelled(name) for name in NAMES[:4]]
     second = [images.labelled(name) for name in NAMES[:4]]
     for before, after in zip(first, second, strict=True):
@@ -209,7 +209,7 @@ def test_the_cache_keeps_what_fits_and_reads_the_rest_again(tmp_path, reads):
 
 
 def test_an_image_is_decoded_once_for_both_uses(places, reads):
-    images = Images(places, cache_mb=1)
+    images = ImageCache(places, cache_mb=1)
     image, label = images.labelled("a.png")
     assert np.array_equal(images.image("a.png"), image)
     assert label.dtype == np.uint8

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mpamatch.data.feeds.torchvision import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import load_prepared
 from mpamatch.engine.evaluation import evaluate, evaluate_run
 from mpamatch.engine.loop import train
@@ -45,7 +45,7 @@ def truths(prepared, part):
 
 
 def test_the_truth_scores_one(prepared):
-    scores = evaluate(Knows(truths(prepared, "test")), Images(prepared, 0), "test", objects=True)
+    scores = evaluate(Knows(truths(prepared, "test")), ImageCache(prepared, 0), "test", objects=True)
     assert (scores["part"], scores["images"]) == ("test", 4)
     assert scores["mdice"] == scores["miou"] == 1
     assert scores["objects"]["f1"] == scores["objects"]["dice"] == 1
@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_pooled_pixels(prepared):
     true = truths(prepared, "train")
     predicted = [np.roll(label, 5, axis=0) for label in true]
     segmenter = Knows(predicted)
-    scores = evaluate(segmenter, Images(prepared, 0), "train", objects=False)
+    scores = evaluate(segmenter, ImageCache(prepared, 0), "train", objects=False)
     one, other = np.concatenate([label.ravel() for label in true]), np.concatenate([x.ravel() for x in predicted])
     for index, name in enumerate(prepared.class_names):
         both = ((one == index) & (other == index)).sum()

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.engine import loop
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.inference.checkpoint import load_segmenter
@@ -76,7 +76,7 @@ def test_uni2_h_trains_evaluates_and_predicts_at_any_crop(prepared, uni2, tmp_pa
     assert not torch.equal(trained, build_encoder("uni2-h", str(uni2), "group").vit.patch_embed.proj.weight)
     pixels = np.random.default_rng(0).integers(0, 255, (300, 260, 3), dtype=np.uint8)
     assert segmenter.predict(pixels).shape == (300, 260)
-    scores = evaluate(segmenter, Images(prepared, cache_mb=0), "test", objects=False)
+    scores = evaluate(segmenter, ImageCache(prepared, cache_mb=0), "test", objects=False)
     assert 0 <= scores["mdice"] <= 1
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mpamatch.ahead import ahead
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.data.augment import nearest_pixels
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.draws import LABELLED, UNLABELLED, SampleDraw
 from mpamatch.data.feeds.base import Feed
 from mpamatch.data.feeds.graph import build_pipeline, colour_arguments, inputs_of, turn_arguments
@@ -42,7 +42,7 @@ class DaliFeed(Feed):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.reader, self.kept = Images(self.prepared, 0), Images(self.prepared, self.config.cache_mb)
+        self.reader, self.kept = ImageCache(self.prepared, 0), ImageCache(self.prepared, self.config.cache_mb)
         changed = self.config.weak_colour > 0
         strong = {f"strong{number}": True for number in range(1, self.strong_views + 1)}
         self.views = {LABELLED: {"weak": changed}}
@@ -214,7 +214,7 @@ class DaliFeed(Feed):
         self.sizes[stream][place] = size or self._images(name).image(name).shape[:2]
         self.decoder[stream][place] = BY_DALI if plain else BY_READER
 
-    def _images(self, name: str) -> Images:
+    def _images(self, name: str) -> ImageCache:
         """A JPEG is not kept: what it decodes to depends on the decoder, and a GPU's is another one."""
         return self.kept if name.endswith(".png") else self.reader
 

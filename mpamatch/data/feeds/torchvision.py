@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.data.augment import cut, recolour
-from mpamatch.data.cache import Images
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.draws import LABELLED, UNLABELLED, Colour
 from mpamatch.data.feeds.base import Feed
 from mpamatch.errors import InputError
@@ -21,7 +21,7 @@ class TorchvisionFeed(Feed):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.images = Images(self.prepared, self.config.cache_mb)
+        self.images = ImageCache(self.prepared, self.config.cache_mb)
         self.offset, self.spread = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
 
     def __getitem__(self, step: int) -> Batch:
