@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mpamatch.data.present import named, read_present
+from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import read_json, write_json
 from mpamatch.images import IGNORE, can_copy, read_image
@@ -162,7 +162,7 @@ def read_prepared(root: Path) -> Prepared:
         parts=parts,
         groups=groups,
         note=str(listing.get("note", "")),
-        present=read_present(root / "present.json", tuple(one.name for one in classes), groups),
+        present=read_image_labels(root / "present.json", tuple(one.name for one in classes), groups),
     )
 
 
@@ -431,7 +431,7 @@ def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
     if item.label is not None:
         check_label(where, image, item.label, len(classes))
         Image.fromarray(item.label).save(mask)
-    present = None if item.present is None else named(where, item.present, [one.name for one in classes])
+    present = None if item.present is None else names_shown(where, item.present, [one.name for one in classes])
     return _Written(target.name, item.group, item.part, item.label is not None, present)
 
 

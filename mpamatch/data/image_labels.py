@@ -7,7 +7,7 @@ from mpamatch.errors import InputError, unknown
 from mpamatch.files import read_json
 
 
-def read_present(path: Path, class_names: Sequence[str], images: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def read_image_labels(path: Path, class_names: Sequence[str], images: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Image name → indices of the classes, in rising order; empty where the file is not there.
 
     Raises InputError for an image that is none of `images`, an unknown class, or the background among the classes.
@@ -32,7 +32,7 @@ def read_present(path: Path, class_names: Sequence[str], images: Iterable[str]) 
     return present
 
 
-def named(where: Path | str, present: Sequence[int], class_names: Sequence[str]) -> list[str]:
+def names_shown(where: Path | str, present: Sequence[int], class_names: Sequence[str]) -> list[str]:
     """The names of the classes of one image-level label. Raises InputError for an index that is no foreground class."""
     for index in present:
         if not 0 < index < len(class_names):
