@@ -30,7 +30,7 @@ class Prototypes(NamedTuple):
     """One mean embedding per set; those of all ranks after `of_all_ranks`."""
 
     direction: Tensor  # (M, D) unit vectors, 0 where the set is empty
-    present: Tensor  # (M,) bool
+    filled: Tensor  # (M,) bool: whether the set has a pixel
     weight: Tensor  # (M,) exp(H(u)) >= 1, u the mean softmax of the set's pixels
     owner: Tensor  # (M,) i64
     part: Tensor  # (M,)
@@ -118,12 +118,12 @@ def of_all_ranks(local: Prototypes) -> Prototypes:
     if group is None:
         return local
     ranks, rank = group.size(), group.rank()
-    numbers = torch.stack([local.present.to(local.direction.dtype), local.weight, local.part], 1)
+    numbers = torch.stack([local.filled.to(local.direction.dtype), local.weight, local.part], 1)
     mine = torch.cat([local.direction, numbers], 1)
     place = one_hot(torch.full((), rank, device=mine.device), ranks).to(mine.dtype)
     everyone = over_ranks(place[:, None, None] * mine).flatten(0, 1)
-    direction, (present, weight, part) = everyone[:, :-3], everyone[:, -3:].detach().unbind(1)
-    return Prototypes(direction, present > 0, weight, local.owner.repeat(ranks), part)
+    direction, (filled, weight, part) = everyone[:, :-3], everyone[:, -3:].detach().unbind(1)
+    return Prototypes(direction, filled > 0, weight, local.owner.repeat(ranks), part)
 
 
 @without_autocast
@@ -137,9 +137,9 @@ def level_contrast(
     j runs over the other prototypes of the class of i, a_ij is the softmax of s_ij over them, N_i = Σ e^{s_ij} over the
     prototypes of other classes, w_i ∝ exp(H(u_i)) with sum 1. A prototype alone in its class has no term and no weight.
     """
-    _, present, weight, owner, _ = prototypes
+    _, filled, weight, owner, _ = prototypes
     score = direction @ direction.T / temperature
-    both = present[:, None] & present
+    both = filled[:, None] & filled
     same = owner[:, None] == owner
     positive = both & same & ~torch.eye(len(owner), dtype=torch.bool, device=owner.device)
     others = torch.where(both & ~same, score, NOTHING).logsumexp(1, keepdim=True)
@@ -161,7 +161,7 @@ def pooled(
     (C, K, 1) bool."""
     part = (prototypes.part * per_class).long().clamp(max=per_class - 1)
     slot = one_hot(prototypes.owner * per_class + part, classes * per_class).to(direction.dtype)
-    slot = slot * prototypes.present[:, None]
+    slot = slot * prototypes.filled[:, None]
     mean = unit(slot.T @ direction).unflatten(0, (classes, per_class))
     return mean, (slot.sum(0) > 0).reshape(classes, per_class, 1)
 

@@ -102,22 +102,22 @@ def _by_owner_and_part(direction: Any, owner: Any, weight: Any, part: Any) -> An
 @pytest.mark.parametrize("kind", KINDS)
 def test_prototypes(kind: str) -> None:
     ours, wanted = _case(kind)
-    kept = ours.present
+    kept = ours.filled
     found = _by_owner_and_part(*(x[kept].numpy() for x in (ours.direction, ours.owner, ours.weight, ours.part)))
     np.testing.assert_allclose(found, _by_owner_and_part(*wanted), atol=1e-7)
     assert (ours.direction[~kept] == 0).all()
     assert (ours.weight[kept] > 1).all()
 
 
-def _chosen(direction: Tensor, owner: list[int], present: list[bool] | None = None) -> terms.Prototypes:
-    present = present or [True] * len(owner)
+def _chosen(direction: Tensor, owner: list[int], filled: list[bool] | None = None) -> terms.Prototypes:
+    filled = filled or [True] * len(owner)
     weight = 1 + torch.rand(len(owner), generator=G, dtype=torch.float64)
     part = torch.rand(len(owner), generator=G, dtype=torch.float64)
-    return terms.Prototypes(direction, torch.tensor(present), weight, torch.tensor(owner), part)
+    return terms.Prototypes(direction, torch.tensor(filled), weight, torch.tensor(owner), part)
 
 
 def _numpy(of: terms.Prototypes) -> truth.Prototypes:
-    kept = of.present
+    kept = of.filled
     return truth.Prototypes(
         of.direction.detach()[kept].numpy(),
         of.owner[kept].tolist(),
@@ -141,11 +141,11 @@ OWNERS: dict[str, tuple[list[int], list[bool] | None]] = {
 @pytest.mark.parametrize("name", OWNERS)
 def test_level_contrast(name: str) -> None:
     """Value by the formula's loops, gradient by finite differences; never NaN."""
-    owner, present = OWNERS[name]
+    owner, filled = OWNERS[name]
     G.manual_seed(3)
     direction = torch.randn(len(owner), 4, generator=G, dtype=torch.float64)
     direction = torch.nn.functional.normalize(direction, dim=1).requires_grad_()
-    of = _chosen(direction, owner, present)
+    of = _chosen(direction, owner, filled)
     for temperature in (0.05, 0.5):
         ours = terms.level_contrast(direction, of, temperature)
         assert float(ours.detach()) == pytest.approx(

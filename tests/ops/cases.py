@@ -79,8 +79,8 @@ def _vectors(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _label(shape: tuple[int, ...], classes: int, ignored: float, absent: bool, generator: torch.Generator) -> Tensor:
-    present = max(1, classes - 1) if absent else classes
-    label = torch.randint(0, present, shape, generator=generator, dtype=torch.uint8)
+    shown = max(1, classes - 1) if absent else classes
+    label = torch.randint(0, shown, shape, generator=generator, dtype=torch.uint8)
     return torch.where(torch.rand(shape, generator=generator) < ignored, IGNORE, label).to(torch.uint8)
 
 
