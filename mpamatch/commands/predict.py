@@ -30,23 +30,23 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter = load_segmenter(Path(arguments.run), arguments.device)
     if arguments.overlap is not None:
         segmenter = Segmenter(segmenter.model, replace(segmenter.settings, overlap=arguments.overlap))
-    rows = predict_files(segmenter, inputs, out, rank=ranks.rank(), ranks=ranks.size(), gather=ranks.gather)
+    areas = predict_files(segmenter, inputs, out, rank=ranks.rank(), ranks=ranks.size(), gather=ranks.gather)
     console = Console(quiet=ranks.rank() > 0)
-    console.print(summary(rows, segmenter))
+    console.print(summary(areas, segmenter))
     console.print(f"masks, overlays and areas.csv are in {out}", soft_wrap=True)
     return 0
 
 
-def summary(rows: Sequence[Areas], segmenter: Segmenter) -> Table:
+def summary(areas: Sequence[Areas], segmenter: Segmenter) -> Table:
     """One line per class over all images: pixels, share and, where the size of a pixel is known, mm²."""
     microns = segmenter.settings.microns_per_pixel
-    total = sum(row.width * row.height for row in rows)
-    table = Table(title=f"{len(rows)} image{'s' if len(rows) != 1 else ''}")
+    total = sum(one.width * one.height for one in areas)
+    table = Table(title=f"{len(areas)} image{'s' if len(areas) != 1 else ''}")
     table.add_column("class")
     for heading in ["pixels", "share", *(["mm²"] if microns else [])]:
         table.add_column(heading, justify="right")
     for index, name in enumerate(segmenter.class_names):
-        pixels = sum(row.pixels[index] for row in rows)
+        pixels = sum(one.pixels[index] for one in areas)
         cells = [name, f"{pixels:,}", f"{pixels / total:.1%}"]
         table.add_row(*cells, *([f"{square_millimetres(pixels, microns):.4g}"] if microns else []))
     return table

@@ -75,7 +75,7 @@ def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out:
     results = [result for result in read_results(out) if result["name"] in names]
     if not results:
         return
-    rows, part = scores.rows(results, plans.references(study, points)), scores.part_scored(results)
+    rows, part = scores.table_rows(results, plans.references(study, points)), scores.part_scored(results)
     reference = plans.reference_name(study, points)
     about = f"{part} mDice, mean ± sd over seeds; differences to {reference}"
     shown = Table(title=f"{study.name}: {about}", title_justify="left")

@@ -73,15 +73,15 @@ def predict_files(
     named = named_apart(list_images(inputs))
     check_empty(out)
     gather(None)  # no rank writes before all have looked
-    share, rows = named[rank::ranks], list[Areas]()
+    share, mine = named[rank::ranks], list[Areas]()
     problem: BaseException | None = None
     try:
         with _progress(shown=rank == 0) as progress:
             found = predict_each(segmenter, share, out)
-            rows.extend(progress.track(found, total=len(share), description="predict"))
+            mine.extend(progress.track(found, total=len(share), description="predict"))
     except (Exception, KeyboardInterrupt) as error:
         problem = error
-    met = gather((rows, problem if isinstance(problem, InputError) else None))
+    met = gather((mine, problem if isinstance(problem, InputError) else None))
     everywhere = in_order([found for found, _ in met])
     if everywhere and rank == 0:
         write_areas(out / "areas.csv", everywhere, segmenter.class_names, segmenter.settings.microns_per_pixel)
@@ -92,9 +92,9 @@ def predict_files(
 
 
 def in_order(by_rank: Sequence[Sequence[Areas]]) -> list[Areas]:
-    """The rows of all ranks, of which each had every len(by_rank)-th image, in the order of the images."""
-    placed = [(rank + len(by_rank) * at, row) for rank, rows in enumerate(by_rank) for at, row in enumerate(rows)]
-    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+    """The areas of all ranks, of which each had every len(by_rank)-th image, in the order of the images."""
+    placed = [(rank + len(by_rank) * at, one) for rank, mine in enumerate(by_rank) for at, one in enumerate(mine)]
+    return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
 
 
 def predict_each(segmenter: Segmenter, files: Sequence[tuple[Path, str]], out: Path) -> Iterator[Areas]:
@@ -184,7 +184,9 @@ def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def write_areas(path: Path, rows: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None) -> None:
+def write_areas(
+    path: Path, areas: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None
+) -> None:
     """Writes the table described at `predict_files`, whole or not at all."""
     quantities = ["pixels", "share"] + (["mm2"] if microns_per_pixel else [])
     header = ["file", "name", "width", "height"]
@@ -192,10 +194,10 @@ def write_areas(path: Path, rows: Sequence[Areas], class_names: Sequence[str], m
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
-        for row in rows:
-            cells: list[object] = [row.file, row.name, row.width, row.height]
-            for pixels in row.pixels:
-                cells += [pixels, f"{pixels / (row.width * row.height):.6f}"]
+        for one in areas:
+            cells: list[object] = [one.file, one.name, one.width, one.height]
+            for pixels in one.pixels:
+                cells += [pixels, f"{pixels / (one.width * one.height):.6f}"]
                 if microns_per_pixel:
                     cells.append(f"{square_millimetres(pixels, microns_per_pixel):.6g}")
             writer.writerow(cells)

@@ -70,21 +70,21 @@ def paired(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference 
     return Difference(len(both), mean, error, mean - half, mean + half)
 
 
-def rows(results: Sequence[RunResult], references: Mapping[Key, Key]) -> list[Row]:
+def table_rows(results: Sequence[RunResult], references: Mapping[Key, Key]) -> list[Row]:
     """One row per point that has a result, in the order of `references`: point → the point it is compared with."""
     scores = by_key(results, part_scored(results))
     seconds: dict[Key, list[float]] = {}
     for result in results:
         seconds.setdefault((result["labelled"], result["method"], result["trial"]), []).append(result["seconds"])
-    found = []
+    rows = []
     for key, reference in references.items():
         if key in scores:
             values = np.array(list(scores[key].values()))
             sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
             difference = paired(scores[key], scores.get(reference, {})) if reference != key else None
             mean, median = float(values.mean()), float(np.median(seconds[key]))
-            found.append(Row(*key, len(values), mean, sd, difference, median))
-    return found
+            rows.append(Row(*key, len(values), mean, sd, difference, median))
+    return rows
 
 
 HEADER = ("labelled", "method", "point", "seeds", "mDice, %", "− reference ± se", "95 % interval", "s/step")
@@ -102,19 +102,19 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def markdown(found: Sequence[Row]) -> str:
-    lines = [list(HEADER), ["---"] * len(HEADER), *(cells(row) for row in found)]
+def markdown(rows: Sequence[Row]) -> str:
+    lines = [list(HEADER), ["---"] * len(HEADER), *(cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_csv(path: Path, found: Sequence[Row], part: str) -> None:
+def write_csv(path: Path, rows: Sequence[Row], part: str) -> None:
     """The rows unrounded; scores and differences are percent of mDice on `part`, an empty field is no number."""
     names = ("labelled", "method", "point", "seeds", "part", "mean", "sd")
     of_difference = ("pairs", "difference", "standard_error", "low", "high")
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*names, *of_difference, "seconds_per_step"])
-        for row in found:
+        for row in rows:
             sd = "" if math.isnan(row.sd) else row.sd
             difference = list(asdict(row.difference).values()) if row.difference else [""] * len(of_difference)
             writer.writerow(

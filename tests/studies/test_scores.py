@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpamatch.studies import scores
-from mpamatch.studies.scores import Row, by_key, cells, markdown, paired, part_scored, rows, write_csv
+from mpamatch.studies.scores import Row, by_key, cells, markdown, paired, part_scored, table_rows, write_csv
 
 TEST = {"prototypes-1": [0.70, 0.72, 0.77], "prototypes-10": [0.71, 0.75, 0.76], "prototypes-20": [0.74, 0.70, 0.79]}
 
@@ -37,7 +37,7 @@ def results():
 
 
 def test_rows_are_what_numpy_says(results):
-    found = rows(results, REFERENCES)
+    found = table_rows(results, REFERENCES)
     assert [row.trial for row in found] == list(TEST)
     reference = 100 * np.array(TEST["prototypes-10"])
     for row in found:
@@ -71,14 +71,14 @@ def test_only_common_seeds_are_paired_and_one_is_not_enough():
 
 
 def test_one_seed_has_a_mean_alone(results):
-    (row,) = [row for row in rows(results[:4], REFERENCES) if row.trial == "prototypes-10"]
+    (row,) = [row for row in table_rows(results[:4], REFERENCES) if row.trial == "prototypes-10"]
     assert row.seeds == 1
     assert math.isnan(row.sd)
     assert cells(row)[4:7] == ["71.00", "–", "–"]
 
 
 def test_a_point_without_a_result_has_no_row(results):
-    found = rows(results, {**REFERENCES, key("prototypes-50"): key("prototypes-10")})
+    found = table_rows(results, {**REFERENCES, key("prototypes-50"): key("prototypes-10")})
     assert [row.trial for row in found] == list(TEST)
 
 
@@ -87,12 +87,12 @@ def test_validation_counts_as_long_as_one_run_has_not_seen_the_test_part(results
     results[3] = result("prototypes-10", 0, 0.71, tested=False)
     assert part_scored(results) == "validation"
     assert by_key(results, "validation")[key("prototypes-1")][0] == pytest.approx(80)
-    assert rows(results, REFERENCES)[0].mean == pytest.approx(100 * np.mean(TEST["prototypes-1"]) + 10)
+    assert table_rows(results, REFERENCES)[0].mean == pytest.approx(100 * np.mean(TEST["prototypes-1"]) + 10)
     assert part_scored([]) == "validation"
 
 
 def test_what_a_reader_sees(results):
-    row = rows(results, REFERENCES)[2]
+    row = table_rows(results, REFERENCES)[2]
     # 74, 70, 79 against 71, 75, 76: differences 3, −5, 3, sd 4.6188, error 2.6667
     assert cells(row) == [
         *("4", "mpamatch", "prototypes-20", "3", "74.33 ± 4.51"),
@@ -104,7 +104,7 @@ def test_what_a_reader_sees(results):
 
 
 def test_the_csv_file_holds_unrounded_numbers(results, tmp_path):
-    found = rows(results, REFERENCES)
+    found = table_rows(results, REFERENCES)
     write_csv(tmp_path / "table.csv", [*found, Row("10%", "mpamatch", "x", 1, 50.0, math.nan, None, 0.1)], "test")
     with (tmp_path / "table.csv").open(newline="") as file:
         first, reference, _, single = csv.DictReader(file)
@@ -117,8 +117,8 @@ def test_the_csv_file_holds_unrounded_numbers(results, tmp_path):
 
 def test_the_seconds_are_the_median_of_the_runs():
     lines = [result("prototypes-1", seed, 0.5, seconds=value) for seed, value in enumerate((1.0, 2.0, 60.0))]
-    assert rows(lines, REFERENCES)[0].seconds == 2
+    assert table_rows(lines, REFERENCES)[0].seconds == 2
 
 
 def test_cells_stand_under_their_header(results):
-    assert len(cells(rows(results, REFERENCES)[0])) == len(scores.HEADER)
+    assert len(cells(table_rows(results, REFERENCES)[0])) == len(scores.HEADER)
