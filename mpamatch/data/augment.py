@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from mpamatch.data.draws import Colour, Geometry
+from mpamatch.data.draws import ColourDraw, Geometry
 
 # Optical densities of haematoxylin, eosin and their complement in RGB (Ruifrok and Johnston 2001), rows of unit length.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -59,10 +59,10 @@ def nearest_pixels(side: int, crop: int) -> np.ndarray:  # (crop,)
     return (2 * np.arange(crop) + 1) * side // (2 * crop)
 
 
-def recolour(image: Tensor, colour: Colour) -> Tensor:  # (3, H, W) u8 -> (3, H, W) f32 in [0, 1]
+def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3, H, W) f32 in [0, 1]
     """The image in the colours of one view."""
     x = image.float() / 255
-    if colour.stain != Colour.stain:
+    if colour.stain != ColourDraw.stain:
         x = _restain(x, colour.stain)
     steps = (
         lambda x: tv.adjust_brightness(x, colour.brightness),

@@ -53,7 +53,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Colour:
+class ColourDraw:
     """One strong view's colours; a neutral value switches its part off.
 
     histology: `stain` = (α_H, β_H, α_E, β_E) on the optical densities of haematoxylin and eosin, `jpeg` quality or 0.
@@ -76,8 +76,8 @@ class SampleDraw:
     """Everything random about one sample; a labelled one has no strong views, boxes or noise."""
 
     geometry: Geometry
-    weak: Colour
-    strong: tuple[Colour, ...] = ()  # two
+    weak: ColourDraw
+    strong: tuple[ColourDraw, ...] = ()  # two
     boxes: tuple[tuple[int, int, int, int], ...] = ()  # two: of CutMix
     channel_noise: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (channels,) f32 in [0, 1)
 
@@ -117,7 +117,7 @@ def _around_one(g: np.random.Generator, spread: float) -> float:
     return float(g.uniform(1 - spread, 1 + spread))
 
 
-def _histology(g: np.random.Generator, strength: float) -> Colour:
+def _histology(g: np.random.Generator, strength: float) -> ColourDraw:
     """Stains and scanners differ in density, not in hue: jitter in optical-density space (Tellez et al. 2019)."""
     stain = (
         _around_one(g, 0.35 * strength),
@@ -128,16 +128,16 @@ def _histology(g: np.random.Generator, strength: float) -> Colour:
     brightness, contrast = _around_one(g, 0.25 * strength), _around_one(g, 0.25 * strength)
     blur, quality = float(g.uniform(0.1, 1.5)), int(g.integers(30, 91))
     blurred, compressed, stained = g.random() < 0.5 * strength, g.random() < 0.3 * strength, g.random() < 0.9
-    return Colour(
+    return ColourDraw(
         brightness=brightness,
         contrast=contrast,
-        stain=stain if stained else Colour.stain,
+        stain=stain if stained else ColourDraw.stain,
         blur=blur if blurred else 0.0,
         jpeg=quality if compressed else 0,
     )
 
 
-def _natural(g: np.random.Generator, strength: float) -> Colour:
+def _natural(g: np.random.Generator, strength: float) -> ColourDraw:
     """UniMatch (CVPR 2023): jitter (.5, .5, .5, .25) in random order with p .8, grey p .2, blur σ U(.1, 2) p .5."""
     brightness, contrast, saturation = (_around_one(g, 0.5 * strength) for _ in range(3))
     hue, order = float(g.uniform(-0.25, 0.25)) * strength, tuple(int(i) for i in g.permutation(4))
@@ -145,7 +145,7 @@ def _natural(g: np.random.Generator, strength: float) -> Colour:
     jittered, grey, blurred = g.random() < 0.8, g.random() < 0.2 * strength, g.random() < 0.5 * strength
     if not jittered:
         brightness, contrast, saturation, hue = 1.0, 1.0, 1.0, 0.0
-    return Colour(
+    return ColourDraw(
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mpamatch.data.augment import cut, recolour
-from mpamatch.data.draws import UNLABELLED, Colour, DrawSettings, Geometry, draw
+from mpamatch.data.draws import UNLABELLED, ColourDraw, DrawSettings, Geometry, draw
 
-NEUTRAL = Colour()
+NEUTRAL = ColourDraw()
 # Ruifrok and Johnston (2001), written out again: optical densities of haematoxylin and eosin in RGB.
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29]) / math.sqrt(0.65**2 + 0.70**2 + 0.29**2)
 EOSIN = np.array([0.07, 0.99, 0.11]) / math.sqrt(0.07**2 + 0.99**2 + 0.11**2)
@@ -174,7 +174,7 @@ def test_a_neutral_colour_changes_no_bit():
 def test_the_source_survives_every_colour():
     image = tissue()
     before = image.clone()
-    recolour(image, Colour(1.2, 0.8, 1.3, 0.1, True, (3, 2, 1, 0), (1.2, 0.05, 0.8, -0.05), 1.0, 50))
+    recolour(image, ColourDraw(1.2, 0.8, 1.3, 0.1, True, (3, 2, 1, 0), (1.2, 0.05, 0.8, -0.05), 1.0, 50))
     assert torch.equal(image, before)
 
 
@@ -209,7 +209,7 @@ def test_saturation_hue_and_grey_change_the_colour_alone():
 
 def test_the_order_of_the_natural_parts_is_obeyed():
     image = tissue()
-    colour = Colour(brightness=1.4, contrast=0.5)
+    colour = ColourDraw(brightness=1.4, contrast=0.5)
     first = recolour(image, replace(colour, order=(0, 1, 2, 3)))
     x = image.float() / 255
     bright = (1.4 * x).clamp(0, 1)
@@ -299,7 +299,7 @@ def test_strong_views_stay_in_range_and_differ_from_the_crop(augment):
 def test_every_part_of_a_histology_view_shows_in_the_image():
     """Taking any one part out of a view that has all of them changes it visibly."""
     image = tissue()
-    full = Colour(brightness=0.85, contrast=1.2, stain=(1.25, 0.05, 0.8, 0.05), blur=1.0, jpeg=40)
+    full = ColourDraw(brightness=0.85, contrast=1.2, stain=(1.25, 0.05, 0.8, 0.05), blur=1.0, jpeg=40)
     view = recolour(image, full)
     for name in ("brightness", "contrast", "stain", "blur", "jpeg"):
         without = recolour(image, replace(full, **{name: getattr(NEUTRAL, name)}))
@@ -308,7 +308,7 @@ def test_every_part_of_a_histology_view_shows_in_the_image():
 
 def test_every_part_of_a_natural_view_shows_in_the_image():
     image = tissue()
-    full = Colour(brightness=0.8, contrast=1.3, saturation=1.5, hue=0.15, blur=1.0)
+    full = ColourDraw(brightness=0.8, contrast=1.3, saturation=1.5, hue=0.15, blur=1.0)
     view = recolour(image, full)
     for name in ("brightness", "contrast", "saturation", "hue", "blur"):
         without = recolour(image, replace(full, **{name: getattr(NEUTRAL, name)}))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mpamatch.data.draws import (
     LABELLED,
     UNLABELLED,
-    Colour,
+    ColourDraw,
     DrawSettings,
     Geometry,
     SampleDraw,
@@ -18,7 +18,7 @@ from mpamatch.data.draws import (
 )
 
 CROP, COUNT, CHANNELS = 64, 1500, 8
-NEUTRAL = Colour()
+NEUTRAL = ColourDraw()
 
 
 def settings_of(augment: str, *, crop: int = CROP, weak_colour: float = 0.5) -> DrawSettings:
@@ -250,7 +250,7 @@ def test_natural_colours_have_the_stated_ranges_and_frequencies(natural):
 
 @pytest.mark.parametrize("augment", ["histology", "natural"])
 def test_weak_colour_scales_the_weak_view_alone(augment):
-    def weak_and_strong(share: float) -> list[tuple[Colour, tuple[Colour, Colour]]]:
+    def weak_and_strong(share: float) -> list[tuple[ColourDraw, tuple[ColourDraw, ColourDraw]]]:
         settings = settings_of(augment, weak_colour=share)
         drawn = [draw(settings, 0, LABELLED, step, 0) for step in range(200)]
         return [(one.weak, one.strong) for one in drawn]

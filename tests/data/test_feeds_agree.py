@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpamatch.data.draws import LABELLED, UNLABELLED, Colour, draw
+from mpamatch.data.draws import LABELLED, UNLABELLED, ColourDraw, draw
 from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.feeds.torchvision import TorchvisionFeed
 from mpamatch.data.prepared import Prepared
@@ -193,8 +193,8 @@ def test_a_feed_without_one_augmentation_would_not_agree(augment, part, tissue, 
 
     whole = dali.colour_arguments
 
-    def without(augment: str, colour: Colour) -> dict[str, Any]:
-        return whole(augment, replace(colour, **{part: getattr(Colour(), part)}))
+    def without(augment: str, colour: ColourDraw) -> dict[str, Any]:
+        return whole(augment, replace(colour, **{part: getattr(ColourDraw(), part)}))
 
     monkeypatch.setattr(dali, "colour_arguments", without)
     assert far(strong_views(tissue, augment, kind), expected[augment], augment)

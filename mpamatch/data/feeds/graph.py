@@ -15,7 +15,7 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
 
 from mpamatch.data.augment import DENSITY_FLOOR, STAINS, UNMIX
-from mpamatch.data.draws import Colour, Geometry
+from mpamatch.data.draws import ColourDraw, Geometry
 from mpamatch.images import IGNORE
 
 GREY = np.array([0.2989, 0.587, 0.114])  # torchvision's weights
@@ -254,7 +254,7 @@ def turn_arguments(geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def colour_arguments(augment: str, colour: Colour) -> dict[str, Any]:
+def colour_arguments(augment: str, colour: ColourDraw) -> dict[str, Any]:
     """One sample's values of the inputs COLOUR[augment]."""
     blur = {
         "blurred": colour.blur > 0,
@@ -279,7 +279,7 @@ def colour_arguments(augment: str, colour: Colour) -> dict[str, Any]:
     }
 
 
-def _composed(colour: Colour) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _composed(colour: ColourDraw) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(3, 3) and (3,): the parts of a natural view in their order, as x → mix · x + of_mean · mean(x).
 
     Two things differ from torchvision. Hue is a rotation around the grey axis, which is linear, where torchvision's

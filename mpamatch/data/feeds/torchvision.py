@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.data.augment import cut, recolour
 from mpamatch.data.cache import ImageCache
-from mpamatch.data.draws import LABELLED, UNLABELLED, Colour
+from mpamatch.data.draws import LABELLED, UNLABELLED, ColourDraw
 from mpamatch.data.feeds.base import Feed
 from mpamatch.errors import InputError
 
@@ -77,7 +77,7 @@ class TorchvisionFeed(Feed):
             torch.from_numpy(drawn.channel_noise) if self.settings.channels else None,
         )
 
-    def _view(self, crop: Tensor, colour: Colour) -> Tensor:
+    def _view(self, crop: Tensor, colour: ColourDraw) -> Tensor:
         return (recolour(crop, colour) - self.offset) / self.spread
 
 
