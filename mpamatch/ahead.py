@@ -5,20 +5,20 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
+def ahead(function: Callable[[Input], Output], items: Iterable[Input], *, threads: int) -> Iterator[Output]:
     """function(item) of each item, in the order of the items, computed in `threads` threads ahead of who asks.
 
     One item more than there are threads is begun, so that none is idle while a result is used. An error, of `function`
     or of `items`, is raised in the place of its result; no item after it is begun then.
     """
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[Output]] = deque()
     failed: list[Exception] = []  # items: what was begun before is still handed over
 
-    def begun() -> Iterator[Future[Result]]:
+    def begun() -> Iterator[Future[Output]]:
         try:
             for item in items:
                 yield pool.submit(function, item)

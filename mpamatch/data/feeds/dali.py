@@ -52,33 +52,33 @@ class DaliFeed(Feed):
         self.sizes = {stream: np.zeros((len(self.names(stream)), 2), dtype=np.int32) for stream in self.views}
         self.decoder = {stream: np.zeros(len(self.names(stream)), dtype=np.uint8) for stream in self.views}
         self.steps_per_run = max(1, TOGETHER // max(len(self.slots(stream)) for stream in self.views))
-        self.single: _Lines | None = None
+        self.single: _Pipelines | None = None
 
     def __getitem__(self, step: int) -> Batch:
-        self.single = self.single or _Lines(self)
+        self.single = self.single or _Pipelines(self)
         return next(self._run(self.single, step, step + 1))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        made = self._run(_Lines(self), start, stop)
+        made = self._run(_Pipelines(self), start, stop)
         return ahead(lambda _: next(made), range(start, stop), threads=1)
 
-    def _run(self, lines: "_Lines", start: int, stop: int) -> Iterator[Batch]:
-        under_way: deque[list[_Sent] | InputError] = deque()
+    def _run(self, pipelines: "_Pipelines", start: int, stop: int) -> Iterator[Batch]:
+        under_way: deque[list[_StepInputs] | InputError] = deque()
         planned = done = alone = start  # steps before `alone` have a run each
         while done < stop:
             while planned < stop and len(under_way) < AHEAD:
                 room = 1 if planned < alone else self.steps_per_run
-                under_way += self._send(lines, range(planned, min(planned + room, stop)))
+                under_way += self._send(pipelines, range(planned, min(planned + room, stop)))
                 planned = min(planned + room, stop)
             sent = under_way.popleft()
             if isinstance(sent, InputError):
                 raise sent
             try:
-                made = lines.take()
+                made = pipelines.take()
             except RuntimeError as error:  # of DALI: it says which operator, not which file, nor which step
                 if len(sent) == 1:
                     self._find_unreadable(sent[0], error)
-                lines.restart()
+                pipelines.restart()
                 under_way.clear()
                 planned, alone = done, done + len(sent)
                 continue
@@ -86,10 +86,10 @@ class DaliFeed(Feed):
                 done += 1
                 yield self._batch(one, _part(made, place, len(sent)))
 
-    def _send(self, lines: "_Lines", steps: range) -> "list[list[_Sent] | InputError]":
+    def _send(self, pipelines: "_Pipelines", steps: range) -> "list[list[_StepInputs] | InputError]":
         """Starts a run of these steps, or of those before an error: that is handed on, to be raised when it is due."""
-        sent: list[_Sent] = []
-        failed: list[list[_Sent] | InputError] = []
+        sent: list[_StepInputs] = []
+        failed: list[list[_StepInputs] | InputError] = []
         for step in steps:
             try:
                 sent.append(self._plan(step))
@@ -98,11 +98,11 @@ class DaliFeed(Feed):
                 break
         if not sent:
             return failed
-        lines.send({stream: [given for one in sent for given in one.given[stream]] for stream in self.views})
+        pipelines.send({stream: [given for one in sent for given in one.given[stream]] for stream in self.views})
         return [sent, *failed]
 
-    def _plan(self, step: int) -> "_Sent":
-        sent = _Sent({}, {}, {})
+    def _plan(self, step: int) -> "_StepInputs":
+        sent = _StepInputs({}, {}, {})
         for stream in self.views:
             drawn = [self.draw(stream, step, slot) for slot in self.slots(stream)]
             found = [
@@ -114,7 +114,7 @@ class DaliFeed(Feed):
             sent.given[stream] = [given for _, given in found]
         return sent
 
-    def _find_unreadable(self, sent: "_Sent", error: RuntimeError) -> None:
+    def _find_unreadable(self, sent: "_StepInputs", error: RuntimeError) -> None:
         """What made DALI fail: a file that nobody can read, or else one that the ordinary reader is to decode.
 
         Raises InputError naming a file (on_error stop), or `error` where files are not to blame.
@@ -135,7 +135,7 @@ class DaliFeed(Feed):
             for stream, place in unasked:
                 self.decoder[stream][place] = BY_READER
 
-    def _batch(self, sent: "_Sent", made: dict[int, list[Tensor]]) -> Batch:
+    def _batch(self, sent: "_StepInputs", made: dict[int, list[Tensor]]) -> Batch:
         image, *label = made[LABELLED]
         known = label[0].squeeze(-1) if label else image.new_full(image[:, 0].shape, IGNORE, dtype=torch.uint8)
         labelled = Labelled(image, known, self.present(sent.names[LABELLED]))
@@ -220,7 +220,7 @@ class DaliFeed(Feed):
 
 
 @dataclass
-class _Sent:
+class _StepInputs:
     """What went into the pipelines for one step, by stream and slot."""
 
     names: dict[int, list[str]]
@@ -228,7 +228,7 @@ class _Sent:
     given: dict[int, list[Given]]
 
 
-class _Lines:
+class _Pipelines:
     """A pipeline for each list of images; runs come out in the order in which they went in."""
 
     def __init__(self, feed: DaliFeed):
@@ -239,7 +239,7 @@ class _Lines:
         """New pipelines with nothing in them: DALI's are of no use after an error."""
         feed, config = self.feed, self.feed.config
         gpu = feed.device.type == "cuda"
-        self.pipelines = {
+        self.of_stream = {
             stream: build_pipeline(
                 batch=len(feed.slots(stream)) * feed.steps_per_run,
                 threads=max(1, config.workers),
@@ -255,7 +255,7 @@ class _Lines:
         }
 
     def send(self, given: dict[int, list[Given]]) -> None:
-        for stream, pipeline in self.pipelines.items():
+        for stream, pipeline in self.of_stream.items():
             inputs = inputs_of(self.feed.has_label(stream), self.feed.views[stream], self.feed.config.augment)
             for name, (kind, _) in inputs.items():
                 values = [one[name] for one in given[stream]]
@@ -272,7 +272,7 @@ class _Lines:
         """
         return {
             stream: [torch.from_dlpack(one.as_tensor()) for one in pipeline.outputs()]
-            for stream, pipeline in self.pipelines.items()
+            for stream, pipeline in self.of_stream.items()
         }
 
 

@@ -24,8 +24,8 @@ ACROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # and ar
 STAIN_ROWS, UNMIX_ROWS = STAINS.numpy().astype(np.float64), UNMIX.numpy().astype(np.float64)
 BARE = 10.0  # exp(−BARE · concentration) is how bare of a stain a pixel is, as in augment
 
-Kinds = dict[str, tuple[Any, int]]  # name of an input → its dtype and the dimensions of one sample
-IMAGE: Kinds = {
+Inputs = dict[str, tuple[Any, int]]  # name of an input → its dtype and the dimensions of one sample
+IMAGE: Inputs = {
     "path": (types.UINT8, 1),
     "raw": (types.UINT8, 3),  # the region itself, where the ordinary reader has decoded the image
     "is_raw": (types.BOOL, 0),
@@ -36,20 +36,20 @@ IMAGE: Kinds = {
     "columns_from": (types.INT32, 0),
     "mirrored": (types.INT32, 0),
 }
-QUARTERS: Kinds = {"transposed": (types.BOOL, 0), "upended": (types.INT32, 0)}  # of quarter turns, natural has none
-LABEL: Kinds = {
+QUARTERS: Inputs = {"transposed": (types.BOOL, 0), "upended": (types.INT32, 0)}  # of quarter turns, natural has none
+LABEL: Inputs = {
     "mask_path": (types.UINT8, 1),
     "raw_mask": (types.UINT8, 3),
     "side": (types.INT32, 1),  # of the region, twice
 }
-_EVERY: Kinds = {
+_EVERY: Inputs = {
     "mix": (types.FLOAT, 2),
     "of_mean": (types.FLOAT, 1),
     "blurred": (types.BOOL, 0),
     "sigma": (types.FLOAT, 0),
     "window": (types.INT32, 0),
 }
-COLOUR: dict[str, Kinds] = {
+COLOUR: dict[str, Inputs] = {
     "natural": _EVERY,
     "histology": {
         **_EVERY,
@@ -62,7 +62,7 @@ COLOUR: dict[str, Kinds] = {
 }
 
 
-def inputs_of(labelled: bool, views: Mapping[str, bool], augment: str) -> Kinds:
+def inputs_of(labelled: bool, views: Mapping[str, bool], augment: str) -> Inputs:
     """Every input of a pipeline of these views; that of a view is called "view.input"."""
     inputs = {**IMAGE, **(LABEL if labelled else {}), **(QUARTERS if augment == "histology" else {})}
     for view, changed in views.items():
