@@ -1,6 +1,6 @@
 """Semi- and weakly-supervised segmentation of tissue images with image and text prototypes.
 
-`load(run)` gives a trained model with `predict(image)`; `mpamatch.ops`, `.models` and `.methods` are usable alone.
+`load(run)` loads a trained model with `predict(image)`; `mpamatch.ops`, `.models` and `.methods` are usable alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ __all__ = ["__version__", "load"]
 
 
 def load(run: str | Path, device: str = "auto") -> Segmenter:
-    """The trained model of a run folder: `predict(image)` takes a file or (H, W, 3) uint8 and gives (H, W) uint8.
+    """Loads the trained model of a run folder, ready to predict.
 
-    Raises InputError where `run` is no run folder with a trained model.
+    Args:
+        run: the folder that `mpamatch train` wrote.
+        device: auto (the GPU if there is one), cpu or cuda.
+
+    Returns:
+        A Segmenter: `predict(image)` takes a file or (H, W, 3) uint8 and returns the label, (H, W) uint8.
+
+    Raises:
+        InputError: `run` is no run folder with a trained model, a frozen encoder's file has changed or gone, or cuda
+            was asked for and torch sees no GPU.
     """
     from mpamatch.inference.checkpoint import load_segmenter  # torch comes with it; the command line's help needs none
 

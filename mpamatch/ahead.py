@@ -1,4 +1,4 @@
-"""Work done in threads beside a loop, in order and with a bound on what waits."""
+"""Work in threads ahead of a loop, in order and with a bound on what waits."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,13 +10,13 @@ Output = TypeVar("Output")
 
 
 def ahead(function: Callable[[Input], Output], items: Iterable[Input], *, threads: int) -> Iterator[Output]:
-    """function(item) of each item, in the order of the items, computed in `threads` threads ahead of who asks.
+    """Computes function(item) for each item in `threads` threads, ahead of the loop that takes the results in order.
 
-    One item more than there are threads is begun, so that none is idle while a result is used. An error, of `function`
-    or of `items`, is raised in the place of its result; no item after it is begun then.
+    One item more than there are threads is begun, so that no thread is idle while a result is used. An error, of
+    `function` or of `items`, is raised in the place of its result; no item after it is begun then.
     """
     waiting: deque[Future[Output]] = deque()
-    failed: list[Exception] = []  # items: what was begun before is still handed over
+    failed: list[Exception] = []  # of items: the results begun before it still come first
 
     def begun() -> Iterator[Future[Output]]:
         try:

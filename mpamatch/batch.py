@@ -8,6 +8,8 @@ from torch import Tensor
 
 
 class Labelled(NamedTuple):
+    """The labelled images of a step: one view each, with its label or image-level label."""
+
     image: Tensor  # (B, 3, H, W) f32, normalised for the encoder
     label: Tensor  # (B, H, W) u8, 255 = ignore; 255 everywhere for a method that learns from image-level labels
     # (B, C) f32 for such a method: 1 where the image shows the class; column 0, the background, holds no knowledge
@@ -15,7 +17,7 @@ class Labelled(NamedTuple):
 
 
 class Unlabelled(NamedTuple):
-    """Views of the same crops; a method that needs fewer views gets None for the others."""
+    """The unlabelled images of a step: views of the same crops; None for those that the method does not need."""
 
     weak: Tensor  # (B, 3, H, W) f32, normalised
     strong1: Tensor  # (B, 3, H, W)
@@ -27,12 +29,14 @@ class Unlabelled(NamedTuple):
 
 
 class Batch(NamedTuple):
+    """What a training step sees; `unlabelled` is None for a method that learns from labelled images alone."""
+
     labelled: Labelled
     unlabelled: Unlabelled | None
 
 
 def pieces(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch cut into `count` batches of as many labelled and unlabelled images each."""
+    """Cuts the batch into `count` batches of equal size; `count` must divide both numbers of images."""
 
     def cut(part, index):
         return type(part)(*(None if t is None else t.chunk(count)[index] for t in part))
@@ -43,7 +47,7 @@ def pieces(batch: Batch, count: int) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with all its tensors on `device`."""
+    """Copies the tensors of the batch to `device`, without waiting for the copies from pinned memory."""
 
     def move(part):
         return type(part)(*(None if t is None else t.to(device, non_blocking=True) for t in part))

@@ -1,4 +1,4 @@
-"""The command line. Only parsers live here: nothing heavy is imported before a command is chosen."""
+"""The command line: parsers alone, so that nothing heavy is imported before a command is chosen."""
 
 import argparse
 import importlib
@@ -22,16 +22,22 @@ without any data: mpamatch-train makes its own tissue and ends with a table and 
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one sentence and exit code 2."""
+    """Ends with one sentence and exit code 2 if the arguments are wrong."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise SystemExit(_end(f"{self.prog}: {message}", 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`mpamatch COMMAND …`; returns the exit code: 0, 1 where `check` found a problem, 2 for bad input.
+    """Runs `mpamatch COMMAND …`.
 
-    Of several ranks under torchrun one alone says why they end, whichever was the first to know.
+    Of several ranks under torchrun only the first one to know says why all of them end.
+
+    Args:
+        arguments: the words after `mpamatch`; None: those of this process.
+
+    Returns:
+        The exit code: 0; 1 if `check` found a problem or a run of `study` failed; 2 for bad input; 130 if interrupted.
     """
     for stream in (sys.stdout, sys.stderr):  # file names may hold what a terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
@@ -44,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(words: list[str]) -> int:
+    """Runs the command and turns the errors that users can do something about into one sentence and an exit code."""
     try:
         return _run(words)
     except InputError as error:
@@ -62,12 +69,12 @@ def _guarded(words: list[str]) -> int:
 
 
 def _ranks() -> Any:
-    """What knows of other ranks; None without torchrun, as torch takes seconds to import."""
+    """Imports mpamatch.ranks under torchrun; None without it, as torch takes seconds to import."""
     return importlib.import_module("mpamatch.ranks") if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def _end(sentence: str, code: int) -> int:
-    """Shows why the command ends, once for all ranks; the exit code."""
+    """Prints why the command ends, once for all ranks; returns `code`."""
     ranks = _ranks()
     if ranks:
         ranks.say_once(sentence)
@@ -77,6 +84,7 @@ def _end(sentence: str, code: int) -> int:
 
 
 def _run(words: list[str]) -> int:
+    """Parses the words and runs the command that they begin with. Raises InputError for an unknown word."""
     parser = _parser(words)
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
@@ -97,12 +105,12 @@ def _run(words: list[str]) -> int:
 
 
 def _kinds() -> Any:
-    """What knows of kinds of data sets; imported for `prepare` alone, as finding them parses every reader."""
+    """Imports mpamatch.data.kinds; for `prepare` alone, as finding the kinds parses every reader."""
     return importlib.import_module("mpamatch.data.kinds")
 
 
 def _place_folders(parsed: argparse.Namespace) -> None:
-    """A kind that makes its own images has no SOURCE: `prepare synthetic DEST`."""
+    """Takes the only folder as DEST if the kind makes its own images and has no SOURCE: `prepare synthetic DEST`."""
     if not _kinds().kind_named(parsed.kind).takes_source:
         if parsed.dest is not None:
             raise InputError(
@@ -115,12 +123,12 @@ def _place_folders(parsed: argparse.Namespace) -> None:
 
 
 def main_train() -> int:
-    """`mpamatch-train …` is `mpamatch train …`."""
+    """Runs `mpamatch-train …`, which is `mpamatch train …`; returns the exit code."""
     return main(["train", *sys.argv[1:]])
 
 
 def _parser(words: list[str]) -> argparse.ArgumentParser:
-    """Knows every command by name, and of the one that `words` begin with its options."""
+    """Builds the parser: every command by name, and the options of the one that `words` begin with."""
     parser = Parser(
         prog="mpamatch",
         description="Semi-supervised segmentation of tissue images: a few labelled patches, many plain ones.",
@@ -164,7 +172,7 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _shown(text: str) -> str:
-    """`text` as a help that argparse shows unchanged."""
+    """Escapes `text` so that argparse shows it unchanged."""
     return text.replace("%", "%%")
 
 

@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""The choice of the device that a command runs on."""
 
 import torch
 
@@ -6,7 +6,14 @@ from mpamatch.errors import InputError
 
 
 def choose_device(device: str) -> torch.device:
-    """The device for auto (the GPU if there is one), cpu or cuda. Raises InputError for cuda if torch sees no GPU."""
+    """Chooses the device.
+
+    Args:
+        device: auto (the GPU if there is one), cpu or cuda.
+
+    Raises:
+        InputError: cuda was asked for, and torch sees no GPU.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("engine.device: cuda was asked for, but torch sees no GPU here; take auto or cpu.")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""What a user did wrong, in one sentence."""
+"""The error for bad input: what is wrong, in one sentence."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> InputError:
-    """The error for a `word` that is none of `choices`; it names the nearest right one, or all where none is near."""
+    """Builds the error for a `word` that is none of `choices`: it names the nearest choice, or all if none is near."""
     known = sorted(choices)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."

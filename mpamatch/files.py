@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are written whole or not at all, and JSON files."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from mpamatch.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; on success it becomes `path` in one rename, on any error it is removed.
+    """Yields a temporary file beside `path`; on success it replaces `path` by one rename, on any error it is removed.
 
-    Raises InputError where the disk is full or the folder cannot be written; what stood at `path` before survives.
+    Raises InputError if the disk is full or the folder cannot be written; what stood at `path` before is kept.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as indented JSON, whole or not at all."""
+    """Writes `content` as indented JSON, whole or not at all. Raises InputError as `replacing` does."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
         # A byte of a file name that is no UTF-8 is a lone surrogate in Python; \udcff is JSON for it too.
@@ -47,7 +47,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises InputError where the file is missing or is no JSON."""
+    """Reads a JSON file in UTF-8. Raises InputError if the file is missing or is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The ranks that torchrun started: how they join, share work, agree, outlive a restart and end together.
+"""The ranks that torchrun started: how they join, share work, agree, survive a restart and end together.
 
-Without torchrun this process is the only rank, and nothing here talks to anyone.
+Without torchrun this process is the only rank, and nothing here communicates.
 """
 
 import contextlib
@@ -25,39 +25,44 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
-LONG = timedelta(days=2)  # patience where one rank may have far more to do than another
+LONG = timedelta(days=2)  # timeout of a command in which one rank may have far more to do than another
 Value = TypeVar("Value")
 
 
 def all_ranks() -> dist.ProcessGroup | None:
-    """The group of all ranks, or None if this process is alone."""
+    """Returns the process group of all ranks, or None if this process is alone."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
 
 
 def started() -> int:
-    """How many ranks torchrun started, on all machines; 1 without torchrun."""
+    """Returns how many ranks torchrun started, on all machines; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1)) if dist.is_torchelastic_launched() else 1
 
 
 def size() -> int:
-    """How many ranks have joined."""
+    """Returns how many ranks have joined; 1 before `join` and without torchrun."""
     return dist.get_world_size() if all_ranks() is not None else 1
 
 
 def rank() -> int:
-    """Which rank this process is, or will be once it has joined; rank 0 alone prints and writes what all share."""
+    """Returns the rank of this process, known before it has joined; rank 0 alone prints and writes what all share."""
     if all_ranks() is not None:
         return dist.get_rank()
     return int(os.environ["RANK"]) if started() > 1 else 0
 
 
 def join(device: str, precision: str = "32", *, patience: timedelta = timedelta(minutes=30)) -> "Fabric":
-    """Joins the other ranks, each on a device of its own, and waits until all are there; a second call changes nothing.
+    """Joins the process group, each rank on a device of its own; returns once all have; a second call changes nothing.
 
-    `patience` is how long a rank waits for the others in any later exchange; those of a rank that died learn of it at
-    once. Raises InputError for more ranks than GPUs, and for machines with different numbers of ranks.
+    Args:
+        device: auto, cpu or cuda.
+        precision: 32, bf16 (mixed) or 64.
+        patience: timeout of every later collective; if a rank dies, the others get an error at once.
+
+    Raises:
+        InputError: a machine has more ranks than GPUs, or machines have different numbers of ranks.
     """
     from lightning_fabric import Fabric  # seconds to import: a process alone that only predicts needs none
     from lightning_fabric.strategies import DDPStrategy
@@ -86,10 +91,10 @@ def join(device: str, precision: str = "32", *, patience: timedelta = timedelta(
 
 
 def _meet(device: torch.device, patience: timedelta) -> None:
-    """Connects the ranks at a place in torchrun's store that is new with every restart.
+    """Makes the process group by a rendezvous under a fresh key in torchrun's store.
 
-    Torchrun (torch 2.11) keeps one store over restarts, and a rank that finds the address of one that has died there
-    waits for it in vain. Without that store Fabric connects the ranks.
+    Torchrun (torch 2.11) keeps one store over restarts; a rank that found the address of a dead one in it would wait
+    for that in vain, hence the fresh key. Without such a store it does nothing, and Fabric makes the group.
     """
     store = board()
     if store is None:
@@ -110,7 +115,11 @@ def _meet(device: torch.device, patience: timedelta) -> None:
 
 
 def _invite(store: dist.Store, patience: timedelta) -> str:
-    """Rank 0 names a new place to whoever says hello, the dead among them, until all the living are there."""
+    """Publishes a fresh rendezvous key until every live rank has acknowledged it; returns the key. On rank 0 alone.
+
+    Every request is answered, those that ranks left before they died too: the answer to one of these harms nobody.
+    Raises RuntimeError if a rank has not acknowledged the key within `patience`.
+    """
     place, deadline = uuid4().hex, time.monotonic() + patience.total_seconds()
     while missing := [other for other in range(1, started()) if not store.check([f"{place}/{other}"])]:
         for hello in (f"hello/{other}" for other in missing):
@@ -123,6 +132,7 @@ def _invite(store: dist.Store, patience: timedelta) -> str:
 
 
 def _accept(store: dist.Store, patience: timedelta) -> str:
+    """Requests the rendezvous key from rank 0, acknowledges and returns it."""
     name = uuid4().hex
     store.set(f"hello/{rank()}", name)
     store.wait([f"welcome/{name}"], patience)
@@ -132,7 +142,7 @@ def _accept(store: dist.Store, patience: timedelta) -> str:
 
 
 def gather(value: Value) -> list[Value]:
-    """The `value` of every rank, by rank, on every rank."""
+    """Collects the `value` of every rank, in the order of the ranks, on every rank; any object that can be pickled."""
     if all_ranks() is None:
         return [value]
     values: list[Any] = [None] * size()
@@ -141,7 +151,7 @@ def gather(value: Value) -> list[Value]:
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """What `make` returns on rank 0, on every rank; an InputError it raises is raised on every rank."""
+    """Calls `make` on rank 0 alone and returns its result on every rank; an InputError too is raised on every rank."""
     if all_ranks() is None:
         return make()
     found: list[Any] = [None, None]
@@ -157,10 +167,10 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:
-    """Puts batch norms that take their statistics over all ranks in the place of those in `module`.
+    """Replaces the batch norms in `module` by torch.nn.SyncBatchNorm, whose statistics are those of all ranks.
 
-    The names in its state stay the same. Raises InputError on CPU ranks where one of them trains:
-    torch.nn.SyncBatchNorm is for GPUs alone.
+    Names in the state dictionary stay the same; frozen norms alone, or a single rank, leave the module as it is.
+    Raises InputError for a norm that trains on CPU ranks: SyncBatchNorm runs on GPUs alone.
     """
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
     if all_ranks() is None or not norms:
@@ -175,7 +185,7 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> None:
 
 @functools.cache
 def board() -> dist.Store | None:
-    """The key-value store of torchrun itself, which outlives its ranks; None without torchrun, or where it has none."""
+    """Connects to torchrun's own key-value store, which outlives the ranks; None without torchrun or such a store."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         return None
     try:
@@ -192,9 +202,9 @@ def board() -> dist.Store | None:
 
 
 def remembered(make: Callable[[], str], *about: object) -> str:
-    """What `make` returned when it was first asked `about` these things under this torchrun: a restart gets the same.
+    """Calls `make` once under this torchrun and returns that result after every restart too; call it on rank 0 alone.
 
-    On rank 0 alone.
+    The result is stored under a hash of the representation of `about`.
     """
     store, key = board(), hashlib.sha256(repr(about).encode()).hexdigest()
     if store is None:
@@ -205,9 +215,9 @@ def remembered(make: Callable[[], str], *about: object) -> str:
 
 
 def say_once(sentence: str) -> None:
-    """Prints why the ranks end, to stderr: the first rank that knows says it, the others wait until it has.
+    """Prints why the ranks end, once, to stderr: the first rank to call prints, the others wait until it has.
 
-    Torchrun kills all ranks as soon as one has ended, so without this wait the sentence could be lost.
+    Torchrun kills all ranks as soon as one has ended, so without the wait the sentence could be lost.
     """
     store = board()
     if store is None or store.add("refused", 1) == 1:
@@ -215,23 +225,23 @@ def say_once(sentence: str) -> None:
         if store is not None:
             store.set("said", "")
     elif not store.check(["said"]):
-        with contextlib.suppress(RuntimeError):  # the rank that wanted to say it is gone
+        with contextlib.suppress(RuntimeError):  # the rank that was to print is gone
             store.wait(["said"], timedelta(seconds=10))
 
 
 def refused() -> bool:
-    """Whether a rank ended with bad input before torchrun started all of them anew: they would meet it again."""
+    """Tells whether a rank ended with bad input before this restart by torchrun: every attempt would meet it again."""
     store = board() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else None
     return store is not None and store.check(["refused"])
 
 
 def lost_another(error: BaseException) -> bool:
-    """Whether `error` is what an exchange raises that another rank has left."""
+    """Tells whether `error` is what a collective raises after another rank has ended."""
     return started() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def left_alone(error: BaseException) -> int:
-    """Ends a rank that lost another: the one that had bad input has said so, else one rank says what is known; 1."""
+    """Explains, once per attempt, that another rank has ended, unless bad input was named as the cause; returns 1."""
     store, attempt = board(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if store is None or (not store.check(["refused"]) and store.add(f"lost/{attempt}", 1) == 1):
         said = str(error).splitlines()[0]
@@ -241,9 +251,9 @@ def left_alone(error: BaseException) -> int:
 
 
 def leave(code: int) -> int:
-    """Ends what joined this rank to the others; with a `code` other than 0 the process ends here and now.
+    """Leaves the process group and returns `code`; any `code` but 0 ends the process at once, without clean-up.
 
-    For then the ordinary way out may wait for ranks that wait for this one.
+    After an error the ordinary exit may wait for ranks that wait for this one.
     """
     if code:
         sys.stdout.flush()
@@ -255,5 +265,5 @@ def leave(code: int) -> int:
 
 
 def mine(items: Sequence[Value]) -> Sequence[Value]:
-    """This rank's share of work that can be done in any order: every size()-th item."""
+    """Selects this rank's share of work that can be done in any order: every size()-th of `items`, from rank() on."""
     return items[rank() :: size()]

@@ -1,4 +1,4 @@
-"""Tensors in a file: safetensors with one JSON object beside them, written whole or not at all; no pickle."""
+"""Tensors in a file: safetensors with one JSON object in its metadata, written whole or not at all; no pickle."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ KEY = "mpamatch"  # of the JSON in the file's metadata
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes `tensors` and `about` (plain values) in one file that replaces the former one in one rename.
+    """Writes `tensors` and `about` (values that JSON has) to one file, which replaces a former one by one rename.
 
     Raises InputError if the file cannot be written.
     """
@@ -28,9 +28,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote: the tensors, on the CPU, and what the file says about them.
+    """Reads a file of `write_tensors`: the tensors, on the CPU, and the values beside them.
 
-    Raises InputError if there is no such file, or one that something else wrote.
+    Raises InputError if there is no such file, it cannot be read, or something else wrote it.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint.")

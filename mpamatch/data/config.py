@@ -1,4 +1,4 @@
-"""What a run trains on and how crops are made."""
+"""Settings of the data: what a run trains on and how crops are made."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -11,11 +11,11 @@ from mpamatch.settings import Count, Positive, Share, Whole, settings
 
 @settings("data")
 class DataConfig:
-    """The data of a run.
+    """Settings of the data of a run.
 
     Attributes:
         root: a prepared data set (a folder that `mpamatch prepare` wrote).
-        split: name of a file in its splits/; may be left out where one exists.
+        split: name of a file in its splits/; may be left out if there is one at most.
         crop: side of the square crops, in pixels of the scaled image.
         scale: factor on every image's size before anything else, in training and prediction (0.5 halves it).
         zoom: range of the random magnification of a crop, log-uniform.
@@ -23,8 +23,8 @@ class DataConfig:
         weak_colour: colour augmentation of weak and labelled views as a share of the strong one's, 0 to 1.
         batch: labelled images per step, over all ranks.
         unlabelled_batch: unlabelled images per step, over all ranks.
-        feed: what decodes and augments: torchvision, dali, or auto (dali for a GPU where it is installed).
-        on_error: stop at an image that cannot be used, or skip it: its slot takes the next that can.
+        feed: what decodes and augments: torchvision, dali, or auto (dali for a GPU if it is installed).
+        on_error: stop at an image that cannot be used, or skip it: the next one that can be used takes its slot.
         workers: processes (torchvision) or threads (dali, one at least) that decode and augment ahead; 0 does it in
             the training process.
         cache_mb: decoded images kept in memory, per process, in MiB.

@@ -1,1 +1,1 @@
-"""Configuration, the one training loop, checkpoints, evaluation, metrics."""
+"""Configuration, the one training loop, checkpoints, evaluation, metrics, the log of a run."""

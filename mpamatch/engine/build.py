@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run."""
+"""Builders of the objects of a run from its configuration."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +18,20 @@ from mpamatch.models.network import Network
 
 
 def open_data(config: Config) -> Prepared:
-    """The prepared set of the configuration. Raises InputError where data.root is not given or not prepared."""
+    """Loads the prepared set of the configuration. Raises InputError if data.root is not given or not prepared."""
     if not config.data.root:
         raise InputError("data.root: no data set given; add --data.root FOLDER (mpamatch prepare makes one).")
     return load_prepared(Path(config.data.root))
 
 
 def build_training(config: Config, prepared: Prepared, *, fresh: bool = True) -> Method:
-    """Builds the method on its network, from the seed. The network comes first, so that runs of different methods with
-    one seed start from the same weights. `fresh=False` (resuming) leaves out weights that a checkpoint brings."""
+    """Builds the method on its network, with initial weights from engine.seed.
+
+    The network is built first, so that runs of different methods with one seed start from the same weights.
+
+    Args:
+        fresh: False if a checkpoint is loaded afterwards: an encoder that is trained in full is not loaded twice.
+    """
     torch.manual_seed(config.engine.seed)
     brought = not fresh and config.model.tuning == "full"
     model = build_model(replace(config.model, encoder_weights=None) if brought else config.model, len(prepared.classes))
@@ -37,7 +42,7 @@ def build_training(config: Config, prepared: Prepared, *, fresh: bool = True) ->
 def build_feed(
     config: Config, prepared: Prepared, method: Method, *, rank: int, ranks: int, device: torch.device
 ) -> Feed:
-    """The feed of this rank's share of every global batch, for a step on `device`."""
+    """Builds the feed of this rank's share of every global batch, for steps on `device`."""
     lists = weak_training_lists if method.image_labels else training_lists
     labelled, unlabelled = lists(prepared, config.data.split)
     encoder = method.model.encoder
@@ -59,7 +64,7 @@ def build_feed(
 
 
 def build_segmenter(config: Config, prepared: Prepared, model: Network) -> Segmenter:
-    """The model ready for whole images, as the configuration scales and tiles them."""
+    """Wraps the network for whole images, scaled and cut into windows as the configuration says."""
     settings = SegmenterSettings(
         class_names=prepared.class_names,
         colours=prepared.colours,
@@ -75,13 +80,13 @@ def build_segmenter(config: Config, prepared: Prepared, model: Network) -> Segme
 
 
 def licence_notes(config: Config) -> list[str]:
-    """Terms of the weights in use that not everybody may use, to be printed once."""
+    """Lists the terms of the pretrained weights in use that restrict their use, each once."""
     used = [config.model.encoder] if config.model.encoder_weights else []
     used += [name for tower in config.trains.towers if (name := tower.encoder(config.method))]
     return [note for name in dict.fromkeys(used) if (note := licence_of(name))]
 
 
 def frozen_identity(method: Method) -> dict[str, dict[str, str]]:
-    """What a checkpoint leaves out because it never changes: which weights, from where, with which SHA-256."""
+    """Names the frozen weights, which no checkpoint holds: tower → where they came from and their SHA-256."""
     encoder = encoder_identity(method.model)
     return ({"encoder": encoder} if encoder else {}) | method.identities

@@ -1,6 +1,6 @@
-"""What a run resumes from: RUN/checkpoints/last.safetensors holds the method, the optimizer and the step.
+"""The checkpoint that resumes, RUN/checkpoints/last.safetensors: the method, the optimizer and the step.
 
-Frozen towers are not in it: their source and SHA-256 are.
+Frozen towers are not in it, only their source and SHA-256.
 """
 
 import dataclasses
@@ -21,7 +21,13 @@ METHOD, OPTIMIZER = "method/", "optimizer/"
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, the best validation score and its step."""
+    """How far a run has come.
+
+    Attributes:
+        step: steps done.
+        best: highest validation mDice so far, 0 to 1; −1 before the first validation, NaN without validation labels.
+        best_step: the step that it was reached at; −1 before the first validation.
+    """
 
     step: int = 0
     best: float = -1.0
@@ -35,7 +41,7 @@ def save_last(
     progress: Progress,
     frozen: dict[str, dict[str, str]],
 ) -> None:
-    """Everything to resume from, in one file that replaces the former one in one rename."""
+    """Writes all that resuming needs to one file, which replaces a former one by one rename."""
     tensors = {METHOD + name: value for name, value in learned_state(method).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
@@ -45,7 +51,10 @@ def save_last(
 def load_last(
     path: Path, method: Method, optimizer: torch.optim.Optimizer, frozen: dict[str, dict[str, str]]
 ) -> Progress:
-    """Restores both in place. Raises InputError if the file does not fit or frozen weights changed."""
+    """Restores method and optimizer in place and returns how far the run had come.
+
+    Raises InputError if the file is for something else, does not fit, or the frozen weights have changed.
+    """
     tensors, about = read_tensors(path)
     if "progress" not in about:
         raise InputError(f"{path}: holds no state to resume from; it was written for something else.")

@@ -1,4 +1,4 @@
-"""One configuration: settings from next to what they configure, recipes in YAML, any field from the command line.
+"""The configuration of a run: settings classes beside what they configure, recipes in YAML, fields as options.
 
 Values go one way: recipe < file < flags, a mapping of sections → the settings classes, which check them once.
 """
@@ -24,33 +24,33 @@ from mpamatch.settings import Count, Fraction, NonNegative, fields_of, from_word
 DEFAULT_METHOD = "mpamatch"
 OPTIONS = ("recipe", "config", "run", "resume")  # of `mpamatch train` beside the fields
 SECTIONS = ("data", "model", "method", "engine")
-_UNLABELLED = {"data.unlabelled_batch"}  # fields of no meaning to a method without unlabelled images
+_UNLABELLED = {"data.unlabelled_batch"}  # fields that do nothing for a method without unlabelled images
 Content = dict[str, dict[str, Any]]  # section → field → value
 
 
 @settings("engine")
 class EngineConfig:
-    """The loop.
+    """Settings of the training loop.
 
     Attributes:
         steps: optimizer steps.
         optimizer: adamw or sgd (momentum .9).
-        learning_rate: of the heads, at the start.
-        power: of the polynomial decay to zero.
-        weight_decay: on matrices and convolutions.
+        learning_rate: at the first step; a pretrained encoder has model.encoder_lr_scale times as much.
+        power: exponent of the polynomial decay of the learning rate to zero.
+        weight_decay: of matrices and convolutions; norms and biases have none.
         precision: 32, bf16 (mixed) or 64 (for tests of exactness).
-        device: auto, cpu or cuda.
-        seed: of weights and draws.
+        device: auto (the GPU if there is one), cpu or cuda.
+        seed: of initial weights and of all draws.
         compile: none; default (torch.compile turns the step into one graph); or reduce-overhead (the same, replayed as
             a CUDA graph on one GPU).
         accumulate: passes that a step's batch is cut into, for memory; each normalises by its own pixels.
         fused: whether the optimizer is one fused kernel.
-        keep_memory: whether freed memory stays with the process on a CPU; off, each step touches new pages.
+        keep_memory: whether freed memory stays with the process on a CPU; if not, each step touches new pages.
         channels_last: auto (on a GPU), true or false: the memory layout of the network.
-        validate_every: steps between validations; the best one's weights are kept.
+        validate_every: steps between validations; the weights that scored best are kept.
         save_every: steps between checkpoints to resume from.
         log_every: steps between lines of metrics.jsonl.
-        overlap: of neighbouring windows in validation and prediction, as a share of the window.
+        overlap: of neighbouring windows in validation and prediction, as a share of their side.
     """
 
     steps: Count = 2000
@@ -74,31 +74,45 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a run; saved in its config.yaml."""
+    """All settings of a run; saved in its config.yaml.
+
+    Attributes:
+        recipe: the recipe or file that it started from; it names the run's folder.
+        data: what it trains on and how crops are made.
+        model: settings of the network that the method trains.
+        method: settings of the method; its `name` chooses the class.
+        engine: settings of the training loop.
+    """
 
     recipe: str
     data: DataConfig
-    model: Any  # settings of the network that the method trains
-    method: Any  # settings of one of the methods
+    model: Any
+    method: Any
     engine: EngineConfig
 
     @property
     def trains(self) -> type[Method]:
-        """The class of the method."""
+        """The class of the method that the run trains."""
         return METHODS[self.method.name]
 
 
 def recipes() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """Lists the names of the recipes that come with the package."""
     folder = resources.files("mpamatch.recipes")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequence[str] = ()) -> Config:
-    """Makes a configuration from defaults < recipe < file < flags such as ["--method.threshold", "0.9"].
+    """Makes a configuration from defaults < recipe < file < flags.
 
-    Raises InputError in one sentence that names the field: an unknown one (and the nearest right one), a wrong value,
-    or one given by file or flag that would do nothing with the method, network and values chosen.
+    Args:
+        recipe: the name of a recipe of the package; None: none.
+        file: a YAML file of sections data, model, method, methods, engine; None: none.
+        flags: words of the command line, such as ["--method.threshold", "0.9"].
+
+    Raises:
+        InputError: a field is unknown (the sentence names the nearest one), a value is wrong, or a field given by file
+            or flag would do nothing with the method, network and values chosen.
     """
     content = _recipe(recipe) if recipe is not None else {}
     own = _read_yaml(file) if file is not None else {}
@@ -121,7 +135,7 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
 
 
 def load_saved(path: Path) -> Config:
-    """Reads the configuration of a run folder."""
+    """Reads the configuration of a run, RUN/config.yaml. Raises InputError if it is missing or wrong."""
     if not path.is_file():
         raise InputError(f"{path.parent}: is no run folder (it has no {path.name}).")
     content = _read_yaml(path)
@@ -137,7 +151,7 @@ def load_saved(path: Path) -> Config:
 
 
 def flags_for(method: str, flags: Sequence[str]) -> list[str]:
-    """The flags without those for fields of other methods and networks alone, and without the name of a method."""
+    """Selects the flags for a method: not method.name, and no field that only other methods or networks have."""
     chosen = METHODS.find(method)
     known = {name for one in METHODS.values() for name in _names(_classes(one))}
     others = known - {*_names(_classes(chosen))} | {"method.name"}
@@ -154,7 +168,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def field_help() -> list[tuple[str, str, str]]:
-    """Every field of every section, method and network: its name, its default and what it means."""
+    """Lists every field of every section, network and method: its name, its default and what it means."""
     lines = []
     for section, configuration in _classes(METHODS[DEFAULT_METHOD]).items():
         if section not in ("model", "method"):
@@ -177,7 +191,7 @@ def _help(section: str, configuration: type, of: str = "") -> list[tuple[str, st
 
 
 def _classes(method: type[Method]) -> dict[str, type]:
-    """The settings class of each section."""
+    """Returns the settings class of each section."""
     return {
         "data": DataConfig,
         "model": method.network.configuration,
@@ -193,7 +207,7 @@ def _recipe(name: str) -> Content:
 
 
 def _read_yaml(path: Path) -> Content:
-    """The sections of a file, without empty ones. Raises InputError for one that is unknown or holds no settings."""
+    """Reads the sections of a file, without empty ones. Raises InputError if one is unknown or holds no settings."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -220,10 +234,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _for_method(content: Mapping[str, Any], method: type[Method]) -> Content:
-    """The settings that hold for `method`: `methods: {name: settings}` folded into `method`.
+    """Selects the settings that hold for `method`: `methods: {name: settings}` is folded into `method`.
 
-    If a flag chose another method than the file's own, the settings of that one do not apply, and of the network's only
-    those that both networks have.
+    If a flag chose another method than the file's own, the settings of the file's method do not apply, and of those of
+    its network only what both networks have.
     """
     of_methods = content.get("methods") or {}
     for known in of_methods:
@@ -242,7 +256,7 @@ def _for_method(content: Mapping[str, Any], method: type[Method]) -> Content:
 
 
 def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Field and word of each flag. Raises InputError for a word without a field, and for a field without a word."""
+    """Yields field and word of each flag. Raises InputError for a word without a field or a field without a word."""
     words = iter(flags)
     for flag in words:
         if not flag.startswith("--"):
@@ -267,7 +281,7 @@ def _check_names(content: Content, classes: Mapping[str, type], source: str) -> 
 
 
 def _unknown_flag(field: str, method: type[Method], classes: Mapping[str, type]) -> InputError:
-    """The error for a field that the chosen method has not: who has it, or which name is near."""
+    """Builds the error for a field that the chosen method lacks: it names the methods that have it, or a near name."""
     section, _, name = field.partition(".")
     owners = []
     if section == "method":
@@ -280,7 +294,7 @@ def _unknown_flag(field: str, method: type[Method], classes: Mapping[str, type])
 
 
 def _changed(content: Content, classes: Mapping[str, type]) -> list[str]:
-    """The fields that a file sets to something else than their default."""
+    """Lists the fields that a file sets to something else than their default."""
     blank = {section: configuration() for section, configuration in classes.items()}
     return [
         f"{section}.{name}"
@@ -291,7 +305,7 @@ def _changed(content: Content, classes: Mapping[str, type]) -> list[str]:
 
 
 def _check_idle(made: Mapping[str, Any], method: type[Method], given: Sequence[str]) -> None:
-    """Raises InputError for the first field among `given` that does nothing with the method or the other values."""
+    """Raises InputError if a field among `given` does nothing with the method or the other values."""
     for field in given:
         if field in _UNLABELLED and not method.strong_views:
             raise InputError(f"{field}: does nothing for {method.name}, which takes no unlabelled images.")

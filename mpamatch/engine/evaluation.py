@@ -1,4 +1,4 @@
-"""Scores of a model on one part of a prepared set."""
+"""Evaluation of a model on one part of a prepared set."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,12 +20,23 @@ TOGETHER = 8  # images whose windows share batches
 def evaluate(
     segmenter: Segmenter, images: ImageCache, part: str, *, objects: bool, known: bool = False
 ) -> dict[str, Any]:
-    """Scores over the labelled images of `part`, as `SegmentationMetrics.compute` gives them: fractions 0..1.
+    """Scores the predictions for the labelled images of a part.
 
-    `known`: the network is told by its image-level label what each image shows, as `takes_image_labels` allows.
-    The ranks share the chunks of TOGETHER images, and their sums are added in the order of the chunks, so that any
-    number of ranks gives the same numbers to the last bit.
-    Raises InputError for an unknown part or one without labels.
+    The ranks share chunks of TOGETHER images, and the sums are added in the order of the chunks, so that any number of
+    ranks gives the same numbers to the last bit.
+
+    Args:
+        segmenter: predicts.
+        images: of the prepared set.
+        part: train, validation or test.
+        objects: whether to compute the object-level scores too.
+        known: whether the network is told each image's image-level label; only if `takes_image_labels` says so.
+
+    Returns:
+        "part", "images" (how many) and the scores of `SegmentationMetrics.compute`: fractions 0 to 1.
+
+    Raises:
+        InputError: the part is unknown or has no labelled image.
     """
     prepared = images.prepared
     if part not in PARTS:
@@ -45,13 +56,14 @@ def evaluate(
 
 
 def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> bool:
-    """Whether the network can be told what an image shows, and all labelled images of the part say it."""
+    """Tells whether the network takes image-level labels and every labelled image of the part has one."""
     return segmenter.takes_image_labels and set(prepared.labelled(part)) <= set(prepared.present)
 
 
 def _of_chunk(
     segmenter: Segmenter, images: ImageCache, names: Sequence[str], objects: bool, known: bool
 ) -> SegmentationMetrics:
+    """Scores a chunk of images, whose windows share batches unless image-level labels differ from image to image."""
     metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
     if known:
@@ -67,9 +79,18 @@ def _of_chunk(
 def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run and writes RUN/evaluation-PART.json.
 
-    `data` None stands for the data set it was trained on. "with_image_labels": the scores where the network is told
-    what each image shows, in all cases where it can be, beside those where it is not. Raises InputError where the
-    classes differ.
+    Args:
+        run: the run folder.
+        data: a prepared set; None: the one that the run was trained on.
+        part: train, validation or test.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The scores as of `evaluate`, with object-level ones; under "with_image_labels" those of the network told each
+        image's image-level label, if it takes these and all images have one.
+
+    Raises:
+        InputError: no such run, no trained model, a part that cannot be scored, or classes other than the run's.
     """
     config = load_saved(run / "config.yaml")
     if ranks.started() > 1:

@@ -1,4 +1,4 @@
-"""What a run writes and shows while it trains: metrics.jsonl, TensorBoard, a progress bar."""
+"""The log of a run while it trains: metrics.jsonl, TensorBoard, a progress bar."""
 
 import json
 import time
@@ -22,7 +22,7 @@ from mpamatch.files import replacing
 
 
 class RunLog:
-    """Writes one line per call to metrics.jsonl and TensorBoard, and shows it. Rank 0 alone has one."""
+    """Writes values to metrics.jsonl and TensorBoard and shows them on a progress bar. A context manager, of rank 0."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RunLog:
         self.task = self.bar.add_task("training", total=steps, completed=start, parts="")
 
     def _forget_after(self, start: int) -> None:
-        """A resumed run repeats what came after its checkpoint: those lines go."""
+        """Removes the lines after step `start`, which a resumed run writes anew."""
         if self.path.is_file():
             lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
             with replacing(self.path) as temporary:
@@ -74,8 +74,12 @@ class RunLog:
         self.board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of training: means since the last line, `seconds` the wall-clock of a step among them and
-        `data_seconds` that of waiting for its batch (on a GPU, where the host runs ahead, more than the GPU waits)."""
+        """Writes a line of training.
+
+        Args:
+            step: steps done.
+            values: means since the last line, as `Means.take` gives them.
+        """
         self._line({"step": step, **values})
         for name, value in values.items():
             self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
@@ -86,7 +90,7 @@ class RunLog:
         self.bar.update(self.task, completed=step, parts="  ".join(shown))
 
     def write_validation(self, step: int, scores: dict[str, Any], best: bool) -> None:
-        """One line of validation scores."""
+        """Writes a line of validation scores; `best`: whether they are the best so far."""
         self._line({"step": step, "validation": scores})
         for name in ("mdice", "miou"):
             self.board.add_scalar(f"validation/{name}", scores[name], step)
@@ -106,7 +110,7 @@ class RunLog:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line; a line cut short by a kill counts as after everything."""
+    """Reads the step of a line; a line that a kill cut short counts as after all others."""
     try:
         return int(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):

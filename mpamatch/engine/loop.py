@@ -36,10 +36,16 @@ from mpamatch.ops import dispatch
 
 @dataclass
 class TrainingResult:
-    """What a finished run hands back: its folder, the best validation score and when it was reached.
+    """What a finished training returns.
 
-    `skipped`: name → why, of the images that could not be used (data.on_error: skip). `losses` and `shares`: what the
-    method logs.
+    Attributes:
+        run: its folder.
+        best_mdice: highest validation mDice, 0 to 1; NaN without validation labels.
+        best_step: the step that it was reached at, whose weights are the best checkpoint.
+        seconds_per_step: mean wall-clock time, validation and checkpoints included.
+        skipped: image → why it could not be used (data.on_error: skip).
+        losses: the parts of the loss that the method logs.
+        shares: the fractions, 0 to 1, that the method logs.
     """
 
     run: Path
@@ -52,10 +58,19 @@ class TrainingResult:
 
 
 def train(config: Config, run: Path | None = None, *, console: Console | None = None) -> TrainingResult:
-    """Trains from the start in a new folder (numbered runs/RECIPE-001 where `run` is None).
+    """Trains from the start in a new folder.
 
-    Where torchrun starts its ranks anew, the same call goes on from the last checkpoint of the folder it chose first.
-    Raises InputError for anything wrong with configuration or data, before the folder is made.
+    After a restart of the ranks by torchrun the same call resumes from the last checkpoint of the folder that it chose
+    first.
+
+    Args:
+        config: of `load_config`.
+        run: the folder to make; None: runs/RECIPE-001, -002, …
+        console: shows progress; None: standard output.
+
+    Raises:
+        InputError: the configuration does not fit the data or the machine, `run` exists already (both before the folder
+            is made), or a value is not finite while training.
     """
     prepared = open_data(config)
     ranks.join(config.engine.device, config.engine.precision)
@@ -64,7 +79,15 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
 
 
 def resume(run: Path, *, console: Console | None = None) -> TrainingResult:
-    """Goes on with a run from its last checkpoint to the same numbers as if it had never stopped."""
+    """Resumes a run from its last checkpoint, to the same numbers as if it had never stopped.
+
+    Args:
+        run: the run folder; if it has no checkpoint yet, training starts from the beginning.
+        console: shows progress; None: standard output.
+
+    Raises:
+        InputError: `run` is no run folder, or its checkpoint does not fit the data or the weights that are here.
+    """
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder.")
     config = load_saved(run / "config.yaml")
@@ -74,12 +97,12 @@ def resume(run: Path, *, console: Console | None = None) -> TrainingResult:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """Where a run keeps what it resumes from."""
+    """Returns the path of the checkpoint that a run resumes from."""
     return run / "checkpoints" / "last.safetensors"
 
 
 def new_run(run: Path | None, recipe: str) -> Path:
-    """The folder of a new run; an explicit one must not exist."""
+    """Returns `run`, or the first free runs/RECIPE-NNN if it is None. Raises InputError if `run` exists."""
     if run is not None:
         if run.exists():
             raise InputError(f"{run}: exists already; give another folder, or go on with it by --resume {run}.")
@@ -91,12 +114,15 @@ def new_run(run: Path | None, recipe: str) -> Path:
 
 
 def choose_run(run: Path | None, config: Config) -> Path:
-    """The folder of a new run, or, after a restart by torchrun, the one that the same run had before."""
+    """Chooses the folder of a new run; after a restart by torchrun it is the one chosen before."""
     return Path(ranks.remembered(lambda: str(new_run(run, config.recipe)), run, config))
 
 
 class Trainer:
-    """Builds everything a run needs, then steps through it."""
+    """Builds what a run needs and trains it.
+
+    Raises InputError if configuration, data and machine do not fit each other.
+    """
 
     def __init__(self, config: Config, prepared: Prepared, console: Console, *, fresh: bool = True):
         self.config, self.prepared, self.console = config, prepared, console
@@ -123,7 +149,7 @@ class Trainer:
         self.segmenter = build_segmenter(config, prepared, self.method.deployed)
 
     def fit(self, run: Path) -> TrainingResult:
-        """Trains in `run`, from its last checkpoint where it has one, and returns how it went."""
+        """Trains in the folder `run`, from its last checkpoint if it has one."""
         last = last_checkpoint(run)
         progress = Progress()
         if ranks.from_first(last.is_file):
@@ -152,7 +178,7 @@ class Trainer:
         return RunLog(run, self.config.engine.steps, start, self.console, losses=losses, shares=method.shares)
 
     def _skipped(self) -> dict[str, str]:
-        """The images that the feed of any rank skipped."""
+        """Collects the images that the feeds of all ranks skipped, each with the reason."""
         return {name: why for of_rank in ranks.gather(self.feed.skipped) for name, why in of_rank.items()}
 
     def _announce(self, run: Path, progress: Progress) -> None:
@@ -186,7 +212,13 @@ class Trainer:
             self._housekeeping(run, progress, log, means, step + 1, rate)
 
     def step(self, batch: Batch, step: int, means: "Means") -> None:
-        """One step of the optimizer, its batch (on the device) in as many passes as `engine.accumulate` says."""
+        """Takes one step of the optimizer.
+
+        Args:
+            batch: on the device; cut into engine.accumulate passes.
+            step: steps done before.
+            means: takes the parts of the loss.
+        """
         clock = torch.full((), step, dtype=torch.int64, device=self.fabric.device)
         passes = self.config.engine.accumulate
         if self.config.engine.compile == "reduce-overhead":
@@ -203,7 +235,7 @@ class Trainer:
     def _housekeeping(
         self, run: Path, progress: Progress, log: RunLog | None, means: "Means", done: int, rate: float
     ) -> None:
-        """Metrics, validation and checkpoints that are due after `done` steps."""
+        """Logs, validates and saves what is due after `done` steps. Raises InputError if a value is not finite."""
         engine = self.config.engine
         last = done == engine.steps
         validates = last or done % engine.validate_every == 0
@@ -249,7 +281,7 @@ class Trainer:
 
 
 class Means:
-    """Running means of the parts of the loss, kept on the device until they are taken."""
+    """Running means of the parts of the loss, kept on the device until they are taken, and the time of a step."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -258,7 +290,7 @@ class Means:
         self.restart_clock()
 
     def waiting(self, feed: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of `feed`; the time until each is there counts as `data_seconds`."""
+        """Yields the batches of `feed` and adds the time that each is waited for to `data_seconds`."""
         source = iter(feed)
         while True:
             asked = time.perf_counter()
@@ -269,7 +301,7 @@ class Means:
             yield batch
 
     def add(self, parts: dict[str, Tensor], passes: int) -> None:
-        """The parts of one of the `passes` of a step."""
+        """Adds the parts of one of the `passes` of a step."""
         for name, value in parts.items():
             value = value.detach().float()
             # a copy: a replayed CUDA graph writes the next step's value into the same place
@@ -278,7 +310,11 @@ class Means:
         self.passes = passes
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, and the seconds per step since then: all, and those spent waiting for data."""
+        """Returns the means since the last call and starts anew; it waits for the device.
+
+        Two are times, in seconds a step: `seconds` the wall-clock time, and `data_seconds` the part spent waiting for
+        batches (on a GPU, which the host runs ahead of, more than the GPU itself waits).
+        """
         values = {name: float(total) / self.count for name, total in self.sums.items()}
         steps = self.count / self.passes
         values["seconds"] = (time.perf_counter() - self.began) / steps
@@ -288,16 +324,18 @@ class Means:
         return values
 
     def restart_clock(self) -> None:
+        """Starts the clock of `seconds` anew, so that validation and checkpoints do not count."""
         self.began = time.perf_counter()
 
 
 def weights_norm(method: Method) -> Tensor:
-    """The norm of all trained weights, (): not finite as soon as one of them is not."""
+    """Computes the norm of all trained weights, (): not finite as soon as one of them is not."""
     norms = [parameter.detach().float().norm() for parameter in method.parameters() if parameter.requires_grad]
     return torch.stack(norms).norm()
 
 
 def _check_passes(config: Config, ranks: int) -> None:
+    """Raises InputError if a batch does not divide into the passes of every rank."""
     passes = config.engine.accumulate
     for name in ("batch", "unlabelled_batch"):
         size = getattr(config.data, name)
@@ -314,7 +352,7 @@ def _channels_last(engine: EngineConfig, device: torch.device) -> bool:
 
 
 def _compiled(method: Method, engine: EngineConfig, ranks: int) -> Any:
-    """The step as one graph. Raises InputError for what cannot be one."""
+    """Compiles the step into one graph. Raises InputError for settings that do not allow it."""
     config = method.model.config
     if engine.compile == "reduce-overhead" and ranks > 1:
         raise InputError("engine.compile: reduce-overhead replays the step on one GPU; take default for several ranks.")

@@ -1,4 +1,4 @@
-"""How well labels agree: Dice and IoU, pooled and per image, and the object-level scores for glands.
+"""Scores of predicted labels: Dice and IoU, pooled and per image, and the object-level scores for glands.
 
 The object-level scores are those of the GlaS challenge: Sirinukunwattana et al., "Gland segmentation in colon
 histology images: the GlaS challenge contest", Medical Image Analysis 35, 2017.
@@ -29,16 +29,23 @@ OBJECT_SUMS = (
 class SegmentationMetrics:
     """Collects predicted and true labels image by image and computes every score at the end.
 
-    The state is three tensors on the CPU, each a sum over images, so that `merge` (or an all-reduce) of
-    what several ranks have seen gives what one rank would have: `confusion` (C, C) int64 with true classes
-    in rows, `mean_sums` (2, 4) float64 with the sums of the per-image MEANS and how many images they have,
-    `object_sums` (9,) float64.
+    The state is three tensors on the CPU, each a sum over images, so that `merge` (or an all-reduce) of what several
+    ranks have seen gives what one rank would have.
 
-    `objects`: whether to compute the object-level scores too. An object is an 8-connected region of one
-    class other than 0; touching glands are therefore one object. Regions of fewer than `smallest_object`
-    pixels are dropped from both labels (none by default, as in the challenge).
+    Args:
+        class_names: of the C classes, the background first.
+        objects: whether to compute the object-level scores too. An object is an 8-connected region of one class other
+            than 0; touching glands are therefore one object.
+        ignore: the true label of pixels that do not count.
+        smallest_object: regions of fewer pixels are dropped from both labels (none by default, as in the challenge).
 
-    Raises InputError for fewer than two classes, or an ignore index that is one of them.
+    Attributes:
+        confusion: (C, C) int64, true classes in rows.
+        mean_sums: (2, 4) float64: the sums of the per-image MEANS, and the number of images in each.
+        object_sums: (9,) float64, in the order of OBJECT_SUMS.
+
+    Raises:
+        InputError: there are fewer than two classes, or the ignore index is one of them.
     """
 
     def __init__(self, class_names: Sequence[str], objects: bool, ignore: int = 255, smallest_object: int = 0) -> None:
@@ -59,7 +66,7 @@ class SegmentationMetrics:
         label_pred: Tensor | NDArray[Any],  # (H, W) class index
         label_true: Tensor | NDArray[Any],  # (H, W) class index, or ignore
     ) -> None:
-        """Adds one image. Pixels whose true label is ignore count nowhere, whatever was predicted there.
+        """Adds an image. Pixels whose true label is ignore count nowhere, whatever was predicted there.
 
         Raises InputError for labels that are not (H, W) or differ in size, and for an index that is no class.
         """
@@ -88,7 +95,7 @@ class SegmentationMetrics:
                 self.object_sums += object_sums(*found)
 
     def merge(self, other: "SegmentationMetrics") -> None:
-        """Adds the images that `other` has seen. Raises InputError where its settings are not the same."""
+        """Adds the images that `other` has seen. Raises InputError if its settings differ."""
         for field in ("class_names", "objects", "ignore", "smallest_object"):
             mine, theirs = getattr(self, field), getattr(other, field)
             if mine != theirs:
@@ -98,16 +105,15 @@ class SegmentationMetrics:
         self.object_sums += other.object_sums
 
     def compute(self) -> dict[str, Any]:
-        """All scores, ready for JSON: fractions 0..1, and Hausdorff distances in pixels.
+        """Computes all scores, ready for JSON: fractions 0 to 1, and Hausdorff distances in pixels.
 
-        - "dice", "iou": by class name. "mdice", "miou": means over classes. "foreground_dice",
-          "foreground_iou": means without class 0, the background. All from one confusion matrix pooled over
-          images.
-        - "per_image": the four means taken in each image over the classes in its truth or prediction, then
-          averaged over images. An image of nothing but ignored pixels does not count, and one that is
-          background in truth and prediction does not count for the foreground.
-        - "objects", where asked for: "f1", "dice", "hausdorff" with the objects of all images pooled (one
-          count of detections, one total area to weigh by), as `object_scores` says.
+        - "dice", "iou": by class name. "mdice", "miou": means over classes. "foreground_dice", "foreground_iou": means
+          without class 0, the background. All from one confusion matrix pooled over images.
+        - "per_image": the four means taken in each image over the classes in its truth or prediction, then averaged
+          over images. An image of nothing but ignored pixels does not count, and one that is background in truth and
+          prediction does not count for the foreground.
+        - "objects", if asked for: "f1", "dice", "hausdorff" with the objects of all images pooled (one count of
+          detections, one total area to weigh by), as of `object_scores`.
 
         A class that is in no truth and no prediction is None and enters no mean; a mean over nothing is None.
         """
@@ -125,17 +131,17 @@ class SegmentationMetrics:
 def class_scores(
     confusion: Tensor,  # (C, C) int64, true classes in rows
 ) -> tuple[Tensor, Tensor]:  # (C,), (C,) float64
-    """Dice and IoU of each class; nan for one that is neither in the truth nor in the prediction."""
+    """Computes Dice and IoU of each class; NaN for one that is neither in the truth nor in the prediction."""
     hit = confusion.diagonal().double()
     total = confusion.sum(dim=0).double() + confusion.sum(dim=1)
     return 2 * hit / total, hit / (total - hit)
 
 
 def mean_scores(
-    dice: Tensor,  # (C,) float64, nan where absent
+    dice: Tensor,  # (C,) float64, NaN for a class that is in neither label
     iou: Tensor,  # (C,)
 ) -> Tensor:  # (4,) in the order of MEANS
-    """Means over the classes that are there, with and without class 0; nan where there is none."""
+    """Averages over the classes whose scores are numbers, with and without class 0; NaN over none."""
     return torch.stack([dice.nanmean(), iou.nanmean(), dice[1:].nanmean(), iou[1:].nanmean()])
 
 
@@ -143,13 +149,13 @@ def by_name(
     names: Sequence[str],  # N
     values: Tensor,  # (N,)
 ) -> dict[str, float | None]:
-    """A dictionary for JSON, which has no nan: None instead."""
+    """Builds a dictionary for JSON, with None for NaN, which JSON lacks."""
     return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one class in one label, numbered 1..N; arrays hold object n at n - 1."""
+    """The objects of one class in one label, numbered 1 to N; the arrays hold object n at n − 1."""
 
     numbered: NDArray[np.int64]  # (H, W), 0 elsewhere
     area: NDArray[np.int64]  # (N,)
@@ -160,7 +166,7 @@ def find_objects(
     mask: NDArray[np.bool_],  # (H, W)
     smallest: int,
 ) -> Objects:
-    """The 8-connected regions of `mask` of at least `smallest` pixels."""
+    """Finds the 8-connected regions of `mask` of at least `smallest` pixels."""
     numbered = measure.label(mask, connectivity=2)
     kept = np.bincount(numbered.ravel()) >= smallest
     kept[0] = False
@@ -170,7 +176,7 @@ def find_objects(
 
 
 def object_sums(true: Objects, pred: Objects) -> Tensor:  # (9,) float64 in the order of OBJECT_SUMS
-    """What the objects of one class in one image add to the sums that `object_scores` reads."""
+    """Computes what the objects of one class in one image add to the sums that `object_scores` reads."""
     n_true, n_pred = len(true.area), len(pred.area)
     pairs = np.bincount((true.numbered * (n_pred + 1) + pred.numbered).ravel(), minlength=(n_true + 1) * (n_pred + 1))
     shared = pairs.reshape(n_true + 1, n_pred + 1)[1:, 1:]
@@ -182,11 +188,10 @@ def detections(
     true: Objects,
     shared: NDArray[np.int64],  # (N, M) pixels of true object n and predicted object m
 ) -> tuple[int, int, int]:
-    """True positives, false positives, false negatives.
+    """Counts true positives, false positives and false negatives.
 
-    A predicted object belongs to the true object that it shares most pixels with, and is a true positive
-    where these are at least half of the true object. A true object that has no true positive is a false
-    negative.
+    A predicted object belongs to the true object that it shares most pixels with, and is a true positive if these are
+    at least half of the true object. A true object without a true positive is a false negative.
     """
     partner = partners(shared.T)
     detected = {m: n for m, n in enumerate(partner) if n is not None and 2 * shared[n, m] >= true.area[n]}
@@ -198,11 +203,10 @@ def direction(
     others: Objects,  # M
     shared: NDArray[np.int64],  # (N, M) pixels of object n and other m
 ) -> tuple[float, float, float]:
-    """Sums over `objects` of area, area · Dice and area · Hausdorff distance.
+    """Sums area, area · Dice and area · Hausdorff distance over `objects`.
 
-    Both are to the other object that shares most pixels with it. An object that shares nothing has Dice 0
-    and the Hausdorff distance to the nearest other (by that distance); where there is no other at all, it
-    is the diagonal of the image.
+    Both scores are between an object and the other that it shares most pixels with. An object that shares none has
+    Dice 0 and the smallest Hausdorff distance to any other; if there is no other, it is the diagonal of the image.
     """
     area = dice = distance = 0.0
     for n, m in enumerate(partners(shared)):
@@ -218,15 +222,15 @@ def direction(
 def partners(
     shared: NDArray[np.int64],  # (N, M) pixels of object n and other m
 ) -> list[int | None]:  # N
-    """The other that each object shares most pixels with (the first of equals); None where it shares none."""
+    """Finds the other that each object shares most pixels with (the first of equals); None if it shares none."""
     return [int(row.argmax()) if row.any() else None for row in shared]
 
 
 def nearest(objects: Objects, n: int, others: Objects) -> float:
-    """The smallest Hausdorff distance of object n to any other; the image's diagonal where there is none.
+    """Computes the smallest Hausdorff distance of object n to any other; the image's diagonal if there is none.
 
-    Two boxes' sides are at most the Hausdorff distance apart, so others are tried in the order of this
-    bound and most never are.
+    The sides of two bounding boxes are at most the Hausdorff distance apart, so others are tried in the order of this
+    bound, and most need not be.
     """
     best = math.hypot(*objects.numbered.shape) if len(others.area) == 0 else math.inf
     bounds = np.abs(others.boxes - objects.boxes[n]).max(axis=1, initial=0)
@@ -238,7 +242,7 @@ def nearest(objects: Objects, n: int, others: Objects) -> float:
 
 
 def hausdorff(objects: Objects, n: int, others: Objects, m: int) -> float:
-    """The largest distance from any pixel of one object to the nearest of the other, both ways, in pixels."""
+    """Computes the largest distance, in pixels, from a pixel of either object to the nearest pixel of the other."""
     top, left = np.minimum(objects.boxes[n], others.boxes[m])[:2]
     bottom, right = np.maximum(objects.boxes[n], others.boxes[m])[2:]
     one = objects.numbered[top:bottom, left:right] == n + 1
@@ -251,13 +255,11 @@ def hausdorff(objects: Objects, n: int, others: Objects, m: int) -> float:
 def object_scores(
     sums: Tensor,  # (9,) float64 in the order of OBJECT_SUMS
 ) -> dict[str, float | None]:
-    """The GlaS challenge's three scores.
+    """Computes the three scores of the GlaS challenge; None for all without any object, true or predicted.
 
     - "f1": 2 TP / (2 TP + FP + FN), see `detections`.
-    - "dice", "hausdorff": half the mean over true objects and half the mean over predicted ones, weighted
-      by area, see `direction`. Where only one side has objects, its mean is the score.
-
-    Without any object, true or predicted, all three are None.
+    - "dice", "hausdorff": half the mean over true objects and half the mean over predicted ones, weighted by area, see
+      `direction`. If only one side has objects, its mean is the score.
     """
     hit, extra, missed = sums[:3].tolist()
     area, dice, distance = sums[3:].view(2, 3).T
