@@ -1,1 +1,1 @@
-"""One module per command, imported once it is chosen; each has `run(arguments) -> exit code`."""
+"""One module per command, imported when it is chosen; each has `run(arguments)`, which returns the exit code."""

@@ -1,4 +1,4 @@
-"""`mpamatch bench`."""
+"""`mpamatch bench`: measures the kernels against what one would use instead, or tunes them."""
 
 import argparse
 from pathlib import Path
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def choose(operation: str | None) -> list[Benchmark]:
-    """All benchmarks, or those of one operation."""
+    """Selects all benchmarks, or those of one operation. Raises InputError if there is none of that name."""
     if operation is None:
         return list(BENCHMARKS)
     chosen = [benchmark for benchmark in BENCHMARKS if operation in benchmark.operation.split("+")]
@@ -50,7 +50,7 @@ def choose(operation: str | None) -> list[Benchmark]:
 
 
 def report(found: list[rows.Row]) -> None:
-    """The measurements, and what they say of the goals."""
+    """Prints the measurements, and beside each goal whether it is met."""
     rows.show("measurements", rows.HEADER, [rows.cells(row) for row in found], text_columns=5)
     verdicts = [verdict.cells() for verdict in goals.judge(found)]
     if verdicts:
@@ -58,7 +58,7 @@ def report(found: list[rows.Row]) -> None:
 
 
 def draw(results: Path) -> None:
-    """The roofline of a results file beside it, where matplotlib is installed."""
+    """Draws the roofline of a results file as a PNG beside it, if matplotlib is installed."""
     try:
         from mpamatch.benchmarks import roofline
     except ImportError as error:

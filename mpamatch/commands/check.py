@@ -1,4 +1,4 @@
-"""`mpamatch check DATA`: what would go wrong, by file, and a sheet of samples to look at."""
+"""`mpamatch check DATA`: names every problem of a prepared set by file and draws a contact sheet."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from mpamatch.data.checks import Report, examine, write_contact_sheet
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """`arguments`: data. Exit code 1 where training would go wrong."""
+    """Checks the folder `arguments.data`; returns 1 if a problem would spoil training, else 0."""
     root = Path(arguments.data)
     report = examine(root)
     console = Console()

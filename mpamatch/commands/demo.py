@@ -1,4 +1,4 @@
-"""The demo: made-up tissue, supervised training and a semi-supervised method beside it, a table, overlays."""
+"""The demo: synthetic tissue, a supervised and a semi-supervised training, a table and overlays."""
 
 import time
 from collections.abc import Sequence
@@ -30,7 +30,17 @@ SHOWN = 5
 
 
 def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Console) -> int:
-    """Makes tissue, trains supervised and `config.method` for the same steps, prints both, draws unseen images; 0."""
+    """Makes tissue, trains `supervised` and the method of `config` for the same steps, and shows both on unseen images.
+
+    Args:
+        config: of the recipe demo with the user's flags.
+        folder: the folder to make; None: runs/demo-001, -002, …
+        flags: the user's, for the supervised training too, as far as it has the fields.
+        console: shows progress and results.
+
+    Returns:
+        The exit code, 0.
+    """
     began = time.perf_counter()
     ranks.join(config.engine.device)
     run = ranks.from_first(lambda: choose_run(folder, config))
@@ -68,13 +78,13 @@ def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Con
 
 
 def prepare(root: Path, seed: int) -> tuple[Prepared, str]:
-    """The made-up set and the name of its split; what a rank before a restart has made is taken as it is."""
+    """Makes the set and its split; returns the set and the split's name. A set made before a restart is kept."""
     prepared = load_prepared(root) if (root / "dataset.json").is_file() else make_tissue(root, seed)
     return prepared, write_split(prepared, LABELLED_PATIENTS, 0).stem
 
 
 def make_tissue(root: Path, seed: int) -> Prepared:
-    """Training, validation and test images of different made-up patients, prepared as any data set is."""
+    """Writes training, validation and test images of different synthetic patients in the prepared form."""
     raw = raw_set(images=TRAIN + VALIDATION + TEST, seed=seed)
     parts = ["train"] * TRAIN + ["validation"] * VALIDATION + ["test"] * TEST
     items: list[Item] = [replace(item, part=part) for item, part in zip(raw.items, parts, strict=True)]
@@ -82,7 +92,7 @@ def make_tissue(root: Path, seed: int) -> Prepared:
 
 
 def use_text(config: Config) -> tuple[Config, str]:
-    """Switches text prototypes on if the method can have them and MiniLM is installed; says which it was."""
+    """Switches text prototypes on if the method can have them and MiniLM is installed; returns also a word on it."""
     if TEXT not in config.trains.towers:
         return config, "not used by this method"
     if chosen := TEXT.encoder(config.method):
@@ -94,7 +104,7 @@ def use_text(config: Config) -> tuple[Config, str]:
 
 
 def table(results: dict[str, dict[str, Any]], prepared: Prepared) -> Table:
-    """Test scores of both methods in percent."""
+    """Builds the table of both methods' test scores, in percent."""
     shown = Table(title=f"{results['supervised']['images']} unseen images, pooled")
     shown.add_column("method")
     for name in ("mDice", "mIoU", *(f"Dice {c}" for c in prepared.class_names[1:]), "object F1", "s/step"):
@@ -107,7 +117,7 @@ def table(results: dict[str, dict[str, Any]], prepared: Prepared) -> Table:
 
 
 def draw_unseen(path: Path, prepared: Prepared, runs: dict[str, Path]) -> Path:
-    """Test images with the truth and both predictions over them."""
+    """Draws test images with the true label and both predictions over them. Returns `path`."""
     images = ImageCache(prepared, cache_mb=0)
     names = prepared.labelled("test")[:: len(prepared.labelled("test")) // SHOWN][:SHOWN]
     pairs = [images.labelled(name) for name in names]

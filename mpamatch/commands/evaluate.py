@@ -1,4 +1,4 @@
-"""`mpamatch evaluate`."""
+"""`mpamatch evaluate RUN`: scores a run on one part of its data."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ from mpamatch.engine.evaluation import evaluate_run
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table of scores and writes RUN/evaluation-PART.json; returns 0."""
+    """Evaluates `arguments.run`, prints the scores and writes RUN/evaluation-PART.json; returns 0."""
     data = Path(arguments.data) if arguments.data else None
     scores = evaluate_run(Path(arguments.run), data, arguments.part, arguments.device)
     console = Console(quiet=ranks.rank() > 0)
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(scores: dict[str, Any]) -> Table:
-    """Dice and IoU per class in percent, pooled over the part."""
+    """Builds the table of Dice and IoU per class, in percent, pooled over the part."""
     result = Table(title=f"{scores['part']}: {scores['images']} images, pooled")
     for name, side in (("class", "left"), ("Dice", "right"), ("IoU", "right")):
         result.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ def table(scores: dict[str, Any]) -> Table:
 
 
 def summary(scores: dict[str, Any]) -> list[str]:
-    """The means per image, the object scores, and with and without being told what images show; a line each."""
+    """Formats a line each: the means over images, the object scores, the scores without and with image-level labels."""
     each = scores["per_image"]
     lines = [f"mean over images: mDice {percent(each['mdice'])}, mIoU {percent(each['miou'])}"]
     if scores.get("objects"):
@@ -54,5 +54,5 @@ def summary(scores: dict[str, Any]) -> list[str]:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as percent with two digits; – where there is none."""
+    """Formats a fraction as percent with two digits; None as –."""
     return "–" if value is None else f"{100 * value:.2f}"

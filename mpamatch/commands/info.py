@@ -1,4 +1,4 @@
-"""`mpamatch info`."""
+"""`mpamatch info`: versions, devices, kernels, methods, encoders, recipes."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ PACKAGES = ("mpamatch", "torch", "torchvision", "timm", "open_clip_torch", "ligh
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what is here and what runs; returns 0."""
+    """Prints what is installed and which backend each operation runs on; returns 0."""
     facts = gather(check=arguments.check)
     if arguments.json:
         print(json.dumps(facts, indent=1))
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gather(*, check: bool = False) -> dict[str, Any]:
-    """Facts about this installation, ready for JSON; with `check`, the kernels also prove themselves against eager."""
+    """Collects facts about this installation, ready for JSON; with `check`, kernels are compared with eager first."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(),
@@ -63,7 +63,7 @@ def _extension() -> dict[str, str]:
 
 
 def _operation(name: str, check: bool) -> str:
-    """What runs on each device that is here, and why the other backends do not."""
+    """Says which backend runs on each device that is here, and why the others do not."""
     lines = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         if check:

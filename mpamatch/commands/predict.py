@@ -1,4 +1,4 @@
-"""`mpamatch predict`: labels, overlays and areas for images that nobody has annotated."""
+"""`mpamatch predict RUN INPUT…`: masks, overlays and areas for images."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,11 +15,10 @@ from mpamatch.inference.segmenter import Segmenter
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predicts `arguments.inputs` with the run `arguments.run` into `arguments.out`; exit code 0.
+    """Predicts `arguments.inputs` with the run `arguments.run` into `arguments.out`; returns 0.
 
     `arguments.device` is auto, cpu or cuda; `arguments.overlap` the share of a side that windows have in common, None
-    for that of the run.
-    Raises InputError where the run, an input or the output folder is not as it should be.
+    for that of the run. Raises InputError if the run, an input or the output folder cannot be used.
     """
     inputs = [Path(given) for given in arguments.inputs]
     out = Path(arguments.out)
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def summary(areas: Sequence[Areas], segmenter: Segmenter) -> Table:
-    """One line per class over all images: pixels, share and, where the size of a pixel is known, mm²."""
+    """Builds a table of all images together: by class pixels, share and, if the size of a pixel is known, mm²."""
     microns = segmenter.settings.microns_per_pixel
     total = sum(one.width * one.height for one in areas)
     table = Table(title=f"{len(areas)} image{'s' if len(areas) != 1 else ''}")

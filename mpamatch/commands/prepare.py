@@ -1,4 +1,4 @@
-"""`mpamatch prepare KIND [SOURCE] DEST`: any raw set into the one prepared form."""
+"""`mpamatch prepare KIND [SOURCE] DEST`: writes a raw data set in the prepared form."""
 
 import argparse
 from dataclasses import replace
@@ -14,7 +14,10 @@ from mpamatch.errors import InputError
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """`arguments`: kind, source, dest, microns_per_pixel, and every option of any kind, None or False if not given."""
+    """Prepares `arguments.source` into `arguments.dest`, prints a table and what to do next; returns 0.
+
+    `arguments` has every option of any kind, None or False if it was not given.
+    """
     kind = kind_named(arguments.kind)
     raw = _raw_set(kind, arguments)
     dest = Path(arguments.dest)
@@ -38,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _raw_set(kind: Kind, arguments: argparse.Namespace) -> RawSet:
+    """Opens the raw set with the options given. Raises InputError if an option does not fit."""
     options = _options(kind, arguments)
     if kind.takes_source:
         if arguments.source is None:
@@ -53,7 +57,7 @@ def _raw_set(kind: Kind, arguments: argparse.Namespace) -> RawSet:
 
 
 def _options(kind: Kind, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options given, by keyword; one that `kind` does not take is an error, for it would silently do nothing."""
+    """Collects the options given, by keyword. Raises InputError for one that `kind` does not take."""
     given: dict[str, Any] = {}
     for option in every_option():
         value = getattr(arguments, option.keyword)

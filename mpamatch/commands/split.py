@@ -1,4 +1,4 @@
-"""`mpamatch split DATA --labelled 10%|N`: which training images count as labelled."""
+"""`mpamatch split DATA --labelled 10%|N`: chooses which training images count as labelled."""
 
 import argparse
 from collections import Counter
@@ -9,7 +9,7 @@ from mpamatch.data.splits import draw_split, save_split
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """`arguments`: data, labelled, seed."""
+    """Draws a split of `arguments.data` by `arguments.labelled` and `.seed`, and writes it; returns 0."""
     prepared = load_prepared(Path(arguments.data))
     split = draw_split(prepared, arguments.labelled, arguments.seed)
     path = save_split(prepared, split)
@@ -29,5 +29,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _images_alone(prepared: Prepared) -> int:
-    """How many images are the only one of their group."""
+    """Counts the images that are the only one of their group."""
     return sum(images == 1 for images in Counter(prepared.groups.values()).values())

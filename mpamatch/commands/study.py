@@ -1,4 +1,4 @@
-"""`mpamatch study`: one choice swept over paired seeds, a table and a figure."""
+"""`mpamatch study NAME`: sweeps one choice over paired seeds and makes a table and a figure."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ LABELLED = "10%"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the runs that are missing, then writes and prints table and figure; 1 where a run failed, else 0."""
+    """Does the runs that are missing, then writes table and figure; returns 1 if a run failed, else 0."""
     study = plans.find_study(arguments.study)
     console = Console()
     sweep, runs, points, left_out = plan(study, arguments)
@@ -40,7 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[StudyRun], list[Point], list[Point]]:
-    """What is to run, its points, and those that cannot. Checks everything, then writes study.json and the splits."""
+    """Checks everything, plans the runs, and writes study.json and the splits.
+
+    Returns:
+        The sweep, its runs, the points they are of, and the points left out because no image would be unlabelled.
+
+    Raises:
+        InputError: options, configuration or data do not allow the study; nothing is written then.
+    """
     if ranks.started() > 1:
         raise InputError("study: starts its own processes; leave out torchrun and say how many at a time with --jobs.")
     _check_numbers(arguments)
@@ -70,7 +77,7 @@ def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Study
 
 
 def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out: Path, console: Console) -> None:
-    """Writes table.csv, table.md and figure.png of what is there so far, and prints the table."""
+    """Writes table.csv, table.md and figure.png of the results so far, and prints the table."""
     names = {one.name for one in runs}
     results = [result for result in read_results(out) if result["name"] in names]
     if not results:
@@ -97,7 +104,7 @@ def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out:
 def draw(
     study: Study, points: Sequence[Point], results: Sequence[RunResult], path: Path, part: str, reference: str
 ) -> None:
-    """The figure; along its axis stands what the study varies, and a curve per method where that is not the method."""
+    """Draws the figure: along its axis what the study varies, with a curve per method unless that is the method."""
     from mpamatch.report.study import Curve, draw_study
 
     found, references = scores.by_key(results, part), plans.references(study, points)
@@ -140,7 +147,7 @@ def _values(study: Study, arguments: argparse.Namespace) -> list[str]:
 
 
 def _words(given: str | None, otherwise: Sequence[str], option: str) -> list[str]:
-    """The words between commas, each once."""
+    """Splits `given` at its commas, each word once; `otherwise` if it is None. Raises InputError for an empty word."""
     words = list(otherwise) if given is None else [word.strip() for word in given.split(",")]
     if not all(words):
         raise InputError(f"{option} {given!r}: expected words with commas between them.")
@@ -148,7 +155,7 @@ def _words(given: str | None, otherwise: Sequence[str], option: str) -> list[str
 
 
 def _labelled(study: Study, arguments: argparse.Namespace, split: str | None) -> str:
-    """The budget of every point, or the name of the one split that all seeds share."""
+    """Chooses the budget of every point, or the name of the one split that all seeds share."""
     if study.varies == "labels" and (arguments.labelled or split):
         given = "--labelled" if arguments.labelled else "data.split"
         raise InputError(f"{given}: study labels draws its own splits; say which with --values, such as 5%,10%.")
@@ -165,7 +172,7 @@ def _check_parts(prepared: Prepared, sweep: Sweep) -> None:
 
 
 def _claim(study: Study, sweep: Sweep, flags: Sequence[str]) -> None:
-    """Writes down what the folder's runs share. Raises InputError where it holds runs of other settings."""
+    """Writes study.json, what the folder's runs share. Raises InputError if the folder holds runs of other settings."""
     path = Path(sweep.out) / "study.json"
     shared = {name: value for name, value in asdict(sweep).items() if name not in ("out", "test")}
     about = {"study": study.name, **shared, "data": str(Path(sweep.data).resolve()), "flags": list(flags)}

@@ -1,4 +1,4 @@
-"""`mpamatch train`."""
+"""`mpamatch train`: trains a model, resumes a run or, without arguments, runs the demo."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ SHOWN = 5  # names of skipped images
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, resumes, or with no argument at all runs the demo; returns 0."""
+    """Trains, resumes or runs the demo as `arguments` say, or lists all fields; returns 0."""
     if arguments.fields:
         for name, default, meaning in field_help():
             print(f"--{name}: {meaning} (default: {default})")
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(result: TrainingResult, console: Console) -> None:
-    """Figures, and the last lines a user reads."""
+    """Draws the figures of a finished training and prints the best score and what to do next; on rank 0 alone."""
     from mpamatch.report.figures import draw_training
 
     if ranks.rank() > 0:
@@ -69,7 +69,7 @@ def report(result: TrainingResult, console: Console) -> None:
 
 
 def quiet_libraries() -> None:
-    """Hushes what libraries say about themselves and a user can do nothing about."""
+    """Silences warnings of libraries that a user can do nothing about."""
     import logging
 
     for name in ("lightning_fabric", "lightning.fabric", "torch.utils.data"):

@@ -1,1 +1,1 @@
-"""Tiles, segmentation of files, masks and overlays."""
+"""A trained model on images of any size and on files: windows, labels, masks, overlays, areas."""

@@ -1,4 +1,4 @@
-"""The checkpoint that predicts, RUN/checkpoints/best.safetensors: a network and all it takes to use it."""
+"""The checkpoint that predicts, RUN/checkpoints/best.safetensors: a network and the settings to use it with."""
 
 import dataclasses
 from pathlib import Path
@@ -14,12 +14,12 @@ from mpamatch.tensors import read_tensors, write_tensors
 
 
 def best_checkpoint(run: Path) -> Path:
-    """Where a run keeps the network that predicts."""
+    """Returns the path of the checkpoint that a run predicts with."""
     return run / "checkpoints" / "best.safetensors"
 
 
 def save_segmenter(path: Path, segmenter: Segmenter) -> None:
-    """Writes the network of `segmenter` and its settings. A frozen encoder is named, not written."""
+    """Writes the network of `segmenter` and its settings; of a frozen encoder only the source and SHA-256."""
     network: Any = segmenter.model
     identity = encoder_identity(network)
     about = {
@@ -34,8 +34,13 @@ def save_segmenter(path: Path, segmenter: Segmenter) -> None:
 def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
     """Loads the trained network of a run folder (its best checkpoint), ready to predict.
 
-    Raises InputError if `run` is no run folder, has no checkpoint yet, or needs a frozen encoder's file that has
-    changed or gone.
+    Args:
+        run: the folder that `mpamatch train` wrote.
+        device: auto (the GPU if there is one), cpu or cuda.
+
+    Raises:
+        InputError: `run` is no run folder or has no checkpoint yet, a frozen encoder's file has changed or gone, or
+            cuda was asked for and torch sees no GPU.
     """
     path = best_checkpoint(run)
     if not run.is_dir():
@@ -62,7 +67,7 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
 
 
 def _settings(about: dict[str, Any]) -> SegmenterSettings:
-    """The settings in a checkpoint; in one of version 0.1.0 they stand beside the other entries."""
+    """Reads the settings from a checkpoint; in one of version 0.1.0 they stand beside the other entries."""
     known = [field.name for field in dataclasses.fields(SegmenterSettings)]
     values = about.get("segmenter") or {name: about[name] for name in known if name in about}
     return SegmenterSettings(**values)

@@ -1,4 +1,4 @@
-"""Prediction on files and folders: masks, overlays and a table of areas."""
+"""Prediction for image files and folders: masks, overlays and a table of areas."""
 
 import csv
 import os
@@ -19,13 +19,13 @@ from mpamatch.files import replacing
 from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, write_png
 from mpamatch.inference.segmenter import Segmenter
 
-READERS = 2  # decoding takes a quarter of the time that painting and writing takes
+READERS = 2  # threads; decoding takes a quarter of the time that painting and writing takes
 MOST_WRITERS = 8
 
 
 @dataclass(frozen=True)
 class Areas:
-    """How much of one image each class covers."""
+    """How many pixels of an image each class covers."""
 
     file: Path
     name: str  # of its mask and overlay, without the suffix
@@ -35,7 +35,7 @@ class Areas:
 
 
 def alone(value: Any) -> list[Any]:
-    """What one rank gathers."""
+    """Gathers the values of all ranks, of which there is only this one."""
     return [value]
 
 
@@ -48,27 +48,37 @@ def predict_files(
     ranks: int = 1,
     gather: Callable[[Any], list[Any]] = alone,
 ) -> list[Areas]:
-    """Predicts every input and writes three things into the new or empty folder `out`:
+    """Predicts the label of every image and writes masks, overlays and a table of areas:
 
     - `masks/<name>.png`: the label, uint8 class index, at the image's own size;
     - `overlays/<name>.png`: the image with the classes painted over it;
-    - `areas.csv`: one row per image with file, name, width, height, and for each class its pixels, its share
-      (0..1) and, where the segmenter knows the microns per pixel, its mm².
+    - `areas.csv`: one row per image with file, name, width, height, and for each class its pixels, its share (0 to 1)
+      and, if the segmenter knows the microns per pixel, its mm².
 
-    An input is an image file or a folder, of which the images at its top level are taken (.png, .jpg,
-    .jpeg, .bmp, .tif, .tiff). `<name>` is the file's stem; where two inputs share one, the later is called
-    `<folder>-<stem>`.
+    `<name>` is the file's stem; if two images share one, the later is called `<folder>-<stem>`.
 
-    Threads read the images ahead of the model and write what it found, so up to eight masks and overlays are made
-    at a time. The first image that cannot be read stops everything with its name; nothing is written for it or those
-    after it, while masks and overlays of the images before it stay and areas.csv lists them. Where one cannot be
-    written, up to seven after it may be, which areas.csv does not list.
+    Threads read the images ahead of the model and write what it found, up to eight masks and overlays at a time. The
+    first image that cannot be read ends the prediction: nothing is written for it and those after it, while masks and
+    overlays of the images before it stay, and areas.csv lists them. If a result cannot be written, up to seven after it
+    may be, which areas.csv does not list.
 
-    Of several ranks each predicts every ranks-th image, and one that cannot be read stops its own rank alone; rank 0
-    writes areas.csv, and the error and all rows reach every rank. `gather` gives the values of all ranks by rank.
+    Of several ranks each predicts every ranks-th image, and an image that cannot be read ends the work of its rank
+    alone; rank 0 writes areas.csv.
 
-    Raises InputError for no input, a missing one, a folder without images, a file that is no readable
-    image, and an `out` that is a file or a folder with something in it.
+    Args:
+        segmenter: predicts.
+        inputs: image files, and folders whose images at the top level are taken (.png, .jpg, .jpeg, .bmp, .tif, .tiff).
+        out: a new or empty folder.
+        rank: which of the `ranks` this process is.
+        ranks: how many processes share the images.
+        gather: returns the values of all ranks, by rank.
+
+    Returns:
+        The areas of all images, those of other ranks too, in the order of the inputs.
+
+    Raises:
+        InputError: there is no input or one is missing, a folder holds no image, a file is no readable image, or `out`
+            is a file or not empty; on every rank, whichever had it.
     """
     named = named_apart(list_images(inputs))
     check_empty(out)
@@ -92,13 +102,13 @@ def predict_files(
 
 
 def in_order(by_rank: Sequence[Sequence[Areas]]) -> list[Areas]:
-    """The areas of all ranks, of which each had every len(by_rank)-th image, in the order of the images."""
+    """Merges the areas of all ranks, of which each had every len(by_rank)-th image, into the order of the images."""
     placed = [(rank + len(by_rank) * at, one) for rank, mine in enumerate(by_rank) for at, one in enumerate(mine)]
     return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
 
 
 def predict_each(segmenter: Segmenter, files: Sequence[tuple[Path, str]], out: Path) -> Iterator[Areas]:
-    """Predicts each file, writes its mask and overlay under the name beside it, and tells its areas, in order.
+    """Predicts each (file, name), writes mask and overlay under that name, and yields the areas, in order.
 
     Raises InputError at the first file that cannot be read, once all before it are done.
     """
@@ -132,6 +142,7 @@ def _write(
     segmenter: Segmenter,
     out: Path,
 ) -> Areas:
+    """Writes mask and overlay of an image and counts its pixels by class."""
     write_png(out / "masks" / f"{name}.png", label)
     write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.settings.colours))
     pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
@@ -139,7 +150,7 @@ def _write(
 
 
 def list_images(inputs: Sequence[Path]) -> list[Path]:
-    """The image files that `inputs` mean, folders in order of name, each file once.
+    """Lists the image files among `inputs` and in their folders, these in order of name; each file once.
 
     Raises InputError for no input, one that does not exist, and a folder without images at its top level.
     """
@@ -164,7 +175,7 @@ def _images_of(given: Path) -> list[Path]:
 
 
 def check_empty(out: Path) -> None:
-    """Raises InputError where `out` is a file or holds anything: results of two runs are never mixed."""
+    """Raises InputError if `out` is a file or not empty: results of two runs are never mixed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
     if out.is_dir() and any(out.iterdir()):
@@ -172,7 +183,7 @@ def check_empty(out: Path) -> None:
 
 
 def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each file with a name of its own, in more than capitals (some file systems ignore these)."""
+    """Gives each file a name of its own; names differ in more than case, which some file systems ignore."""
     taken: set[str] = set()
     named = []
     for file in files:
@@ -187,7 +198,7 @@ def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
 def write_areas(
     path: Path, areas: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None
 ) -> None:
-    """Writes the table described at `predict_files`, whole or not at all."""
+    """Writes areas.csv, described at `predict_files`, whole or not at all."""
     quantities = ["pixels", "share"] + (["mm2"] if microns_per_pixel else [])
     header = ["file", "name", "width", "height"]
     header += [f"{name} {quantity}" for name in class_names for quantity in quantities]
@@ -204,7 +215,7 @@ def write_areas(
 
 
 def square_millimetres(pixels: int, microns_per_pixel: float) -> float:
-    """The area of so many pixels."""
+    """Computes the area, in mm², of so many pixels."""
     return pixels * (microns_per_pixel / 1000) ** 2
 
 

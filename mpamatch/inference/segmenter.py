@@ -1,4 +1,4 @@
-"""A trained model and everything it needs to turn an image file into a label."""
+"""A trained network on images of any size: scaling, normalisation, windows, precision."""
 
 import math
 from collections import deque
@@ -22,27 +22,28 @@ from mpamatch.inference.tiles import segment_each
 # floats than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
 LARGEST_ON_DEVICE = 2**28
 
-MOST_AT_A_TIME = 8  # batches on a CPU: each holds its activations, of ViT-L and 8 windows of 256² 370 MB
+MOST_AT_A_TIME = 8  # batches on a CPU: each holds its activations, 370 MB for ViT-L and 8 windows of 256²
 
 
 @dataclass(frozen=True)
 class SegmenterSettings:
-    """What a network needs beside it to turn images into labels; saved with it.
+    """The settings of a Segmenter, saved beside the weights.
 
     Attributes:
         class_names: of the C classes, the background first.
-        colours: RGB 0..255, one per class.
-        mean, std: of RGB in 0..1, which images are normalised by.
+        colours: RGB of each class, 0 to 255.
+        mean: of R, G and B in 0 to 1, subtracted from images.
+        std: of R, G and B in 0 to 1, which images are divided by then.
         window: side of the square that the network sees, in pixels of the scaled image.
-        scale: what every image is resized by before the network sees it (0.5: half the size); results come back at the
-            image's own size.
+        scale: factor on an image's size before the network sees it (0.5 halves it); results have the image's own size.
         microns_per_pixel: of images before scaling; None if it is not known.
         overlap: share of a side that neighbouring windows have in common, 0 <= overlap < 1.
         batch: the most windows in one call of the network.
-        precision: 32, bf16, or 64 for a network of float64 parameters.
+        precision: 32, bf16 (mixed), or 64 for a network of float64 parameters.
 
-    Raises InputError for numbers of colours and classes that differ, more than 255 classes (255 means ignore), a scale
-    that is not positive, or an unknown precision.
+    Raises:
+        InputError: numbers of colours and classes differ, there are more than 255 classes (255 means ignore), the scale
+            is not positive, or the precision is unknown.
     """
 
     class_names: tuple[str, ...]
@@ -72,11 +73,14 @@ class SegmenterSettings:
 
 
 class Segmenter:
-    """A network with what it takes to use it on images of any size.
+    """Predicts labels and class probabilities of images of any size.
 
-    `model(x)` takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window, window). It
-    runs where its parameters lie, and in evaluation mode: modes are put back after each call, so a model that is being
-    trained can be validated in between.
+    It runs on the device of the model's parameters, in evaluation mode; each submodule's mode is restored after a call,
+    so that a model can be validated while it is being trained.
+
+    Attributes:
+        model: takes (B, 3, window, window) float32 and returns an object whose `logits` are (B, C, window, window).
+        settings: how images are scaled, normalised and cut into windows, and the names of the classes.
     """
 
     def __init__(self, model: nn.Module, settings: SegmenterSettings) -> None:
@@ -84,17 +88,17 @@ class Segmenter:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class; a label's values are places in it."""
+        """The names of the classes; the values of a label are indices into them."""
         return self.settings.class_names
 
     @property
     def takes_image_labels(self) -> bool:
-        """Whether the network can be told which classes an image shows."""
+        """Whether the network can be told the image-level label of an image."""
         return bool(getattr(self.model, "takes_image_labels", False))
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters lie; the CPU for a model without any."""
+        """The device of the model's parameters; the CPU for a model without any."""
         parameter = next(self.model.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -107,14 +111,21 @@ class Segmenter:
     def probabilities(
         self,
         image: np.ndarray | Sequence[np.ndarray],  # (H, W, 3) uint8, or several of any sizes
-        present: np.ndarray | None = None,  # (C,) 1 for the classes that all of them are known to show
+        present: np.ndarray | None = None,  # (C,) float32
     ) -> Tensor | list[Tensor]:
-        """Class probabilities (C, H, W) float32 at the image's own size; a list of them for several images.
+        """Computes class probabilities at the image's own size. Windows of several images share batches.
 
-        They lie on the model's device, those of very large images in host memory. Several images share
-        batches. `present` is for a network that `takes_image_labels`.
+        Args:
+            image: one image, or a list of them.
+            present: the image-level label of all of them, 1 for the classes they are known to show; for a network that
+                `takes_image_labels`.
 
-        Raises InputError for an image that is not (H, W, 3) uint8 or a model with another number of classes.
+        Returns:
+            (C, H, W) float32 for one image, a list of these for several; on the model's device, or in host memory for
+            very large images.
+
+        Raises:
+            InputError: an image is not (H, W, 3) uint8, or the model has another number of classes.
         """
         if isinstance(image, np.ndarray):
             return self.probabilities([image], present)[0]
@@ -125,17 +136,23 @@ class Segmenter:
         self,
         images: Iterable[np.ndarray],  # each (H, W, 3) uint8, of any size
     ) -> Iterator[Tensor]:
-        """The label (H, W) uint8 of each image, in order and as soon as it is done, where `probabilities` would lie.
+        """Predicts the label of each image, in order, each as soon as it is done.
 
-        Windows run on from one image to the next, so that small images fill batches; up to two batches of them are
-        taken before the first label comes. Raises InputError as `probabilities` does.
+        Batches take the windows of one image after the other, so that small images fill them. Images are taken ahead of
+        the labels, as many as fill the batches under way.
+
+        Yields:
+            (H, W) uint8 class index, on the model's device, or in host memory for very large images.
+
+        Raises:
+            InputError: as `probabilities` does.
         """
         return (most_probable(probability) for probability in self._each(images))
 
     def _each(
         self, images: Iterable[np.ndarray], home: torch.device | None = None, present: np.ndarray | None = None
     ) -> Iterator[Tensor]:
-        """Class probabilities of each image; while they are made it lies in `home`, else where there is room for it."""
+        """Computes class probabilities of each image, summed up on `home` or, if that is None, where there is room."""
         sizes: deque[tuple[int, int]] = deque()
 
         def prepared() -> Iterator[Tensor]:
@@ -161,14 +178,19 @@ class Segmenter:
         self,
         image: np.ndarray | str | Path,  # (H, W, 3) uint8, or an image file
     ) -> np.ndarray:
-        """The label (H, W) uint8: the index of the most probable class of every pixel.
+        """Predicts the label of an image.
 
-        Raises InputError for a file that cannot be read as an image, and as `probabilities` does.
+        Returns:
+            (H, W) uint8: the index of the most probable class of every pixel.
+
+        Raises:
+            InputError: a file cannot be read as an image, or as `probabilities` does.
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         return most_probable(self.probabilities(pixels)).cpu().numpy()
 
     def _logits(self, windows: Tensor, told: tuple[Tensor, ...] = ()) -> Tensor:
+        """Runs the model on its device, in the precision of the settings; `told`: the image-level label, if any."""
         device = self.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"):
             x = windows.to(device, torch.float64 if self.settings.precision == "64" else windows.dtype)
@@ -182,7 +204,7 @@ class Segmenter:
 
     @property
     def _threads(self) -> int:
-        """How many batches run at a time: on a CPU one a thread, as threads that share a batch wait for each other.
+        """How many batches run at a time: on a CPU one per thread, as threads that share a batch wait for each other.
 
         On two cores of an AMD EPYC with other work on them, ViT-L takes 1.7 s an image of 256² instead of 3.1, the
         small model 6 ms a window of 112² instead of 13.
@@ -190,7 +212,7 @@ class Segmenter:
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if self.device.type == "cpu" else 1
 
     def _home(self, pixels: int) -> torch.device:
-        """Where images of so many pixels in all are kept, and their probabilities."""
+        """Chooses the device that keeps images of so many pixels in all, and their probabilities."""
         return self.device if pixels * len(self.class_names) <= LARGEST_ON_DEVICE else torch.device("cpu")
 
     def _at_own_size(
@@ -199,21 +221,22 @@ class Segmenter:
         height: int,
         width: int,
     ) -> Tensor:  # (C, height, width)
+        """Resizes probabilities of the scaled image to the size of the image itself."""
         if probability.shape[1:] == (height, width):
             return probability
         probability = probability.to(self._home(height * width))
-        shrinks = self.settings.scale > 1  # where it grows, antialiasing only takes twice as long
+        shrinks = self.settings.scale > 1  # if it grows, antialiasing only takes twice as long
         return F.interpolate(probability[None], size=(height, width), mode="bilinear", antialias=shrinks)[0]
 
 
 def most_probable(probability: Tensor) -> Tensor:  # (C, H, W) -> (H, W) uint8
-    """The index of the most probable class."""
+    """Finds the index of the most probable class of every pixel."""
     # max, not argmax: two classes at 6000² take 0.4 s instead of 6.3 s (torch 2.11, one CPU core).
     return probability.max(dim=0).indices.to(torch.uint8)
 
 
 def scaled(size: Sequence[int], scale: float) -> list[int]:
-    """Height and width of an image after scaling; no side vanishes."""
+    """Computes height and width of an image after scaling, at least one pixel each."""
     return [max(1, round(side * scale)) for side in size]
 
 
@@ -223,14 +246,13 @@ def prepare_image(
     mean: Sequence[float],  # (3,) of RGB in 0..1
     std: Sequence[float],  # (3,)
 ) -> Tensor:  # (3, round(H·scale), round(W·scale)) float32
-    """An image as a model sees it: resized by `scale` (bilinear, antialiased, 8 bits), then normalised.
+    """Makes an image what a model sees: resizes it by `scale` (bilinear, antialiased, 8 bits) and normalises it.
 
     Raises InputError for an image that is not (H, W, 3) uint8.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel.")
-    # Torch takes no read-only or negatively strided array (a flipped view); copying these alone costs
-    # nothing else.
+    # Torch takes no read-only or negatively strided array (a flipped view): these alone are copied.
     writable = image if image.flags.writeable and min(image.strides) > 0 else image.copy()
     pixels = torch.from_numpy(writable).permute(2, 0, 1)
     size = scaled(image.shape[:2], scale)
@@ -242,14 +264,20 @@ def prepare_image(
 
 
 def to_predict(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` itself, on `device`, in evaluation mode and channels-last: on one core of an AMD EPYC the small model
-    takes 6.5 ms a window of 112² in batches of 8 instead of 7.4 (in training it loses)."""
+    """Moves `model` to `device`, in evaluation mode and channels-last; returns it.
+
+    Channels-last, on one core of an AMD EPYC the small model takes 6.5 ms a window of 112² in batches of 8 instead of
+    7.4 (in training it loses).
+    """
     return model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def precision_on(device: torch.device, precision: str) -> str:
-    """`precision`, but 32 for bf16 on a CPU without AVX-512, which would imitate it: on one core of an AMD EPYC the
-    small model takes 141 ms a window of 112² instead of 9, ViT-L 53 s an image of 256² instead of 2.3."""
+    """Returns `precision`, but 32 for bf16 on a CPU without AVX-512, which would imitate it.
+
+    On one core of an AMD EPYC the small model takes 141 ms a window of 112² so instead of 9, ViT-L 53 s an image of
+    256² instead of 2.3.
+    """
     imitates = (
         precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
     )
@@ -258,7 +286,7 @@ def precision_on(device: torch.device, precision: str) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each submodule is in its own mode again (frozen ones may differ)."""
+    """Puts the model into evaluation mode and afterwards each submodule back into its own (frozen ones may differ)."""
     modes = [(module, module.training) for module in model.modules()]
     if not any(training for _, training in modes):  # setting what is set already takes 2 ms, a small network's batch 50
         yield

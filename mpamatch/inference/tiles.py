@@ -15,7 +15,7 @@ from mpamatch.errors import InputError
 
 
 class Window(NamedTuple):
-    """One window of an image: where it starts, and its share in the result along each side."""
+    """A window of an image: where it starts, and its share in the result along each side."""
 
     top: int
     left: int
@@ -24,9 +24,9 @@ class Window(NamedTuple):
 
 
 class Canvas:
-    """The result of one image in the making.
+    """The probabilities of an image, summed up window by window.
 
-    Raises InputError for an image that is not (3, H, W).
+    Raises InputError if the image is not (3, H, W).
     """
 
     def __init__(self, image: Tensor, window: int, stride: int):
@@ -38,9 +38,11 @@ class Canvas:
         self.total: Tensor | None = None  # (C, H, W) once the number of classes is known
 
     def cut(self, at: Window) -> Tensor:  # (3, window, window)
+        """Cuts a window out of the padded image."""
         return self.padded[:, at.top : at.top + self.side, at.left : at.left + self.side]
 
     def add(self, at: Window, probability: Tensor) -> None:  # (C, window, window)
+        """Adds the probabilities of a window, weighted by its share."""
         if self.total is None:
             size = (len(probability), *self.padded.shape[1:])
             self.total = torch.zeros(size, dtype=torch.float32, device=self.padded.device)
@@ -50,16 +52,17 @@ class Canvas:
         self.missing -= 1
 
     def result(self) -> Tensor:  # (C, H, W) float32
+        """Returns the probabilities once no window is missing, cropped to the image."""
         assert self.total is not None
         return crop_from_window(self.total, self.image)
 
 
 def origins(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along one side so that they cover [0, length).
+    """Places windows along one side so that they cover [0, length); returns where they start.
 
-    The first starts at 0, the last ends with the side, neighbours are at most `stride` apart and evenly
-    spread. A side no longer than the window gets the one origin 0 (`Canvas` pads it). So every window is
-    of full size: a thin strip at the end is something that no model was trained on.
+    The first starts at 0, the last ends with the side, neighbours are at most `stride` apart and evenly spread. A side
+    no longer than the window gets the one origin 0 (`Canvas` pads it). So every window has its full size: no model was
+    trained on thin strips.
 
     Raises InputError unless length ≥ 1 and 1 ≤ stride ≤ window.
     """
@@ -82,20 +85,30 @@ def segment_each(
     batch: int,
     threads: int = 1,
 ) -> Iterator[Tensor]:
-    """Class probabilities (C, H, W) float32 of each image, in order, each as soon as its last window is done.
+    """Computes class probabilities of each image, in order, each as soon as its last window is done.
 
-    The model sees nothing but full windows, at most `batch` at a time. Windows run on from one image to the next, so
-    every batch but the last is full, an image of the window's own size costs exactly one row, and no more images are
-    held than have windows in the batches under way. Neighbouring windows share at least the fraction `overlap` of a
-    side; their softmax probabilities are averaged with Hann weights. An image smaller than the window is reflected to
-    it (its border repeated if it is too small to reflect) and the result cropped back.
+    The model sees full windows alone. Batches take the windows of one image after the other, so every batch but the
+    last is full, an image of the window's own size costs one place in a batch, and only images with windows in the
+    batches under way are held. Softmax probabilities of overlapping windows are averaged with Hann weights. An image
+    smaller than the window is padded to it by reflection (its border is repeated if it is too small to reflect), and
+    the result is cropped back.
 
-    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model may move its
-    windows to another device. It is called in inference mode. With `threads` so many batches run at a time, the model
-    in a thread for each, which has its share of torch's threads; the last batch is divided among them.
+    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model is called in
+    inference mode and may move windows to another device.
 
-    Raises InputError for an overlap outside [0, 1) and a window or batch below 1, before an image is taken; for an
-    image that is not (3, H, W), and a model whose output is not (B, C, window, window).
+    Args:
+        window: side of the window, in pixels.
+        overlap: the least share of a side that neighbouring windows have in common, 0 <= overlap < 1.
+        batch: the most windows in one call of the model.
+        threads: batches that run at a time, each in a thread with its share of torch's threads; the last batch is
+            divided among them.
+
+    Yields:
+        (C, H, W) float32 probabilities.
+
+    Raises:
+        InputError: overlap, window or batch is out of range (before an image is taken), an image is not (3, H, W), or
+            the model's output is not (B, C, window, window).
     """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")
@@ -111,6 +124,7 @@ WindowBatch = list[tuple[Canvas, Window]]
 def _in_batches(
     model: Callable[[Tensor], Tensor], canvases: Iterable[Canvas], batch: int, threads: int
 ) -> Iterator[Tensor]:
+    """Runs the model over the windows of all canvases and yields each result once it is complete."""
     begun: deque[Canvas] = deque()
 
     def run(windows: WindowBatch) -> tuple[WindowBatch, Tensor]:
@@ -127,7 +141,7 @@ def _in_batches(
 
 
 def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threads: int) -> Iterator[WindowBatch]:
-    """The windows of all images, of which each is put into `begun`; what is left for the last batch, by threads."""
+    """Cuts the windows of all images into batches and notes each image in `begun`; the last batch is cut by threads."""
     waiting: WindowBatch = []
     for canvas in canvases:
         begun.append(canvas)
@@ -144,7 +158,7 @@ Ran = TypeVar("Ran")
 
 
 def _at_a_time(run: Callable[[WindowBatch], Ran], batches: Iterator[WindowBatch], threads: int) -> Iterator[Ran]:
-    """Runs so many batches at a time, or a single one with all of torch's threads."""
+    """Runs `threads` batches at a time; a single batch with all of torch's threads."""
     first = list(islice(batches, 2))
     if len(first) < 2:
         yield from map(run, first)
@@ -156,8 +170,8 @@ def _at_a_time(run: Callable[[WindowBatch], Ran], batches: Iterator[WindowBatch]
         torch.set_num_threads(share)
         return run(windows)
 
-    # Here too: threads woken to prepare and blend would spin on the cores that the batches need; of two threads on a
-    # busy machine an image of 224² of the small model takes 27 ms of CPU time so, else 48.
+    # In this thread too: threads woken to prepare and blend would spin on the cores that the batches need; with two
+    # threads on a busy machine an image of 224² of the small model takes 27 ms of CPU time so, else 48.
     torch.set_num_threads(share)
     try:
         yield from ahead(with_a_share, chain(first, batches), threads=threads)
@@ -169,7 +183,7 @@ def probabilities(
     model: Callable[[Tensor], Tensor],
     windows: Tensor,  # (B, 3, w, w)
 ) -> Tensor:  # (B, C, w, w) float32, on the windows' device
-    """Raises InputError where the model's output does not match the windows."""
+    """Computes softmax probabilities of windows. Raises InputError if the model's output does not match them."""
     with torch.inference_mode():
         logits = model(windows)
         if logits.ndim != 4 or len(logits) != len(windows) or logits.shape[2:] != windows.shape[2:]:
@@ -181,18 +195,17 @@ def probabilities(
 
 
 def grid(image: Tensor, window: int, stride: int) -> list[Window]:
-    """The windows of an image; their shares over any pixel sum to 1."""
+    """Places windows over an image; their shares in any pixel sum to 1."""
     rows = shares(image.shape[1], window, stride, image.device)
     columns = shares(image.shape[2], window, stride, image.device)
     return [Window(top, left, row_share, column_share) for top, row_share in rows for left, column_share in columns]
 
 
 def shares(length: int, window: int, stride: int, device: torch.device) -> list[tuple[int, Tensor]]:
-    """Each origin along one side with the share (window,) float32 that its window has in each pixel's result.
+    """Computes each origin along one side with its window's share, (window,) float32, in the result of each pixel.
 
-    The blend is separable: what windows weigh in total is (sum along rows) ⊗ (sum along columns), so
-    dividing the weights by these sums beforehand replaces an (H, W) map of weights and a division of the
-    whole result.
+    The blend is separable: the total weight of windows is (sum along rows) ⊗ (sum along columns), so dividing the
+    weights by these sums beforehand replaces an (H, W) map of weights and a division of the whole result.
     """
     starts = origins(length, window, stride)
     middle = torch.arange(window, dtype=torch.float64) + 0.5
@@ -207,7 +220,7 @@ def pad_to_window(
     image: Tensor,  # (3, H, W)
     window: int,
 ) -> Tensor:  # (3, max(H, window), max(W, window))
-    """Grows short sides to the window around the image; one that is large enough comes back as it is."""
+    """Pads short sides to the window, the image in the middle; one that is large enough is returned as it is."""
     for axis in (1, 2):
         before, after = margins(image.shape[axis], window)
         if before + after == 0:
@@ -222,7 +235,7 @@ def crop_from_window(
     result: Tensor,  # (C, max(H, window), max(W, window))
     image: Tensor,  # (3, H, W)
 ) -> Tensor:  # (C, H, W)
-    """Takes off again what `pad_to_window` put around the image."""
+    """Crops a result by what `pad_to_window` added to the image."""
     height, width = image.shape[1:]
     top = margins(height, result.shape[1])[0]
     left = margins(width, result.shape[2])[0]
@@ -230,6 +243,6 @@ def crop_from_window(
 
 
 def margins(length: int, window: int) -> tuple[int, int]:
-    """How many pixels to put before and after a side to reach `window`; after is never the fewer."""
+    """Computes how many pixels to add before and after a side to reach `window`; never more before than after."""
     missing = max(0, window - length)
     return missing // 2, missing - missing // 2

@@ -1,1 +1,1 @@
-"""Figures of a run."""
+"""Figures of runs and studies."""

@@ -32,7 +32,8 @@ def draw_training(run: Path, losses: Sequence[str], shares: Sequence[str]) -> li
         losses: the parts of the loss that its method logs.
         shares: the fractions, 0 to 1, that its method logs.
 
-    Returns the paths of what was written; nothing for a run without a line of metrics.
+    Returns:
+        The paths of what was written; none for a run without a line of metrics.
     """
     lines = _read(run / "metrics.jsonl")
     if not lines:
@@ -51,7 +52,7 @@ def draw_examples(
     colours: Sequence[tuple[int, int, int]],
     class_names: Sequence[str],
 ) -> Path:
-    """One row per image: the image, then it with the labels of each column over it. Returns `path`."""
+    """Draws a row per image: the image, then the image under the labels of each column. Returns `path`."""
     titles = ["image", *columns]
     size = (2.5 * len(titles), 2.5 * len(images) + 0.5)
     figure, axes = plt.subplots(len(images), len(titles), figsize=size, squeeze=False, layout="constrained")
@@ -68,6 +69,7 @@ def draw_examples(
 
 
 def _draw(path: Path, panels: Sequence[Any], lines: list[dict[str, Any]]) -> Path:
+    """Draws panels side by side over the steps. Returns `path`."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, layout="constrained")
     for axis, panel in zip(axes[0], panels, strict=True):
         panel(axis, lines)

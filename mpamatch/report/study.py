@@ -13,7 +13,7 @@ SPREAD = 0.18  # between the methods that share a value, in steps of the axis
 
 @dataclass(frozen=True)
 class Curve:
-    """A method over the values of a study; what was not measured is left out."""
+    """The scores of a method over the values of a study; values without a measurement are left out."""
 
     name: str
     scores: dict[str, dict[int, float]]  # value → seed → mDice in percent
@@ -23,7 +23,20 @@ class Curve:
 def draw_study(
     path: Path, curves: Sequence[Curve], values: Sequence[str], *, title: str, axis: str, part: str, reference: str
 ) -> Path:
-    """Left: each seed a thin line, the mean bold; right: the differences with their 95 % intervals. Returns `path`."""
+    """Draws a study: on the left each seed as a thin line and the mean in bold, on the right the paired differences.
+
+    Args:
+        path: the PNG to write.
+        curves: one per method.
+        values: of the study, along the axis.
+        title: above both panels.
+        axis: what the values are.
+        part: of the data that was scored, test or validation.
+        reference: what the differences are to, in words.
+
+    Returns:
+        `path`.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for number, curve in enumerate(curves):
         shift = SPREAD * (number - (len(curves) - 1) / 2)

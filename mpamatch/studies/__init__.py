@@ -1,1 +1,1 @@
-"""Sweeps of training runs: what is varied, how the runs are done, what is made of their scores."""
+"""Studies: what they vary, how their runs are done, and the statistics of the scores."""

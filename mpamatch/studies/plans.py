@@ -13,7 +13,7 @@ from mpamatch.settings import fields_of
 from mpamatch.studies.sweep import StudyRun, Sweep
 
 NO_TEXT = "none"  # the point of `prompts` without text prototypes
-WITH_SEED = ("shuffled", "random")  # prompts of which every seed has a draw of its own
+WITH_SEED = ("shuffled", "random")  # prompts that are drawn anew for every seed
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,11 @@ class Study:
 
     Attributes:
         varies: a field of the configuration; or "labels" (the budget) or "methods".
-        reference: the value that the other values are compared with; None: the first method at the same budget is.
-        text: whether text prototypes are switched on (MiniLM) where the recipe has none.
+        axis: what is varied, in words.
+        values: of what is varied.
+        reference: the value that the others are compared with; None: methods are compared with the first one, at the
+            same budget.
+        text: whether text prototypes are switched on (MiniLM) if the recipe has none.
     """
 
     name: str
@@ -106,8 +109,8 @@ class Point:
 
     method: str
     labelled: str
-    value: str  # of what the study varies, where that is a field
-    trial: str  # what the settings are called: prototypes-10
+    value: str  # of what the study varies, if that is a field
+    trial: str  # name of the settings: prototypes-10
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -115,14 +118,14 @@ class Point:
 
 
 def find_study(name: str) -> Study:
-    """Raises InputError naming the nearest study."""
+    """Finds the study called `name`. Raises InputError, with the nearest right name, if there is none."""
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
     return STUDIES[name]
 
 
 def points(study: Study, methods: Sequence[str], values: Sequence[str], labelled: str) -> list[Point]:
-    """Every point once, methods side by side."""
+    """Lists every point once, methods side by side."""
     budgets = values if study.varies == "labels" else (labelled,)
     field = study.varies.partition("method.")[2]
     trials = [(value, f"{field}-{value}") for value in values] if field else [("", "recipe")]
@@ -130,20 +133,20 @@ def points(study: Study, methods: Sequence[str], values: Sequence[str], labelled
 
 
 def along(study: Study, point: Point) -> str:
-    """Where a point stands on the study's axis."""
+    """Returns the value of a point on the study's axis."""
     return {"labels": point.labelled, "methods": point.method}.get(study.varies, point.value)
 
 
 def possible(found: Sequence[Point], splits: Mapping[tuple[str, int], Split]) -> list[Point]:
-    """Without those whose method learns from unlabelled images where a budget leaves none."""
+    """Leaves out points whose method learns from unlabelled images if their budget leaves none."""
     full = {budget for (budget, _), split in splits.items() if len(split.images) == split.of_images}
     return [point for point in found if point.labelled not in full or not METHODS[point.method].strong_views]
 
 
 def references(study: Study, found: Sequence[Point]) -> dict[tuple[str, str, str], tuple[str, str, str]]:
-    """The point that each is compared with: the reference value of its method, or the first method of its budget.
+    """Finds the key of the point that each is compared with: that of the reference value, or of the first method.
 
-    Where the reference value is not among the values, the first value takes its place.
+    If the reference value is not among the values, the first value takes its place.
     """
 
     def group(point: Point) -> tuple[str, str]:
@@ -157,7 +160,7 @@ def references(study: Study, found: Sequence[Point]) -> dict[tuple[str, str, str
 
 
 def reference_name(study: Study, found: Sequence[Point]) -> str:
-    """What `references` compares with, in words."""
+    """Says in words what `references` compares with."""
     if study.reference is None:
         return f"{found[0].method} on the same patients"
     values = [point.value for point in found]
@@ -173,9 +176,9 @@ def planned_runs(
     flags: Sequence[str],
     class_names: Sequence[str],
 ) -> list[StudyRun]:
-    """Seeds outermost, so that an interrupted study holds whole pairs.
+    """Plans the runs, seed by seed, so that an interrupted study holds whole pairs.
 
-    Raises InputError where the configuration or the descriptions of a point are wrong, before anything runs.
+    Raises InputError if the configuration or the descriptions of a point are wrong, before anything runs.
     """
     planned: list[StudyRun] = []
     for seed in seeds:
@@ -191,7 +194,7 @@ def planned_runs(
 
 
 def check_flags(study: Study, methods: Sequence[str], flags: Sequence[str]) -> None:
-    """Raises InputError for what the study sets itself, and for fields that none of its methods has."""
+    """Raises InputError for a field that the study sets itself or that none of its methods has."""
     for flag in flags:
         name = flag[2:].partition("=")[0]
         if not flag.startswith("--"):
@@ -205,6 +208,7 @@ def check_flags(study: Study, methods: Sequence[str], flags: Sequence[str]) -> N
 
 
 def _settings(study: Study, point: Point, seed: int) -> list[str]:
+    """Lists the flags that set a point's value."""
     if not study.varies.startswith("method."):
         return []
     if study.name == "prompts" and point.value == NO_TEXT:
@@ -214,7 +218,7 @@ def _settings(study: Study, point: Point, seed: int) -> list[str]:
 
 
 def _with_text(study: Study, run: StudyRun, sweep: Sweep) -> StudyRun:
-    """The run with MiniLM where neither the recipe nor a flag says which text encoder, or that there is none."""
+    """Adds MiniLM to the run unless the recipe or a flag says which text encoder to take, or none."""
     if any(flag.partition("=")[0] == "--method.text_encoder" for flag in run.flags):
         return run
     config = sweep.configuration(replace(run, flags=()))  # its own settings need not make sense without text
@@ -230,5 +234,6 @@ def _with_text(study: Study, run: StudyRun, sweep: Sweep) -> StudyRun:
 
 
 def _check(config: Config, class_names: Sequence[str]) -> None:
+    """Raises InputError if the descriptions do not fit the classes."""
     if TEXT in config.trains.towers and TEXT.encoder(config.method):
         descriptions(config.method, class_names)

@@ -17,7 +17,15 @@ Key = tuple[str, str, str]  # labelled, method, trial
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the differences per seed, its standard error and its 95 % interval (Student's t)."""
+    """The mean difference between two points over the seeds that both have.
+
+    Attributes:
+        pairs: seeds.
+        mean: in points of mDice.
+        error: its standard error.
+        low: of its 95 % interval, by Student's t.
+        high: of the same interval.
+    """
 
     pairs: int
     mean: float
@@ -28,7 +36,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """A point of a study over its seeds; `sd` (over seeds) is NaN for one seed, `difference` None without two pairs."""
+    """A row of the table: a point of a study over its seeds.
+
+    Attributes:
+        mean: mDice in percent.
+        sd: its standard deviation over seeds; NaN for one seed.
+        difference: to the reference; None for the reference itself and for fewer than two pairs.
+        seconds: per step, the median over seeds.
+    """
 
     labelled: str
     method: str
@@ -41,17 +56,17 @@ class Row:
 
 
 def part_scored(results: Sequence[RunResult]) -> str:
-    """The part that all runs have been scored on: test, or validation as long as one has not seen the test part."""
+    """Finds the part that all runs have been scored on: test, or validation if one lacks a score on the test part."""
     return "test" if results and all("test" in result for result in results) else "validation"
 
 
 def score(result: RunResult, part: str) -> float:
-    """mDice in percent."""
+    """Returns the mDice of a run in percent."""
     return 100 * (result["test"]["mdice"] if part == "test" else result["validation_mdice"])
 
 
 def by_key(results: Sequence[RunResult], part: str) -> dict[Key, dict[int, float]]:
-    """seed → score of every point, in the order of the results."""
+    """Groups scores: point → seed → mDice in percent, in the order of the results."""
     found: dict[Key, dict[int, float]] = {}
     for result in results:
         key = (result["labelled"], result["method"], result["trial"])
@@ -60,7 +75,7 @@ def by_key(results: Sequence[RunResult], part: str) -> dict[Key, dict[int, float
 
 
 def paired(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """The difference to `other` over the seeds that both have; None for fewer than two."""
+    """Computes the difference of `mine` to `other` over the seeds that both have; None for fewer than two."""
     both = sorted(set(mine) & set(other))
     if len(both) < 2:
         return None
@@ -71,7 +86,7 @@ def paired(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference 
 
 
 def table_rows(results: Sequence[RunResult], references: Mapping[Key, Key]) -> list[Row]:
-    """One row per point that has a result, in the order of `references`: point → the point it is compared with."""
+    """Makes a row per point that has a result, in the order of `references` (point → the point it is compared with)."""
     scores = by_key(results, part_scored(results))
     seconds: dict[Key, list[float]] = {}
     for result in results:
@@ -91,7 +106,7 @@ HEADER = ("labelled", "method", "point", "seeds", "mDice, %", "− reference ± 
 
 
 def cells(row: Row) -> list[str]:
-    """What a reader sees of a row, under HEADER."""
+    """Formats a row; the cells stand under HEADER."""
     spread = "" if math.isnan(row.sd) else f" ± {row.sd:.2f}"
     change, interval = "–", "–"
     if row.difference:
@@ -103,12 +118,13 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
+    """Formats the rows as a Markdown table."""
     lines = [list(HEADER), ["---"] * len(HEADER), *(cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def write_csv(path: Path, rows: Sequence[Row], part: str) -> None:
-    """The rows unrounded; scores and differences are percent of mDice on `part`, an empty field is no number."""
+    """Writes the rows unrounded; scores and differences are percent of mDice on `part`, an empty cell has no number."""
     names = ("labelled", "method", "point", "seeds", "part", "mean", "sd")
     of_difference = ("pairs", "difference", "standard_error", "low", "high")
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

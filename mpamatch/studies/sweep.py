@@ -1,4 +1,4 @@
-"""Many training runs in one folder: those that are done are kept, those that were stopped go on.
+"""Many training runs in one folder: finished ones are kept, those that were stopped go on.
 
 OUT/runs/NAME/     a run folder like any other
 OUT/results.jsonl  one line per finished run
@@ -28,22 +28,23 @@ from mpamatch.engine.loop import resume, train
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 
-RunResult = dict[str, Any]
+RunResult = dict[str, Any]  # a line of results.jsonl
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run: a method with settings on the labelled images that a budget and a seed draw."""
+    """A training run of a study: a method with settings, on the labelled images that a budget and a seed draw."""
 
     method: str
     labelled: str
     seed: int
     split: str  # the name of the file in splits/
-    trial: str = "recipe"  # what the settings are called
+    trial: str = "recipe"  # name of the settings
     flags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
+        """The name of its folder and in its result."""
         return re.sub(r"[^\w.=-]+", "_", f"{self.method}-{self.trial}-{self.labelled.replace('%', 'pct')}") + (
             f"-seed{self.seed}"
         )
@@ -51,7 +52,15 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all runs of a folder share. `test`: the test part is evaluated, once per run."""
+    """What all runs of a folder share.
+
+    Attributes:
+        out: the folder.
+        data: a prepared set.
+        recipe: the recipe to start from, if any.
+        config: a YAML file on top of it, if any.
+        test: whether each run is evaluated on the test part, once.
+    """
 
     out: str
     data: str
@@ -60,10 +69,11 @@ class Sweep:
     test: bool = False
 
     def run_folder(self, run: StudyRun) -> Path:
+        """Returns the run folder of `run`."""
         return Path(self.out) / "runs" / run.name
 
     def configuration(self, run: StudyRun) -> Config:
-        """Raises InputError as `mpamatch train` does."""
+        """Makes the configuration of `run`. Raises InputError as `mpamatch train` does."""
         own = {
             "data.root": self.data,
             "data.split": run.split,
@@ -81,7 +91,7 @@ def do_runs(
     jobs: int,  # runs at a time, each a process of its own with its share of the cores; 0: one by one in this process
     say: Callable[[str], None],
 ) -> list[str]:
-    """Does every run that has no result yet; the names of those that failed, whose error `say` has shown."""
+    """Does every run that has no result yet; returns the names of those that failed, whose errors `say` has shown."""
     results = read_results(Path(sweep.out))
     done = {result["name"] for result in results if "test" in result or not sweep.test}
     waiting = [run for run in runs if run.name not in done]
@@ -100,9 +110,9 @@ def do_runs(
 
 
 def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
-    """Trains, or goes on where the run was stopped, and evaluates the test part where that is asked for.
+    """Trains, or resumes a run that was stopped, and evaluates the test part if the sweep asks for it.
 
-    Raises InputError for anything wrong with the configuration, and where another process trains this very run.
+    Raises InputError if the configuration is wrong or another process trains this very run.
     """
     folder, quiet = sweep.run_folder(run), Console(quiet=True)
     config = sweep.configuration(run)
@@ -128,24 +138,26 @@ def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
 
 
 def read_results(out: Path) -> list[RunResult]:
+    """Reads OUT/results.jsonl; empty if there is none."""
     path = out / "results.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def write_results(out: Path, results: Sequence[RunResult]) -> None:
+    """Writes OUT/results.jsonl, whole or not at all."""
     with replacing(out / "results.jsonl") as temporary:
         temporary.write_text("".join(f"{json.dumps(result)}\n" for result in results), encoding="utf-8")
 
 
 def score_line(result: RunResult) -> str:
-    """The scores of one run in percent, for people."""
+    """Formats the scores of a run, in percent."""
     parts = {"validation": result["validation_mdice"], "test": result.get("test", {}).get("mdice")}
     shown = [f"{part} mDice {100 * value:.2f}" for part, value in parts.items() if value is not None]
     return ", ".join(shown) or "no score"
 
 
 def _finished(sweep: Sweep, runs: Sequence[StudyRun], jobs: int) -> Iterator[tuple[StudyRun, RunResult | str]]:
-    """Each run with its result as it ends, or with the sentence that says why it failed."""
+    """Yields each run when it ends, with its result or the sentence that says why it failed."""
     if not jobs:
         for run in runs:
             try:
@@ -166,7 +178,7 @@ def _finished(sweep: Sweep, runs: Sequence[StudyRun], jobs: int) -> Iterator[tup
 
 
 def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int) -> RunResult | str:
-    """A process per run: its memory and its compiled graphs go with it."""
+    """Does the run in a process, whose memory and compiled graphs end with it; returns result or error."""
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     done = subprocess.run(
         [sys.executable, "-m", "mpamatch.studies.worker"],
@@ -183,7 +195,7 @@ def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int) -> RunResult | str:
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Holds the run; the system lets go of it when the process ends, however it ends."""
+    """Locks the run against other processes; the system unlocks it when this one ends, however it ends."""
     lock = run.with_name(f".{run.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:

@@ -11,6 +11,7 @@ from mpamatch.studies.sweep import StudyRun, Sweep, do_run
 
 
 def main() -> int:
+    """Does the run, prints its result and returns the exit code."""
     asked = json.load(sys.stdin)
     run = StudyRun(**{**asked["run"], "flags": tuple(asked["run"]["flags"])})
     try:
