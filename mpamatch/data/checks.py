@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mpamatch.data.parts import hash_order
 from mpamatch.data.prepared import (
     PARTS,
     Prepared,
-    hash_order,
     read_prepared,
     split_path,
     split_problems,

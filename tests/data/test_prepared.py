@@ -6,14 +6,13 @@ import pytest
 from PIL import Image
 
 import mpamatch.data.prepared as prepared_module
+from mpamatch.data.parts import held_out, parts_by_group
 from mpamatch.data.prepared import (
     PARTS,
     Class,
     Item,
     RawSet,
-    held_out,
     load_prepared,
-    parts_by_group,
     training_lists,
     write_prepared,
 )

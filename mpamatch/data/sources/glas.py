@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mpamatch.data.kinds import REGROUP, Kind, Option
-from mpamatch.data.prepared import Class, Item, RawSet, held_out
+from mpamatch.data.parts import held_out
+from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_mask

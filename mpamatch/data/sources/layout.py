@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from mpamatch.data.prepared import held_out
+from mpamatch.data.parts import held_out
 from mpamatch.errors import InputError
 from mpamatch.images import IMAGE_SUFFIXES, read_mask
 
