@@ -11,7 +11,7 @@ from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS, Method
 from mpamatch.methods.losses import weighted_mean
 from mpamatch.methods.towers import IMAGE, ImageSettings
-from mpamatch.models.image import ImageEncoder
+from mpamatch.models.image_encoder import ImageEncoder
 from mpamatch.models.network import Network
 from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps, normalised
 from mpamatch.models.prototypes import mean_cosines

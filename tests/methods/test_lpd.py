@@ -11,7 +11,7 @@ from mpamatch.batch import Batch
 from mpamatch.errors import InputError
 from mpamatch.methods.lpd import LPD, LPDConfig, contrast_loss, diversity_loss
 from mpamatch.methods.supervised import Supervised, SupervisedConfig
-from mpamatch.models.image import ImageEncoder
+from mpamatch.models.image_encoder import ImageEncoder
 from tests.methods.cases import CLASSES, at, lpd_network, method, network, weak_batch, with_gradients
 from tests.tools.nosync import assert_no_sync
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mpamatch.errors import InputError
 from mpamatch.models import conch_image as module
 from mpamatch.models.conch_image import ConchImage, conch_image
-from mpamatch.models.image import build_image_encoder
+from mpamatch.models.image_encoder import build_image_encoder
 from tests.models.published import CAPTION, conch_image_shapes, filled
 
 WIDTH, HEADS = 32, 2

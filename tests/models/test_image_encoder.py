@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mpamatch.errors import InputError
-from mpamatch.models.image import ImageEncoder, build_image_encoder
+from mpamatch.models.image_encoder import ImageEncoder, build_image_encoder
 
 TINY = {
     "embed_dim": 6,
