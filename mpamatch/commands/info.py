@@ -14,7 +14,7 @@ from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
 from mpamatch.models.encoders import presets
-from mpamatch.models.text import text_encoders
+from mpamatch.models.text_encoder import text_encoders
 from mpamatch.ops import dispatch, native
 from mpamatch.ops.operation import operations
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mpamatch.models.image_encoder import build_image_encoder
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
-from mpamatch.models.text import build_text_encoder
+from mpamatch.models.text_encoder import build_text_encoder
 from mpamatch.settings import OnlyIf, Whole, settings
 
 

@@ -19,7 +19,7 @@ from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.methods import towers
 from mpamatch.models.build import build_model
 from mpamatch.models.encoders import build_encoder
-from mpamatch.models.text import TextEncoder
+from mpamatch.models.text_encoder import TextEncoder
 from tests.tiny import bitwise_equal, file_limit, make_set, read_checkpoint, silent, tiny_config, train_until
 
 START = {"method.context_tokens": 2, "method.text_encoder": "minilm"}

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.models import text
+from mpamatch.models import text_encoder
 from mpamatch.models.prompt import TextPrototypes
-from mpamatch.models.text import CONCH_TOKENIZER, TextEncoder, build_text_encoder
+from mpamatch.models.text_encoder import CONCH_TOKENIZER, TextEncoder, build_text_encoder
 from mpamatch.models.weights import sha256
 from tests.models.published import BESIDE_TEXT, conch_text_shapes, filled, write_conch_tokenizer
 
@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory) -> Path:
 @pytest.fixture
 def narrow(monkeypatch):
     """CONCH of three narrow layers, through the real loader."""
-    monkeypatch.setattr(text, "CONCH_TEXT", text.CONCH_TEXT | NARROW)
+    monkeypatch.setattr(text_encoder, "CONCH_TEXT", text_encoder.CONCH_TEXT | NARROW)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_the_tokenizer_beside_the_checkpoint_is_taken(narrow, tmp_path, tokenize
 
 @pytest.mark.parametrize("name", list(conch_text_shapes(1)))
 def test_each_entry_that_is_missing_renamed_or_misshapen_is_named(name, narrow, tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(text, "CONCH_TEXT", text.CONCH_TEXT | {"layers": 1, "vocab_size": 512})
+    monkeypatch.setattr(text_encoder, "CONCH_TEXT", text_encoder.CONCH_TEXT | {"layers": 1, "vocab_size": 512})
     whole = filled(conch_text_shapes(1, 32, 16, vocabulary=512))
     own = name.removeprefix("text.")
     for change, words in (
@@ -265,6 +265,6 @@ def test_other_towers_take_no_tokenizer(tokenizer):
 
 
 def test_conch_without_its_packages_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(text, "_has", lambda package: package != "tokenizers")
+    monkeypatch.setattr(text_encoder, "_has", lambda package: package != "tokenizers")
     with pytest.raises(InputError, match=r"'conch': pip install 'mpamatch\[text-offline\]'"):
         build_text_encoder("conch", "conch.bin")
