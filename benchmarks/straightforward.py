@@ -13,7 +13,7 @@ from mpamatch.batch import Batch
 from mpamatch.benchmarks import loops
 from mpamatch.errors import InputError
 from mpamatch.methods.consistency import inside, neighbours
-from mpamatch.methods.embedding import centre_sample, rows
+from mpamatch.methods.embedding import centre_sample, pixel_embeddings
 from mpamatch.methods.losses import SMOOTH
 from mpamatch.methods.mpamatch import MPAMatch
 from mpamatch.methods.unimatch import Views
@@ -107,7 +107,7 @@ def prototype_terms(method: MPAMatch, seen: Views, batch: Batch, pseudo: Tensor,
     size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
     assert batch.unlabelled is not None
     sure = (confidence >= config.threshold) & batch.unlabelled.valid
-    z = torch.cat([rows(method.project, one.embedding) for one in (seen.labelled, seen.weak)])
+    z = torch.cat([pixel_embeddings(method.project, one.embedding) for one in (seen.labelled, seen.weak)])
     label = torch.cat([batch.labelled.label.long(), torch.where(sure, pseudo, IGNORE)])
     label = centre_sample(label, size)
     predicted = torch.cat([seen.labelled.logits, seen.weak.logits]).argmax(1)

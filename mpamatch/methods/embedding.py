@@ -1,4 +1,4 @@
-"""From the decoder's map at stride 4 to rows in the prototypes' space, and from label maps to those rows."""
+"""Pixel embeddings in the prototypes' space from the decoder's map at stride 4, and the label of each of them."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ def projection(inner: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inner, inner), nn.ReLU(inplace=True), nn.Linear(inner, width), nn.LayerNorm(width))
 
 
-def rows(project: nn.Module, embedding: Tensor) -> Tensor:  # (B, D', h, w) -> (B·h·w, D)
+def pixel_embeddings(project: nn.Module, embedding: Tensor) -> Tensor:  # (B, D', h, w) -> (B·h·w, D)
     """Every cell of the decoder's map in the prototypes' space."""
     return project(embedding.movedim(1, -1).flatten(0, 2))
 

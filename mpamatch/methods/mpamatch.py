@@ -10,7 +10,7 @@ from mpamatch.batch import Batch
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.consistency import Targets, pseudo_targets
-from mpamatch.methods.embedding import centre_sample, projection, rows
+from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
 from mpamatch.methods.losses import labelled_loss, share, weighted_mean
 from mpamatch.methods.towers import TEXT, TextSettings
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
@@ -101,7 +101,7 @@ class MPAMatch(UniMatch):
         assert batch.unlabelled is not None
         config = self.config
         seen = self.see(batch)
-        z = torch.cat([rows(self.project, one.embedding) for one in (seen.labelled, seen.weak)])  # (N, D)
+        z = torch.cat([pixel_embeddings(self.project, one.embedding) for one in (seen.labelled, seen.weak)])  # (N, D)
         begun = (step >= config.start).to(z.dtype)
         started = begun * ((step - config.start + 1) / (config.ramp + 1)).clamp(max=1)
 

@@ -11,7 +11,7 @@ from mpamatch import ops
 from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
-from mpamatch.methods.embedding import centre_sample, projection, rows
+from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
 from mpamatch.methods.losses import labelled_loss, share, weighted_mean
 from mpamatch.methods.mean_teacher import Taught, ema_
 from mpamatch.methods.pccs_terms import (
@@ -121,7 +121,7 @@ class PCCS(Taught):
         logits, embedding = self.model(torch.cat([x.image, u.strong1]))
         supervised = labelled_loss(logits[: len(x.image)], x.label)
         logits, embedding = logits[len(x.image) :], embedding[len(x.image) :]
-        z = rows(self.project, embedding)  # (N, D)
+        z = pixel_embeddings(self.project, embedding)  # (N, D)
         taught = self.teach(u)
 
         begun, contrasts = ((step >= first).to(supervised.dtype) for first in (config.start, config.contrast_start))
@@ -161,7 +161,8 @@ class PCCS(Taught):
         probability = working(cells).softmax(1)
         uncertain = entropy(probability, 1) >= self.config.uncertain * math.log(max(self.model.classes, 2))
         label = torch.where(valid, label, ops.IGNORE)
-        return Lesson(label, probability.flatten(2).movedim(1, 2), uncertain, rows(self.teacher_project, embedding))
+        z = pixel_embeddings(self.teacher_project, embedding)
+        return Lesson(label, probability.flatten(2).movedim(1, 2), uncertain, z)
 
     def _update(self, taught: Lesson, weight: Tensor) -> Tensor:
         """Moves the prototypes by the teacher's embeddings of weight > 0; the assignment of all: (N,) i32."""
