@@ -22,7 +22,7 @@ from mpamatch.images import read_image
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.segmenter import Segmenter, evaluating, prepare_image
 from mpamatch.methods.lpd import LPDConfig, diversity_loss
-from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps
+from mpamatch.models.prototype_maps import MapDecoder, PrototypeMaps
 from mpamatch.models.prototypes import mean_cosines
 
 ROWS = {
@@ -80,17 +80,19 @@ def _measured(run: Path, prepared: Prepared) -> dict[str, float]:
     segmenter = load_segmenter(run, "cpu")
     model = segmenter.model
     assert isinstance(model, PrototypeMaps)
-    head: MapsHead = model.decoder
+    decoder: MapDecoder = model.decoder
     with evaluating(model):
         cosines, present = _cosines(segmenter, model, prepared)
-    pairs = torch.triu_indices(head.per_class, head.per_class, 1)
-    of_class = (head.foreground, head.per_class, -1)
+    pairs = torch.triu_indices(decoder.per_class, decoder.per_class, 1)
+    of_class = (decoder.foreground, decoder.per_class, -1)
     scores = evaluate_run(run, None, "validation", "cpu")
     return {
         "exp(−J)": float(diversity_loss(cosines, present, pairs, LPDConfig().diversity_temperature)),
         "map correlation": _correlation(cosines, present, pairs),
-        "prototype cosine": float(mean_cosines(head.prototypes.view(*of_class))["cosine_within"]),
-        "projected cosine": float(mean_cosines(head.project[-1](head.prototypes).view(*of_class))["cosine_within"]),
+        "prototype cosine": float(mean_cosines(decoder.prototypes.view(*of_class))["cosine_within"]),
+        "projected cosine": float(
+            mean_cosines(decoder.project[-1](decoder.prototypes).view(*of_class))["cosine_within"]
+        ),
         "mDice": scores["mdice"],
         "mIoU": scores["miou"],
         "mIoU, told": scores["with_image_labels"]["miou"],

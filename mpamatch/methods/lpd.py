@@ -13,7 +13,7 @@ from mpamatch.methods.losses import weighted_mean
 from mpamatch.methods.towers import IMAGE, ImageSettings
 from mpamatch.models.image_encoder import ImageEncoder
 from mpamatch.models.network import Network
-from mpamatch.models.prototype_maps import MapsHead, PrototypeMaps, normalised
+from mpamatch.models.prototype_maps import MapDecoder, PrototypeMaps, normalised
 from mpamatch.models.prototypes import mean_cosines
 from mpamatch.models.towers import BesideTower
 from mpamatch.ops.unit import unit, working
@@ -74,7 +74,7 @@ class LPD(BesideTower, Method):
             self.register_buffer(name, value, persistent=False)
 
     @property
-    def maps(self) -> MapsHead:
+    def maps(self) -> MapDecoder:
         """The prototypes and what compares them with the encoder's maps."""
         return self.model.decoder
 

@@ -50,7 +50,7 @@ class ClassMaps(NamedTuple):
     map: Tensor  # (B, F, h, w) at the finest of the three scales
 
 
-class MapsHead(nn.Module):
+class MapDecoder(nn.Module):
     """K prototypes for each foreground class, compared with scales 2, 3 and 4 of the encoder.
 
     Each scale has an MLP D → D/2 → C_i that brings the prototypes into its channels, and a learnable factor of the
@@ -119,11 +119,11 @@ class PrototypeMaps(Network):
     configuration = PrototypeMapsConfig
     takes_image_labels = True
     config: PrototypeMapsConfig
-    decoder: MapsHead
+    decoder: MapDecoder
 
     def __init__(self, encoder: Encoder, classes: int, config: PrototypeMapsConfig):
         super().__init__(encoder, classes, config)
-        self.decoder = MapsHead(encoder, classes, config)
+        self.decoder = MapDecoder(encoder, classes, config)
         self.tune()
 
     def forward(

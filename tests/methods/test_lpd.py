@@ -33,10 +33,10 @@ def numbers(x: Tensor) -> np.ndarray:
 
 def cosines_of(ours: LPD, image: Tensor) -> list[np.ndarray]:
     """(B, F, K, h, w) of scales 2, 3, 4: only the encoder and the linear layers' weights are ours."""
-    head, found = ours.maps, []
-    for x, layers in zip(ours.model.encode(image)[1:], head.project, strict=True):
+    decoder, found = ours.maps, []
+    for x, layers in zip(ours.model.encode(image)[1:], decoder.project, strict=True):
         first, second = layers[0], layers[2]
-        hidden = np.maximum(numbers(head.prototypes) @ numbers(first.weight).T + numbers(first.bias), 0)
+        hidden = np.maximum(numbers(decoder.prototypes) @ numbers(first.weight).T + numbers(first.bias), 0)
         prototypes = unit(hidden @ numbers(second.weight).T + numbers(second.bias))
         pixels = unit(np.moveaxis(numbers(x), 1, -1))
         cosine = np.moveaxis(pixels @ prototypes.T, -1, 1)
@@ -165,8 +165,8 @@ def test_the_contrast_cuts_what_the_maps_show_and_sees_it_with_the_frozen_encode
     parts = ours(data, at(0))
     assert ours.image is not None
     tower, image = copy.deepcopy(ours.image), data.labelled.image
-    head = ours.maps
-    cam = head(ours.model.encode(image)).map.detach()
+    decoder = ours.maps
+    cam = decoder(ours.model.encode(image)).map.detach()
     low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
     cam = (cam - low) / (high - low)
     cut = torch.stack([cam[0, 0], torch.maximum(cam[1, 0], cam[1, 1])])[:, None]
@@ -174,7 +174,7 @@ def test_the_contrast_cuts_what_the_maps_show_and_sees_it_with_the_frozen_encode
     whole = torch.nn.functional.interpolate(cut, size=image.shape[-2:], mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(x)[:, None, None].double() for x in (ours.model.encoder.mean, ours.model.encoder.std))
     seen = [unit(numbers(tower((image * part) * std + mean))) for part in (whole, 1 - whole)]
-    prototypes = unit(numbers(head.prototypes)).reshape(FOREGROUND, 3, 6)
+    prototypes = unit(numbers(decoder.prototypes)).reshape(FOREGROUND, 3, 6)
     positive = np.array([[1.0, 0.0], [1.0, 1.0]])
     wanted = [contrast_by_loops(z, prototypes, p, 0.07) for z, p in zip(seen, (positive, 1 - positive), strict=True)]
     assert float(parts["foreground"]) == pytest.approx(wanted[0], rel=1e-6)  # the encoder's constants are float32

@@ -24,12 +24,12 @@ def image(height: int = 32, width: int = 48, n: int = 2) -> torch.Tensor:
 @torch.no_grad()
 def test_class_maps_are_those_of_plain_numpy():
     model = model_of(map_weights=[0.0, 0.0, 2.0])
-    head = model.decoder
-    cosine = head.cosines(model.encode(image()))
-    each = cosine[2].numpy() * float(head.factors[2])
+    decoder = model.decoder
+    cosine = decoder.cosines(model.encode(image()))
+    each = cosine[2].numpy() * float(decoder.factors[2])
     mean = each.mean((3, 4))
     share = np.exp(mean) / np.exp(mean).sum(2, keepdims=True)
-    found = head.class_maps(cosine)
+    found = decoder.class_maps(cosine)
     np.testing.assert_allclose(found.score, (share * mean).sum(2), rtol=1e-9)
     size = found.map.shape[-2:]
     assert tuple(size) == tuple(cosine[0].shape[-2:])
