@@ -1,1 +1,1 @@
-"""The prepared form, its sources, splits, checks, draws and feeds."""
+"""Data: raw sets and their prepared form, splits, checks, random draws, feeds of batches."""

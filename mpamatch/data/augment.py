@@ -1,4 +1,4 @@
-"""Applies draws to arrays. Nothing here is random."""
+"""Crops and colours of views, as the draws say; nothing here is random."""
 
 import math
 
@@ -25,9 +25,13 @@ def cut(
     crop: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """image (3, crop, crop) u8, label (crop, crop) u8 with 255 where padded or absent, valid (crop, crop) bool.
+    """Cuts a region out of image and label, resizes it to the crop, flips and turns it.
 
-    Where the region is larger than the image, the image is continued by reflection and marked invalid.
+    A region larger than the image is filled up by reflection.
+
+    Returns:
+        image (3, crop, crop) u8; label (crop, crop) u8, ignore (255) outside the image or without a label; valid
+        (crop, crop) bool, False outside the image.
     """
     height, width = image.shape[:2]
     top, left, side = geometry.region(height, width, crop, scale)
@@ -54,13 +58,15 @@ def cut(
 
 
 def nearest_pixels(side: int, crop: int) -> np.ndarray:  # (crop,)
-    """Which of `side` pixels each of `crop` takes its label from, ⌊(i + ½) · side / crop⌋; in integers, so that a
-    centre between two pixels takes the same one in every feed."""
+    """Computes which of `side` pixels each of `crop` takes its label from: ⌊(i + ½) · side / crop⌋.
+
+    In integers, so that a centre between two pixels takes the same one in every feed.
+    """
     return (2 * np.arange(crop) + 1) * side // (2 * crop)
 
 
 def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3, H, W) f32 in [0, 1]
-    """The image in the colours of one view."""
+    """Changes the colours of an image to those drawn for a view."""
     x = image.float() / 255
     if colour.stain != ColourDraw.stain:
         x = _restain(x, colour.stain)
@@ -83,7 +89,7 @@ def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3
 
 
 def _restain(x: Tensor, stain: tuple[float, float, float, float]) -> Tensor:
-    """Beer–Lambert: densities α·c + β of haematoxylin and eosin, the complement as it is."""
+    """Changes the densities c of haematoxylin and eosin to α·c + β by Beer–Lambert; their complement stays."""
     alpha_h, beta_h, alpha_e, beta_e = stain
     concentration = UNMIX.T @ -torch.log(x.clamp(min=DENSITY_FLOOR)).flatten(1)  # (3, H·W)
     tissue = 1 - torch.exp(-concentration[:2].clamp(min=0) * 10)  # β moves stained pixels, not the bare slide

@@ -1,4 +1,4 @@
-"""Decoded images and labels of a prepared set, as many of them kept as memory was given."""
+"""A reader of the images and labels of a prepared set that keeps as many as its memory holds."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,22 +14,27 @@ Array = TypeVar("Array", bound=NDArray)
 
 
 class ImageCache:
-    """Reads by name; the first `cache_mb` MiB of what was read stay in memory."""
+    """Reads images and labels by name and keeps them, decoded, until its memory is full.
+
+    Args:
+        prepared: the set.
+        cache_mb: memory for decoded arrays, in MiB; 0 keeps none.
+    """
 
     def __init__(self, prepared: Prepared, cache_mb: int):
         self.prepared, self.room = prepared, cache_mb << 20
         self.kept: dict[tuple[str, str], NDArray] = {}
 
     def image(self, name: str) -> NDArray[np.uint8]:  # (H, W, 3)
-        """Raises InputError naming a file that cannot be read."""
+        """Reads an image. Raises InputError, as `read_image` does, if it cannot be read."""
         return self._remember(("image", name), lambda: read_image(self.prepared.image_path(name)))
 
     def keeps(self, name: str, size: int) -> bool:
-        """Whether an image of `size` bytes is in memory, or would be once it is read."""
+        """Tells whether an image of `size` bytes is in memory or will be once it is read."""
         return ("image", name) in self.kept or size <= self.room
 
     def labelled(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # (H, W, 3), (H, W)
-        """Image and label. Raises InputError where there is no mask or it does not fit the image or the classes."""
+        """Reads image and label. Raises InputError if there is no mask or it does not fit the image or the classes."""
         image = self.image(name)
         return image, self._remember(("label", name), lambda: self._label(name, image))
 

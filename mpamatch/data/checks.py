@@ -1,4 +1,4 @@
-"""Everything that could go wrong with a prepared set, found before training and named by file."""
+"""Checks of a prepared set: every problem is found before training and named by file."""
 
 import hashlib
 from collections import defaultdict
@@ -26,13 +26,23 @@ from mpamatch.images import IGNORE, IMAGE_SUFFIXES, colour_label, overlay, read_
 
 @dataclass(frozen=True)
 class Problem:
-    file: str  # relative to the prepared folder
+    """A problem of one file.
+
+    Attributes:
+        file: relative to the prepared folder.
+        problem: what is wrong, as the rest of a sentence that begins with the file.
+        blocking: whether training would fail or learn something wrong.
+    """
+
+    file: str
     problem: str
-    blocking: bool  # training would fail or learn something wrong
+    blocking: bool
 
 
 @dataclass(frozen=True)
 class PartCount:
+    """How much a part holds."""
+
     images: int
     labelled: int
     groups: int
@@ -41,25 +51,39 @@ class PartCount:
 
 @dataclass(frozen=True)
 class Report:
+    """What `examine` found.
+
+    Attributes:
+        prepared: the set.
+        problems: blocking ones first.
+        counts: by part.
+        classes_of: image → class indices in its mask.
+    """
+
     prepared: Prepared
     problems: tuple[Problem, ...]
     counts: dict[str, PartCount]
-    classes_of: dict[str, tuple[int, ...]] = field(repr=False)  # image -> class indices in its mask
+    classes_of: dict[str, tuple[int, ...]] = field(repr=False)
 
     @property
     def blocking(self) -> bool:
+        """Whether a problem is blocking."""
         return any(problem.blocking for problem in self.problems)
 
 
 def check(root: Path) -> list[Problem]:
-    """The problems of a prepared folder, blocking ones first. Raises InputError as `examine` does."""
+    """Lists the problems of a prepared folder, blocking ones first. Raises InputError as `examine` does."""
     return list(examine(root).problems)
 
 
 def examine(root: Path) -> Report:
-    """Decodes every image and mask once and counts what is there.
+    """Decodes every image and mask once, finds the problems and counts what is there.
 
-    Raises InputError where the folder is missing or its dataset.json or parts.json cannot be read.
+    Args:
+        root: a prepared folder.
+
+    Raises:
+        InputError: the folder is missing, or one of its JSON files cannot be read.
     """
     prepared = read_prepared(root)
     files = _Files(prepared)
@@ -82,7 +106,7 @@ def examine(root: Path) -> Report:
 
 
 class _Files:
-    """What decoding the images and masks one by one tells."""
+    """Decodes images and masks one by one and collects what they show."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
@@ -97,6 +121,7 @@ class _Files:
         return {name: tuple(np.flatnonzero(pixels).tolist()) for name, pixels in self.pixels.items()}
 
     def look_at(self, name: str) -> None:
+        """Decodes an image and its mask."""
         image = self._decoded(self.prepared.image_path(name), read_image)
         if image is not None:
             self.digests[hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()].append(name)
@@ -110,6 +135,7 @@ class _Files:
         self._look_at_values(name, path, label)
 
     def count(self, part: str) -> PartCount:
+        """Counts what a part holds, once all of it is decoded."""
         names = self.prepared.parts[part]
         pixels = sum((self.pixels[n] for n in names if n in self.pixels), self._no_pixels())
         return PartCount(
@@ -150,12 +176,13 @@ class _Files:
 
 
 def _unlike_classes(files: _Files) -> list[Problem]:
-    """Masks of 0 and 255: a 0/1 mask stretched to be looked at, unless others use 255 beside a class."""
+    """Finds masks of 0 and 255 alone: 0/1 masks stretched to be seen, unless other masks hold 255 beside a class."""
     told = "holds only 0 and 255, and 255 means ignore: prepare it with --mask-values 0:background,255:NAME"
     return [Problem(file, told, blocking=not files.ignore_in_use) for file in files.only_0_255]
 
 
 def _duplicates(prepared: Prepared, digests: dict[str, list[str]]) -> list[Problem]:
+    """Finds images of equal pixels; blocking if they are in two parts."""
     part_of = {name: part for part in PARTS for name in prepared.parts[part]}
     problems = []
     for first, *others in digests.values():
@@ -167,6 +194,7 @@ def _duplicates(prepared: Prepared, digests: dict[str, list[str]]) -> list[Probl
 
 
 def _leaks(prepared: Prepared) -> list[Problem]:
+    """Finds groups in two parts; blocking unless the set gives a reason."""
     parts_of: dict[str, list[str]] = defaultdict(list)
     for part in PARTS:
         for group in {prepared.groups[name] for name in prepared.parts[part]}:
@@ -181,6 +209,7 @@ def _leaks(prepared: Prepared) -> list[Problem]:
 
 
 def _empty(prepared: Prepared, counts: dict[str, PartCount]) -> list[Problem]:
+    """Finds parts without a label, and classes that no mask of a part shows."""
     problems = []
     for part in PARTS:
         if part == "train" and prepared.with_present("train"):
@@ -198,7 +227,7 @@ def _empty(prepared: Prepared, counts: dict[str, PartCount]) -> list[Problem]:
 
 
 def _never_present(prepared: Prepared) -> list[Problem]:
-    """Foreground classes that no training image is said to show: training by image-level labels cannot learn them."""
+    """Finds foreground classes in no image-level label for training, which such training could not learn."""
     shown = {index for name in prepared.with_present("train") for index in prepared.present[name]}
     return [
         Problem("present.json", f"no training image has the class {name} in its image-level label", blocking=True)
@@ -208,7 +237,7 @@ def _never_present(prepared: Prepared) -> list[Problem]:
 
 
 def _unlike_present(prepared: Prepared, classes_of: dict[str, tuple[int, ...]]) -> list[Problem]:
-    """Masks that show a class which the image-level label does not name."""
+    """Finds masks that show a class which the image-level label lacks."""
     problems = []
     for name, shown in classes_of.items():
         unnamed = [index for index in shown if index > 0 and index not in prepared.present.get(name, shown)]
@@ -219,6 +248,7 @@ def _unlike_present(prepared: Prepared, classes_of: dict[str, tuple[int, ...]]) 
 
 
 def _strays(prepared: Prepared) -> list[Problem]:
+    """Finds files in images/ and masks/ that belong to no listed image."""
     listed = {name for names in prepared.parts.values() for name in names}
     stems = {Path(name).stem for name in listed}
     problems = []
@@ -241,6 +271,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _splits(prepared: Prepared) -> list[Problem]:
+    """Finds splits that cannot be read or name unfit images."""
     problems = []
     for name in prepared.splits():
         path = split_path(prepared, name)
@@ -259,9 +290,9 @@ GAP = 6
 
 
 def write_contact_sheet(report: Report, path: Path) -> int:
-    """Writes image | mask | overlay of up to 12 samples over parts and classes; how many it shows.
+    """Draws image | mask | overlay of up to 12 samples over parts and classes as a PNG; returns how many it shows.
 
-    Images named in a blocking problem are left out; with no sample left nothing is written.
+    Images named in a blocking problem are left out; if no sample is left, nothing is written.
     """
     samples = _samples(report)
     if not samples:
@@ -279,7 +310,7 @@ def write_contact_sheet(report: Report, path: Path) -> int:
 
 
 def _samples(report: Report) -> list[tuple[str, str]]:
-    """(part, image): classes and parts in turn, so that rare ones are seen; background alone comes last."""
+    """Chooses (part, image) by classes and parts in turn, so that rare ones are shown; background alone comes last."""
     broken = {Path(problem.file).stem for problem in report.problems if problem.blocking}
     queues: dict[tuple[int, int], list[str]] = defaultdict(list)  # class, part -> images
     for p, part in enumerate(PARTS):
@@ -294,7 +325,7 @@ def _samples(report: Report) -> list[tuple[str, str]]:
 
 
 def _in_turn(queues: list[tuple[int, list[str]]]) -> Iterator[tuple[int, str]]:
-    """One of each queue, then the next of each, until all are empty; with the queue's number."""
+    """Yields one name of each queue, then the next of each, until all are empty; each with the number of its queue."""
     for names in zip_longest(*(names for _, names in queues)):
         for (number, _), name in zip(queues, names, strict=True):
             if name is not None:

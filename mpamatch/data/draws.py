@@ -9,12 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
-LABELLED, UNLABELLED, ORDER = 0, 1, 2  # independent streams
+LABELLED, UNLABELLED, ORDER = 0, 1, 2  # independent streams of random numbers
 AUGMENTS = ("histology", "natural")
 
 
 def generator(seed: int, stream: int, step: int, slot: int) -> np.random.Generator:
-    """A counter-based generator: the key is (seed, stream), the counter starts at (step, slot)."""
+    """Makes a counter-based generator (Philox): its key is (seed, stream), its counter starts at (step, slot)."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, slot, step]))
 
 
@@ -24,16 +24,21 @@ def _order(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
 
 
 def image_index(seed: int, stream: int, position: int, length: int) -> int:
-    """Which of `length` images stands at `position` = step · batch + slot: each once an epoch, then a new shuffle."""
+    """Chooses which of `length` images stands at `position` = step · batch + slot: each once an epoch, shuffled."""
     epoch, place = divmod(position, length)
     return int(_order(seed, stream, epoch, length)[place])
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A square region of the source image becomes the crop: cut, resize, flip, rotate.
+    """How a square region of an image becomes a crop: cut, resize, flip, rotate.
 
-    top and left are shares in [0, 1) of the room that the region has; zoom > 1 magnifies (a smaller region).
+    Attributes:
+        zoom: above 1 it magnifies, so the region is smaller.
+        top: share, in [0, 1), of the room that the region has down the image.
+        left: the same across it.
+        flip: left to right, before the turns.
+        quarter_turns: counter-clockwise, 0 to 3.
     """
 
     zoom: float
@@ -43,7 +48,7 @@ class Geometry:
     quarter_turns: int
 
     def region(self, height: int, width: int, crop: int, scale: float) -> tuple[int, int, int]:
-        """top, left and side in source pixels for an image of that size; the side may exceed the image."""
+        """Computes top, left and side of the region in pixels of the image; the side may exceed the image."""
         side = max(1, round(crop / (scale * self.zoom)))
         return (
             int(self.top * (max(height, side) - side + 1)),
@@ -54,10 +59,18 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ColourDraw:
-    """One strong view's colours; a neutral value switches its part off.
+    """The colour changes of a view; the default of each switches it off.
 
-    histology: `stain` = (α_H, β_H, α_E, β_E) on the optical densities of haematoxylin and eosin, `jpeg` quality or 0.
-    natural: UniMatch's (CVPR 2023) `saturation`, `hue` and `grey`. Both: brightness, contrast, blur (σ in pixels).
+    Attributes:
+        brightness: factor.
+        contrast: factor on the distance to the mean grey.
+        saturation: factor on the distance to grey (natural, as UniMatch's, CVPR 2023).
+        hue: shift, in turns (natural).
+        grey: whether colour is taken away (natural).
+        order: in which brightness 0, contrast 1, saturation 2 and hue 3 are applied.
+        stain: (α_H, β_H, α_E, β_E) on the optical densities of haematoxylin and eosin (histology).
+        blur: σ of a Gaussian, in pixels; 0: none.
+        jpeg: quality of a compression; 0: none (histology).
     """
 
     brightness: float = 1.0
@@ -73,18 +86,18 @@ class ColourDraw:
 
 @dataclass(frozen=True)
 class SampleDraw:
-    """Everything random about one sample; a labelled one has no strong views, boxes or noise."""
+    """Everything random about a sample; a labelled one has no strong views, boxes or noise."""
 
     geometry: Geometry
     weak: ColourDraw
     strong: tuple[ColourDraw, ...] = ()  # two
-    boxes: tuple[tuple[int, int, int, int], ...] = ()  # two: of CutMix
+    boxes: tuple[tuple[int, int, int, int], ...] = ()  # two, of CutMix: top, left, bottom, right
     channel_noise: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (channels,) f32 in [0, 1)
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """What the draws depend on besides the seed: augment is `histology` or `natural`."""
+    """What the draws depend on besides the seed, as in DataConfig; `channels` is the length of channel_noise."""
 
     augment: str
     crop: int
@@ -94,7 +107,7 @@ class DrawSettings:
 
 
 def draw(settings: DrawSettings, seed: int, stream: int, step: int, slot: int) -> SampleDraw:
-    """The draws of one sample; the order of the calls below is part of every run's identity."""
+    """Draws a sample; the order of the calls below is part of every run's identity."""
     g = generator(seed, stream, step, slot)
     low, high = settings.zoom
     geometry = Geometry(
@@ -118,7 +131,7 @@ def _around_one(g: np.random.Generator, spread: float) -> float:
 
 
 def _histology(g: np.random.Generator, strength: float) -> ColourDraw:
-    """Stains and scanners differ in density, not in hue: jitter in optical-density space (Tellez et al. 2019)."""
+    """Draws jitter of optical densities (Tellez et al. 2019): stains and scanners differ in density, not in hue."""
     stain = (
         _around_one(g, 0.35 * strength),
         float(g.uniform(-0.08, 0.08)) * strength,
@@ -138,7 +151,7 @@ def _histology(g: np.random.Generator, strength: float) -> ColourDraw:
 
 
 def _natural(g: np.random.Generator, strength: float) -> ColourDraw:
-    """UniMatch (CVPR 2023): jitter (.5, .5, .5, .25) in random order with p .8, grey p .2, blur σ U(.1, 2) p .5."""
+    """Draws as UniMatch (CVPR 2023): jitter (.5, .5, .5, .25), any order, p .8; grey p .2; blur σ U(.1, 2) p .5."""
     brightness, contrast, saturation = (_around_one(g, 0.5 * strength) for _ in range(3))
     hue, order = float(g.uniform(-0.25, 0.25)) * strength, tuple(int(i) for i in g.permutation(4))
     blur = float(g.uniform(0.1, 2.0))
@@ -157,7 +170,7 @@ def _natural(g: np.random.Generator, strength: float) -> ColourDraw:
 
 
 def _cutmix_box(g: np.random.Generator, crop: int) -> tuple[int, int, int, int]:
-    """top, left, bottom, right with p .5, area 2–40 %, ratio .3–3.3 (UniMatch); else an empty box."""
+    """Draws top, left, bottom, right with p .5, area 2–40 %, ratio .3–3.3 (UniMatch); else an empty box."""
     mixed = g.random() < 0.5
     while True:
         area, ratio = g.uniform(0.02, 0.4) * crop * crop, g.uniform(0.3, 1 / 0.3)

@@ -8,9 +8,9 @@ from mpamatch.files import read_json
 
 
 def read_image_labels(path: Path, class_names: Sequence[str], images: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Image name → indices of the classes, in rising order; empty where the file is not there.
+    """Reads present.json: image name → indices of the classes it shows, in rising order; empty if there is no file.
 
-    Raises InputError for an image that is none of `images`, an unknown class, or the background among the classes.
+    Raises InputError if an image is none of `images`, a class is unknown, or the background is among the classes.
     """
     if not path.is_file():
         return {}
@@ -33,7 +33,7 @@ def read_image_labels(path: Path, class_names: Sequence[str], images: Iterable[s
 
 
 def names_shown(where: Path | str, present: Sequence[int], class_names: Sequence[str]) -> list[str]:
-    """The names of the classes of one image-level label. Raises InputError for an index that is no foreground class."""
+    """Names the classes of an image-level label. Raises InputError, about `where`, if one is no foreground class."""
     for index in present:
         if not 0 < index < len(class_names):
             raise InputError(

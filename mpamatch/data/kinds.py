@@ -1,4 +1,4 @@
-"""Kinds of raw data sets: what `mpamatch prepare KIND` knows of each before it reads any data.
+"""Kinds of raw data sets: what `mpamatch prepare KIND` must know of each before it reads any data.
 
 A kind is one module of mpamatch.data.sources with a record KIND and a reader raw_set:
 
@@ -32,14 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of `mpamatch prepare` that some kinds take."""
+    """An option of `mpamatch prepare` that some kinds take.
 
-    flag: str  # "--mask-values"; the reader's keyword is mask_values
+    Attributes:
+        flag: such as "--mask-values"; the reader's keyword is then mask_values.
+        help: what it means, for `--help`.
+        type: makes the value from the word; bool: a switch without a word.
+    """
+
+    flag: str
     help: str
-    type: Callable[[str], Any] = str  # bool: a switch
+    type: Callable[[str], Any] = str
 
     @property
     def keyword(self) -> str:
+        """The keyword of the reader."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 
@@ -48,21 +55,32 @@ REGROUP = Option("--regroup", "split by patient, whatever parts it comes in", bo
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of raw data set. `module` holds its reader: raw_set(source, …) → RawSet, a keyword for each option."""
+    """A kind of raw data set.
+
+    Attributes:
+        name: the word after `mpamatch prepare`.
+        help: what the folder holds, in one line.
+        module: holds the reader, raw_set(source, …) → RawSet, with a keyword for each option.
+        options: that the reader takes.
+        recipes: name of a prepared set → recipe to train it with; "folder" for names that are not listed.
+        takes_source: False if the reader makes its images and takes no `source`.
+    """
 
     name: str
-    help: str  # one line: what the folder holds
+    help: str
     module: str
     options: tuple[Option, ...] = ()
-    recipes: Mapping[str, str] = field(default_factory=dict)  # name of a prepared set → recipe; the others: folder
-    takes_source: bool = True  # False: the reader makes its images and takes no `source`
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    takes_source: bool = True
 
     @property
     def flags(self) -> tuple[str, ...]:
+        """The flags of its options."""
         return tuple(option.flag for option in self.options)
 
     @property
     def reader(self) -> "Callable[..., RawSet]":
+        """The function raw_set of its module, which is imported now."""
         return importlib.import_module(self.module).raw_set
 
 
@@ -92,7 +110,7 @@ def declared(module: str) -> Kind | None:
 
 
 def kind_named(name: str) -> Kind:
-    """Raises InputError, with the nearest right name, if there is no such kind."""
+    """Finds the kind called `name`. Raises InputError, with the nearest right name, if there is none."""
     if name not in kinds():
         raise unknown("kind of data set", name, kinds())
     return kinds()[name]

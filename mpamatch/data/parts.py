@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 def parts_by_group(groups: Iterable[str]) -> dict[str, str]:
-    """Group -> train, validation or test, about 60/20/20, by rank in the order of sha256 of the group's name.
+    """Assigns each group to train, validation or test, about 60/20/20, by its place in `hash_order`.
 
-    The order depends on nothing but the names, so the same set gives the same parts everywhere. From three
-    groups on no part is empty; two groups are train and validation, one is train.
+    The order depends on nothing but the names, so the same set gives the same parts everywhere. From three groups on no
+    part is empty; two groups are train and validation, one is train.
     """
     order = hash_order(groups)
     share = max(1, round(0.2 * len(order)))
@@ -20,15 +20,15 @@ def parts_by_group(groups: Iterable[str]) -> dict[str, str]:
 
 
 def hash_order(names: Iterable[str]) -> list[str]:
-    """The distinct `names` in an order that is arbitrary but the same everywhere."""
+    """Sorts the distinct `names` by their SHA-256: an arbitrary order that is the same everywhere."""
     return sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
 
 
 def held_out(groups: Iterable[str], share: float = 0.2) -> set[str]:
-    """The groups to hold out for validation; `groups` names the group of each image.
+    """Chooses the groups to hold out for validation; `groups` names the group of each image.
 
-    Groups are taken in `hash_order` where that brings the images held out nearer to `share` of them all.
-    Where there are two groups, at least one lies on either side.
+    Groups are taken in `hash_order`, each if it brings the images held out nearer to `share` of all. If there are two
+    groups or more, at least one is held out and one is not.
     """
     sizes = Counter(groups)
     wanted = share * sizes.total()

@@ -4,7 +4,7 @@ dataset.json     name, classes with colours, microns per pixel, source, licence
 images/*         8-bit RGB, PNG or JPEG
 masks/*.png      uint8 class index, 255 = ignore; an image without one is unlabelled
 parts.json       train, validation and test by image name, the group (patient) of each image
-present.json     image-level labels, where there are any: image name → names of the classes that it shows
+present.json     image-level labels, if there are any: image name → names of the classes that it shows
 splits/*.json    which training images count as labelled
 """
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Class:
-    """A class as it is named and drawn."""
+    """A class as it is named and drawn; `colour` is RGB, 0 to 255."""
 
     name: str
     colour: tuple[int, int, int]
@@ -44,7 +44,21 @@ class Class:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: what its JSON files say. Images and masks stay on the disk."""
+    """A prepared data set: what its JSON files say. Images and masks stay on the disk.
+
+    Attributes:
+        root: its folder.
+        name: such as "glas-gland".
+        classes: the background first; a mask's values are indices into them.
+        microns_per_pixel: None if it is not known.
+        source: where the data come from.
+        licence: the terms of their use.
+        parts: train, validation, test → image names.
+        groups: image name → group (patient).
+        note: why groups are shared between parts; empty if they are not.
+        present: image-level labels: image name → indices of the classes that it shows, in rising order, without the
+            background; an image that has none is not in it.
+    """
 
     root: Path
     name: str
@@ -52,11 +66,9 @@ class Prepared:
     microns_per_pixel: float | None
     source: str
     licence: str
-    parts: dict[str, tuple[str, ...]]  # train, validation, test -> image file names
-    groups: dict[str, str]  # image file name -> group
-    note: str  # why groups are shared between parts; empty where they are not
-    # Image file name -> the classes it shows, in rising order; an image without an image-level label is not in it.
-    # Class 0, the background, is never among them: whether an image shows background, no image-level label tells.
+    parts: dict[str, tuple[str, ...]]
+    groups: dict[str, str]
+    note: str
     present: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -71,61 +83,83 @@ class Prepared:
         return self.root / "images" / name
 
     def mask_path(self, name: str) -> Path | None:
-        """The mask of an image, None where the image is unlabelled."""
+        """Finds the mask of an image; None if the image is unlabelled."""
         path = self.root / "masks" / f"{Path(name).stem}.png"
         return path if path.is_file() else None
 
     def labelled(self, part: str) -> tuple[str, ...]:
-        """The images of a part that have a mask."""
+        """Lists the images of a part that have a mask."""
         return tuple(name for name in self.parts[part] if self.mask_path(name) is not None)
 
     def with_present(self, part: str) -> tuple[str, ...]:
-        """The images of a part that have an image-level label."""
+        """Lists the images of a part that have an image-level label."""
         return tuple(name for name in self.parts[part] if name in self.present)
 
     def present_row(self, name: str) -> NDArray[np.float32]:  # (C,)
-        """The image-level label of an image: 1 at the classes that it shows."""
+        """Builds the image-level label of an image: 1 for each class that it shows, else 0."""
         row = np.zeros(len(self.classes), dtype=np.float32)
         row[list(self.present[name])] = 1
         return row
 
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits written so far."""
+        """Lists the names of the splits written so far."""
         return tuple(sorted(path.stem for path in (self.root / "splits").glob("*.json")))
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image on its way into a prepared folder."""
+    """An image of a raw set.
+
+    Attributes:
+        stem: its name in the prepared folder, without suffix.
+        group: the patient; no group is in two parts.
+        part: train, validation or test; None: drawn by group.
+        image: (H, W, 3) uint8 RGB, or a file that `read_image` reads.
+        label: (H, W) uint8 class index, 255 = ignore; None: unlabelled.
+        present: image-level label: indices of the foreground classes that it shows; None: not known.
+    """
 
     stem: str
     group: str
-    part: str | None  # None: drawn by group
-    image: Path | NDArray[np.uint8]  # (H, W, 3)
-    label: NDArray[np.uint8] | None  # (H, W); None: unlabelled
-    present: tuple[int, ...] | None = None  # image-level label: the foreground classes it shows; None: not known
+    part: str | None
+    image: Path | NDArray[np.uint8]
+    label: NDArray[np.uint8] | None
+    present: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class RawSet:
-    """A raw set as its reader understands it; `items` may be a generator, so that only one image is in memory."""
+    """A raw data set as its reader understands it.
+
+    Attributes:
+        name: of the prepared set.
+        classes: the background first.
+        items: its images; a generator holds only one of them in memory.
+        count: of items, for the progress bar.
+        microns_per_pixel: None if it is not known.
+        source: where the data come from.
+        licence: the terms of their use.
+        keep_shared_groups: the reason why groups may be in two parts; None: they must not.
+        remarks: what the user should know, printed after preparing.
+    """
 
     name: str
     classes: tuple[Class, ...]
     items: Iterable[Item]
-    count: int  # of items
+    count: int
     microns_per_pixel: float | None
     source: str
     licence: str
-    keep_shared_groups: str | None = None  # why groups may lie in two parts
-    remarks: tuple[str, ...] = ()  # what the user should know, printed after preparing
+    keep_shared_groups: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def load_prepared(root: Path) -> Prepared:
-    """Reads a prepared folder.
+    """Reads a folder that `write_prepared` or `mpamatch prepare` wrote.
 
-    Raises InputError where the folder or one of its files is missing, a field has the wrong form, an image is
-    listed twice or is not there, or no training image is listed.
+    Raises:
+        InputError: the folder or one of its files is missing, a field has the wrong form, an image is listed twice or
+            is missing, or no training image is listed.
     """
     prepared = read_prepared(root)
     there = {path.name for path in (root / "images").iterdir()} if (root / "images").is_dir() else set()
@@ -139,7 +173,7 @@ def load_prepared(root: Path) -> Prepared:
 
 
 def read_prepared(root: Path) -> Prepared:
-    """Reads what the JSON files say, without asking whether the images are there: for `check`."""
+    """Reads the JSON files of a prepared folder without looking for the images, for `check`; raises InputError."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder.")
     if not (root / "dataset.json").is_file():
@@ -167,12 +201,19 @@ def read_prepared(root: Path) -> Prepared:
 
 
 def training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The labelled and the unlabelled training images, in the order of parts.json.
+    """Lists the labelled and the unlabelled training images, in the order of parts.json.
 
-    `split` None stands for the only split there is; with no split at all every training image with a mask is
-    labelled. The unlabelled images are all the others of the training part, whether or not they have a mask.
-    Raises InputError for an unknown split, several where none is named, no labelled image, or a split naming
-    an image that is not there, not in the training part, or has no mask.
+    Args:
+        prepared: the set.
+        split: the name of a split; None: the only one there is or, without any, every training image with a mask is
+            labelled.
+
+    Returns:
+        The labelled images, and all other training images, whether or not they have a mask.
+
+    Raises:
+        InputError: the split is unknown or names an image that is missing, not in the training part or without a mask;
+            none is named and there are several; or no image is labelled.
     """
     name = _chosen_split(prepared, split)
     if name is None:
@@ -191,7 +232,7 @@ def split_path(prepared: Prepared, name: str) -> Path:
 
 
 def split_problems(prepared: Prepared, name: str) -> list[str]:
-    """What is wrong with the images that a split names; empty where all is well."""
+    """Lists what is wrong with the images that a split names; empty if nothing is."""
     content = _fields(split_path(prepared, name), {"labelled": list})
     train = set(prepared.parts["train"])
     problems = []
@@ -208,11 +249,11 @@ def split_problems(prepared: Prepared, name: str) -> list[str]:
 
 
 def weak_training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The training images to learn from by their image-level labels, and the others, in the order of parts.json.
+    """Lists the training images to learn from by image-level labels, and the others, in the order of parts.json.
 
-    `split` None stands for every training image with an image-level label, whatever splits there are; a name for
-    the images of that split. Masks do not matter. Raises InputError where no training image has an image-level
-    label or one of the split has none, and for a split as `training_lists` does.
+    With `split` None these are all that have an image-level label, whatever splits there are, else the images of that
+    split. Masks do not matter. Raises InputError if no training image has an image-level label or one of the split has
+    none, and for a split as `training_lists` does.
     """
     known = prepared.with_present("train")
     if not known:
@@ -232,6 +273,7 @@ def weak_training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[st
 
 
 def _chosen_split(prepared: Prepared, split: str | None) -> str | None:
+    """Finds the split that is meant; None if there is none. Raises InputError if it is unknown or not clear."""
     there = prepared.splits()
     if split is None:
         if len(there) > 1:
@@ -248,6 +290,7 @@ def _chosen_split(prepared: Prepared, split: str | None) -> str | None:
 
 
 def _split_images(prepared: Prepared, name: str) -> list[str]:
+    """Reads the labelled images of a split. Raises InputError for the first problem with them."""
     path = split_path(prepared, name)
     problems = split_problems(prepared, name)
     if problems:
@@ -256,6 +299,7 @@ def _split_images(prepared: Prepared, name: str) -> list[str]:
 
 
 def _fields(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
+    """Reads a JSON object. Raises InputError if a field in `wanted` is missing or of another type."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: must be a JSON object with {', '.join(wanted)}.")
@@ -292,7 +336,7 @@ def _classes(path: Path, classes: list[Any]) -> tuple[Class, ...]:
 
 
 def checked_classes(classes: tuple[Class, ...], where: str) -> tuple[Class, ...]:
-    """Raises InputError unless there are 2 to 255 classes, each with its own name and a colour of 3 bytes."""
+    """Returns `classes`. Raises InputError unless they are 2 to 255, each with its own name and a colour of 3 bytes."""
     names = [one.name for one in classes]
     if not 2 <= len(names) <= 255:
         raise InputError(f"{where}: has {len(names)} classes; between 2 and 255 are needed, background among them.")
@@ -313,14 +357,20 @@ def _positive(path: Path, value: Any) -> float | None:
 
 
 def write_prepared(dest: Path, raw: RawSet) -> Prepared:
-    """Writes a raw set in the prepared form to `dest`, all of it or nothing; every image is decoded once.
+    """Writes a raw set in the prepared form, all of it or nothing; every image is decoded once.
 
-    An 8-bit RGB PNG or JPEG is copied byte for byte, anything else stored as PNG. Items without a part are
-    put 60/20/20 into train, validation and test by `parts_by_group`, over the groups that have a mask; those
-    of groups without any mask go to train.
-    Raises InputError if `dest` holds something, an image, a label or an image-level label is unfit, two items
-    share a stem, there is no item or no label of either kind, or a group is in two parts and the set gives no
-    reason (`keep_shared_groups`).
+    An 8-bit RGB PNG or JPEG is copied byte for byte, anything else is stored as PNG. Items without a part are put
+    60/20/20 into train, validation and test by `parts_by_group`, over the groups that have a mask; those of groups
+    without any mask go to train.
+
+    Args:
+        dest: a new or empty folder.
+        raw: the set.
+
+    Raises:
+        InputError: `dest` is not empty or cannot be written; an image, label or image-level label is unfit; two items
+            share a stem; there is no item or no label of either kind; or a group is in two parts and `raw` gives no
+            reason (`keep_shared_groups`).
     """
     checked_classes(raw.classes, raw.name)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -356,7 +406,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
 
 
 def with_progress(items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
-    """`items` with a progress bar on a terminal's stderr that goes away at the end."""
+    """Yields `items` and shows a progress bar on stderr if that is a terminal; the bar goes away at the end."""
     console = Console(stderr=True)
     return track(items, what, total, transient=True, console=console, disable=not console.is_terminal)
 
@@ -371,11 +421,12 @@ class _Written:
 
 
 def _known(written: list[_Written]) -> list[_Written]:
-    """Those with an image-level label, by name."""
+    """Selects those with an image-level label, by name."""
     return sorted((one for one in written if one.present is not None), key=lambda one: one.image)
 
 
 def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
+    """Writes image and mask of an item under `root`. Raises InputError, about the file or stem, if one is unfit."""
     where = item.image if isinstance(item.image, Path) else item.stem
     image = read_image(item.image) if isinstance(item.image, Path) else item.image
     copied = isinstance(item.image, Path) and can_copy(item.image)
@@ -402,7 +453,7 @@ def check_label(
     label: NDArray[np.integer],  # (H, W)
     classes: int,
 ) -> None:
-    """Raises InputError where a label does not fit its image or holds an index that is no class."""
+    """Raises InputError, about `where`, if a label differs from its image in size or holds an index of no class."""
     if image.shape[:2] != label.shape:
         raise InputError(
             f"{where}: the image is {image.shape[1]}×{image.shape[0]} pixels and its mask "
@@ -417,6 +468,7 @@ def check_label(
 
 
 def _listing(dest: Path, written: list[_Written], keep_shared_groups: str | None) -> dict[str, Any]:
+    """Builds the content of parts.json. Raises InputError if a group is in two parts without a reason."""
     if not written:
         raise InputError(f"{dest}: no image was found to prepare.")
     if not any(one.labelled or one.present is not None for one in written):

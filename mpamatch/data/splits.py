@@ -1,4 +1,4 @@
-"""Which training images count as labelled: a budget of groups (patients), drawn once and written down."""
+"""Splits: which training images count as labelled, a budget of groups (patients) drawn once and written down."""
 
 import re
 from collections.abc import Sequence
@@ -15,36 +15,56 @@ from mpamatch.images import IGNORE, read_mask
 
 @dataclass(frozen=True)
 class Split:
-    """A drawn split, not yet written."""
+    """A drawn split, not yet written.
+
+    Attributes:
+        name: of its file in splits/.
+        budget: as it was asked for, such as "10%".
+        seed: of the draw.
+        groups: whose images are labelled.
+        images: that are labelled.
+        of_groups: how many groups of the training part have a mask.
+        of_images: how many images the training part has.
+        missing_classes: that no labelled image shows.
+    """
 
     name: str
     budget: str
     seed: int
     groups: tuple[str, ...]
     images: tuple[str, ...]
-    of_groups: int  # groups of the training part that have a mask
-    of_images: int  # images of the training part
-    missing_classes: tuple[str, ...]  # classes that no labelled image shows
+    of_groups: int
+    of_images: int
+    missing_classes: tuple[str, ...]
 
 
 def write_split(prepared: Prepared, labelled: str, seed: int) -> Path:
-    """Draws a split and writes splits/<name>.json; its path. The same arguments write the same file again."""
+    """Draws a split, writes splits/<name>.json and returns its path. The same arguments write the same file again."""
     return save_split(prepared, draw_split(prepared, labelled, seed))
 
 
 def draw_splits(prepared: Prepared, budgets: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], Split]:
-    """The split of every budget and seed, by both; each mask is read once. Raises InputError as `draw_split` does."""
+    """Draws a split for every (budget, seed); each mask is read once. Raises InputError as `draw_split` does."""
     shown = _classes_shown(prepared, images_by_group(prepared))
     return {(budget, seed): draw_split(prepared, budget, seed, shown) for seed in seeds for budget in budgets}
 
 
 def draw_split(prepared: Prepared, labelled: str, seed: int, shown: dict[str, set[int]] | None = None) -> Split:
-    """The labelled images for a budget: "10%" or "4" of the training part's groups that have a mask.
+    """Draws the groups whose images count as labelled.
 
-    The groups are put in one order per seed and a budget takes the first of them, so a smaller budget lies
-    within a larger one. A percentage is rounded to whole groups, one at least.
-    `shown`, the class indices of each group's masks, is read from them where it is not given.
-    Raises InputError where the budget is no number, not above 0, or more than there is.
+    A seed gives one order of the groups, and a budget takes the first of them, so a smaller budget lies within a larger
+    one.
+
+    Args:
+        prepared: the set.
+        labelled: the budget: "4" or "10%" of the training part's groups that have a mask; a percentage is rounded to
+            whole groups, one at least.
+        seed: of the order.
+        shown: the class indices in each group's masks; None: they are read.
+
+    Raises:
+        InputError: the budget is no number, not above 0 or more than there is, the seed is negative, or no training
+            image has a mask.
     """
     if seed < 0:
         raise InputError(f"--seed {seed}: must not be negative.")
@@ -66,7 +86,7 @@ def draw_split(prepared: Prepared, labelled: str, seed: int, shown: dict[str, se
 
 
 def images_by_group(prepared: Prepared) -> dict[str, list[str]]:
-    """The training images that have a mask, by group. Raises InputError where there is none."""
+    """Groups the training images that have a mask. Raises InputError if there is none."""
     images_of: dict[str, list[str]] = {}
     for image in prepared.labelled("train"):
         images_of.setdefault(prepared.groups[image], []).append(image)
@@ -76,6 +96,7 @@ def images_by_group(prepared: Prepared) -> dict[str, list[str]]:
 
 
 def save_split(prepared: Prepared, split: Split) -> Path:
+    """Writes splits/<name>.json and returns its path."""
     path = split_path(prepared, split.name)
     content = {
         "labelled": list(split.images),
@@ -88,7 +109,7 @@ def save_split(prepared: Prepared, split: Split) -> Path:
 
 
 def _budget(labelled: str, groups: int) -> tuple[int, str]:
-    """How many groups, and the budget as it stands in the split's name."""
+    """Reads a budget: how many groups, and the budget as it stands in the split's name."""
     match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*%", labelled.strip(), re.ASCII)
     if match is None:
         raise InputError(f"--labelled {labelled!r}: must be a number of patients (4) or a percentage (10%).")
@@ -104,7 +125,7 @@ def _budget(labelled: str, groups: int) -> tuple[int, str]:
 
 
 def _classes_shown(prepared: Prepared, images_of: dict[str, list[str]]) -> dict[str, set[int]]:
-    """The class indices that each group's masks hold."""
+    """Reads the class indices that each group's masks hold."""
     shown: dict[str, set[int]] = {}
     for group, images in with_progress(images_of.items(), "reading masks", len(images_of)):
         shown[group] = set()
@@ -116,9 +137,9 @@ def _classes_shown(prepared: Prepared, images_of: dict[str, list[str]]) -> dict[
 
 
 def _order(shown: dict[str, set[int]], seed: int) -> list[str]:
-    """All groups, shuffled; those that show a class not seen before them come first.
+    """Shuffles the groups; those that show a class which none before them shows come first.
 
-    So a budget of a few groups covers every class where it can, and is still a prefix of a larger budget.
+    So a budget of a few groups covers every class if it can, and is still a prefix of a larger budget.
     """
     names = sorted(shown)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]

@@ -1,9 +1,8 @@
 """Synthetic colon tissue in haematoxylin and eosin, about one micrometre per pixel, with the glands as label.
 
-The picture is composed as a slide is: where each stain lies is drawn first (fibres, epithelium, nuclei), then
-light is sent through it by the law of Beer and Lambert, blurred and made noisy. Colour alone does not find a
-gland: lymphoid follicles are as dark as its nuclei, vessels, fat and tears as white as its lumen, and the
-stains differ from patient to patient.
+An image is made as a slide is: the amount of each stain is drawn first (fibres, epithelium, nuclei), then light is sent
+through it by the law of Beer and Lambert, blurred and made noisy. Colour alone does not find a gland: lymphoid
+follicles are as dark as its nuclei, vessels, fat and tears as white as its lumen, and stains differ between patients.
 """
 
 from dataclasses import dataclass
@@ -32,11 +31,18 @@ EOSIN = np.array([0.072, 0.990, 0.105])
 def synthesize(
     index: int, seed: int, size: int = 128
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # (size, size, 3), (size, size)
-    """One image of tissue (RGB, 0..255) and its label (0 background, 1 gland: epithelium and lumen).
+    """Makes an image of tissue (RGB, 0 to 255) and its label (0 background, 1 gland: epithelium and lumen).
 
-    The same (index, seed, size) gives the same image in any order of calls; a larger `size` shows more tissue
-    at the same scale, not the same tissue larger. Four consecutive indices share a patient (`group_of`).
-    Raises InputError for a negative index or seed and for a size below 16.
+    The same (index, seed, size) gives the same image in any order of calls; a larger `size` shows more tissue at the
+    same scale, not the same tissue larger.
+
+    Args:
+        index: of the image, from 0; four consecutive ones share a patient (`group_of`).
+        seed: of all images.
+        size: side in pixels, at least 16.
+
+    Raises:
+        InputError: a negative index or seed, or a size below 16.
     """
     _check("index", index, 0)
     _check("seed", seed, 0)
@@ -59,7 +65,7 @@ def synthesize(
 
 
 def group_of(index: int) -> str:
-    """The patient that image `index` comes from, one for four consecutive images; splits keep it together."""
+    """Names the patient that image `index` comes from, one for four consecutive images; splits keep it together."""
     _check("index", index, 0)
     return f"patient-{index // IMAGES_PER_PATIENT:04d}"
 
@@ -88,6 +94,7 @@ class _Patient:
 
 
 def _patient(rng: Generator) -> _Patient:
+    """Draws a patient."""
     stains = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, [[0.05], [0.05]], (2, 3))
     stains = np.clip(stains, 0.02, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
@@ -121,6 +128,7 @@ class _Content:
 
 
 def _content(rng: Generator, patient: _Patient) -> _Content:
+    """Draws a field of view: submucosa, sparse glands or mucosa."""
     kind = rng.choice(["submucosa", "sparse", "mucosa"], p=[0.12, 0.23, 0.65])
     deep = kind == "submucosa"
     return _Content(
@@ -138,14 +146,14 @@ def _content(rng: Generator, patient: _Patient) -> _Content:
 
 @lru_cache(maxsize=64)
 def _basis(length: int, scale: float) -> Floats:  # (length, knots)
-    """Rows of unit norm, so that normal coefficients give noise of unit variance everywhere."""
+    """Builds a basis with rows of unit norm, so that normal coefficients give noise of unit variance everywhere."""
     knots = np.arange(-2, length / scale + 2)
     rows = np.exp(-0.5 * ((np.arange(length)[:, None] / scale - knots) / 0.7) ** 2)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _noise(rng: Generator, side: int, scale: float, across: float | None = None) -> Floats:  # (side, side)
-    """Smooth normal noise of unit variance, its grain `scale` pixels down and (unless given) across."""
+    """Draws smooth normal noise of unit variance, its grain `scale` pixels down and `across` (or `scale`) across."""
     rows, columns = _basis(side, scale), _basis(side, across or scale)
     return rows @ rng.standard_normal((rows.shape[1], columns.shape[1])) @ columns.T
 
@@ -153,7 +161,7 @@ def _noise(rng: Generator, side: int, scale: float, across: float | None = None)
 def _blob(
     rng: Generator, side: int, centre: Floats, radius: float, stretch: float, wobble: float
 ) -> Floats:  # (side, side)
-    """A star-shaped field around `centre` (row, column): an ellipse, area pi radius², uneven by `wobble`.
+    """Draws a star-shaped field around `centre` (row, column): an ellipse of area π · radius², uneven by `wobble`.
 
     Only a window is computed, 12 pixels wider than the ellipse: far outside the field is -side.
     """
@@ -177,18 +185,18 @@ def _blob(
 
 
 def _cover(field: Floats) -> Floats:
-    """Share of each pixel inside `field`."""
+    """Computes the share of each pixel inside `field`."""
     return np.clip(field + 0.5, 0, 1)
 
 
 def _heading(field: Floats) -> Floats:
-    """Angle, per pixel, in which `field` rises fastest."""
+    """Computes, per pixel, the angle in which `field` rises fastest."""
     down, right = np.gradient(ndimage.gaussian_filter(field, 1.5))
     return np.arctan2(down, right)
 
 
 def _tissue(rng: Generator, side: int) -> Floats:  # (side, side)
-    """The field of tissue: everywhere, or with an uneven edge to the bare slide in one image of four."""
+    """Draws the field of tissue: everywhere, or with an uneven edge to the bare slide in one image of four."""
     if rng.uniform() > 0.25:
         return np.full((side, side), float(side))
     angle = rng.uniform(0, 2 * np.pi)
@@ -199,6 +207,8 @@ def _tissue(rng: Generator, side: int) -> Floats:  # (side, side)
 
 @dataclass(frozen=True)
 class _Glands:
+    """The glands of an image."""
+
     number: NDArray[np.int64]  # (side, side): 0 outside, else which gland
     depth: Floats  # (side, side): pixels to the gland's border, inside
     outside: Floats  # (side, side): pixels to the nearest gland, outside
@@ -208,6 +218,7 @@ class _Glands:
 
 
 def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats) -> _Glands:
+    """Places glands one by one where there is room for them."""
     side = len(tissue)
     number = np.zeros((side, side), dtype=np.int64)
     room = tissue - 1
@@ -227,7 +238,7 @@ def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats
 
 
 def _gland(rng: Generator, patient: _Patient, side: int, centre: Floats, space: float) -> Floats:  # (side, side)
-    """A crypt cut across or along, or, with the grade, several grown together; its radius at most `space`."""
+    """Draws a crypt cut across or along or, with the grade, several grown together; its radius is at most `space`."""
     radius = min(rng.uniform(13, 28 + 8 * patient.grade), space)
     wobble = rng.uniform(0.05, 0.15 + 0.45 * patient.grade)
     field = _blob(rng, side, centre, radius, rng.uniform(1, 2.2), wobble)
@@ -240,7 +251,7 @@ def _gland(rng: Generator, patient: _Patient, side: int, centre: Floats, space: 
 
 @dataclass(frozen=True)
 class _Decoys:
-    """What resembles a part of a gland. Each a field (side, side), kept two pixels away from glands."""
+    """What resembles a part of a gland: fields (side, side), kept two pixels away from glands."""
 
     follicles: Floats
     vessels: Floats
@@ -249,6 +260,7 @@ class _Decoys:
 
 
 def _decoys(rng: Generator, content: _Content, glands: _Glands, tissue: Floats) -> _Decoys:
+    """Places the decoys where there is room between glands."""
     side = len(tissue)
     room = np.where(glands.number > 0, -1.0, np.minimum(glands.outside, tissue)) - 2
 
@@ -270,7 +282,7 @@ def _decoys(rng: Generator, content: _Content, glands: _Glands, tissue: Floats) 
 
 
 def _somewhere(rng: Generator, room: Floats) -> Floats:  # (2,)
-    """A place with much room around it: the best of six."""
+    """Draws a place (row, column) with much room around it: the best of six."""
     places = rng.uniform(0, len(room) - 1, (6, 2))
     return places[np.argmax([_at(room, place) for place in places])]
 
@@ -280,7 +292,7 @@ def _at(field: Floats, place: Floats) -> float:
 
 
 class _Slide:
-    """`stain` (2, side, side): amounts in optical density; `clear` (side, side): share without tissue."""
+    """A slide in the making: `stain` (2, side, side), optical density; `clear` (side, side), share without tissue."""
 
     def __init__(self, rng: Generator, side: int) -> None:
         self.grain = _noise(rng, side, 1.1)  # of the chromatin
@@ -288,16 +300,16 @@ class _Slide:
         self.clear = np.zeros((side, side))
 
     def lay(self, cover: Floats, haematoxylin: Floats | float, eosin: Floats | float, clear: float = 0.0) -> None:
-        """Puts a thing over what is there, by its cover 0..1."""
+        """Lays a thing over what is there; `cover`: its share of each pixel, 0 to 1."""
         self.stain[0] += cover * (haematoxylin - self.stain[0])
         self.stain[1] += cover * (eosin - self.stain[1])
         self.clear += cover * (clear - self.clear)
 
 
 def _scatter(rng: Generator, where: Flags, spacing: float, share: Floats | float = 1.0) -> Floats:  # (N, 2)
-    """Places (row, column) inside `where`, no two nearer than 0.7 spacings, thinned to `share`.
+    """Draws places (row, column) inside `where`, no two nearer than 0.7 spacings, thinned to `share`.
 
-    One place in each cell of a grid: the first of five tries that falls inside, which fills thin bands too.
+    Each cell of a grid has one place, the first of five tries that falls inside, which fills thin bands too.
     """
     side = len(where)
     count = int(np.ceil(side / spacing))
@@ -323,7 +335,7 @@ def _ellipses(
     angle: Floats | None = None,  # (side, side)
     spread: float = 0.25,
 ) -> Floats:  # (side, side)
-    """Cover 0..1 of ellipses of these half axes, varied by 15 %, the long one along `angle` +- `spread`."""
+    """Draws the cover, 0 to 1, of ellipses with these half axes ± 15 %, the long one along `angle` ± `spread`."""
     count = len(places)
     reach = int(np.ceil(1.5 * length)) + 1
     middle = np.floor(places).astype(np.int64)
@@ -347,12 +359,13 @@ def _ellipses(
 
 
 def _lay_nuclei(slide: _Slide, patient: _Patient, cover: Floats, darkness: float = 1.0) -> None:
+    """Lays nuclei: grainy haematoxylin."""
     chromatin = patient.chromatin * darkness * (1 + 0.22 * slide.grain)
     slide.lay(cover, chromatin, 0.25)
 
 
 def _draw_stroma(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands) -> None:
-    """Wavy collagen that bends around glands, with spindle cells and lymphocytes."""
+    """Draws wavy collagen that bends around glands, with spindle cells and lymphocytes."""
     side = len(glands.depth)
     angle = rng.uniform(0, np.pi)
     rows, columns = np.indices((side, side)) - side / 2
@@ -378,6 +391,7 @@ def _draw_stroma(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glan
 
 
 def _draw_decoys(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands, decoys: _Decoys) -> None:
+    """Draws follicles, fat, tears, and vessels with blood and lining."""
     side = len(glands.depth)
     scale = patient.nucleus
     _draw_follicles(slide, rng, patient, decoys.follicles)
@@ -400,7 +414,7 @@ def _draw_decoys(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glan
 
 
 def _draw_follicles(slide: _Slide, rng: Generator, patient: _Patient, field: Floats) -> None:
-    """Lymphocytes side by side; a large follicle has a pale centre, much as a gland has a lumen."""
+    """Draws lymphocytes side by side; a large follicle has a pale centre, much as a gland has a lumen."""
     side = len(field)
     slide.lay(0.7 * _cover(field / 3), patient.collagen[0] + 0.15, 0.25)
     pale = np.clip((field - 9) / 4, 0, 1)
@@ -410,7 +424,7 @@ def _draw_follicles(slide: _Slide, rng: Generator, patient: _Patient, field: Flo
 
 
 def _draw_epithelium(slide: _Slide, rng: Generator, patient: _Patient, glands: _Glands) -> None:
-    """From the border inwards: nuclei on end, cytoplasm in streaks, goblets of mucin, the lumen."""
+    """Draws glands from the border inwards: upright nuclei, cytoplasm in streaks, goblets of mucin, the lumen."""
     side = len(glands.depth)
     inside = glands.number > 0
     cover = inside.astype(np.float64)
@@ -429,7 +443,7 @@ def _draw_epithelium(slide: _Slide, rng: Generator, patient: _Patient, glands: _
 
 
 def _height(rng: Generator, glands: _Glands) -> Floats:  # (side, side)
-    """Depth at which the lumen starts: 0.5 to 1.1 of the gland's own depth (none from 1 on), unevenly."""
+    """Draws the depth at which the lumen starts: 0.5 to 1.1 of the gland's own depth (none from 1 on), unevenly."""
     numbers = np.arange(glands.number.max() + 1)
     deepest = np.asarray(ndimage.maximum(glands.depth, glands.number, numbers))
     height = np.maximum(deepest * rng.uniform(0.5, 1.1, len(numbers)), 8)
@@ -439,6 +453,7 @@ def _height(rng: Generator, glands: _Glands) -> Floats:  # (side, side)
 
 
 def _draw_goblets(slide: _Slide, rng: Generator, patient: _Patient, where: Flags, inwards: Floats) -> None:
+    """Draws goblet cells, pale with mucin."""
     side = len(inwards)
     swelling = 1 + 0.35 * patient.goblets
     here = np.clip(patient.goblets * (1 + 0.5 * _noise(rng, side, 20)), 0, 1)
@@ -448,7 +463,7 @@ def _draw_goblets(slide: _Slide, rng: Generator, patient: _Patient, where: Flags
 
 
 def _draw_lumen(slide: _Slide, rng: Generator, cover: Floats, field: Floats) -> None:
-    """Empty, or with mucin or debris; the cells' border to it takes more eosin."""
+    """Draws the lumen, empty or with mucin or debris; the cells' border to it takes more eosin."""
     side = len(field)
     border = np.clip(1.5 - np.abs(field), 0, 1) * cover
     slide.stain[1] += 0.2 * border
@@ -463,7 +478,7 @@ def _photograph(
     rng: Generator,
     patient: _Patient,
 ) -> NDArray[np.uint8]:  # (size, size, 3)
-    """Light through the stains (Beer-Lambert), lens, sensor noise that grows with the light, eight bits."""
+    """Photographs a slide: light through the stains (Beer–Lambert), blur, noise that grows with the light, 8 bits."""
     uneven = 1 + 0.05 * _noise(rng, stain.shape[1], 30)
     density = np.einsum("srk,sc->rkc", stain * uneven, patient.stains)
     light = ndimage.gaussian_filter(patient.light * np.exp(-density), (patient.blur, patient.blur, 0))

@@ -1,4 +1,4 @@
-"""Feeds apply draws to files and hand over batches: torchvision, DALI."""
+"""Feeds: they apply draws to files and make batches, with torchvision or with DALI."""
 
 from importlib.util import find_spec
 
@@ -13,17 +13,18 @@ INSTALL_DALI = "pip install 'mpamatch[dali-cuda13]' (or dali-cuda12)"
 
 
 def dali_installed() -> bool:
+    """Tells whether DALI can be imported, without importing it."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def feed_class(name: str, device: torch.device) -> type[Feed]:
-    """The feed that data.feed names; auto is DALI for a GPU where it is installed, else torchvision.
+    """Chooses the feed that data.feed names; auto is DALI for a GPU if it is installed, else torchvision.
 
     On a CPU neither is always the faster: 224² PNGs into crops of 112 in three views cost DALI 3.7 ms of CPU each and
     torchvision 6.1 in natural colours, 4.7 and 5.0 in histology; from memory (data.cache_mb) 2.3 and 3.6, 3.3 and 2.9
     (two shared cores, busy). The default, histology from memory, is torchvision's.
 
-    Raises InputError for dali where it is not installed.
+    Raises InputError for dali if it is not installed.
     """
     there = dali_installed()
     if name == "dali" and not there:
@@ -40,5 +41,5 @@ def feed_class(name: str, device: torch.device) -> type[Feed]:
 
 
 def feeds() -> dict[str, str]:
-    """name → "" where it can be used here, else what is missing."""
+    """Lists the feeds: name → "" if it can be used here, else what is missing."""
     return {"torchvision": "", "dali": "" if dali_installed() else INSTALL_DALI}

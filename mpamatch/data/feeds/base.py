@@ -1,4 +1,4 @@
-"""What every feed shares: which image stands in which slot, and what happens where it cannot be read."""
+"""The base of every feed: which image stands in which slot, and what happens if it cannot be read."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +17,16 @@ T = TypeVar("T")
 
 
 class Feed(ABC):
-    """feed[step] → Batch of this rank's slots of the global batch. Pure: the same step, the same batch.
+    """Makes batches: feed[step] is the batch of this rank's slots in the global batch, the same for the same step.
 
     Attributes:
-        labelled, unlabelled: names of the images, in the order that draws count in.
-        skipped: name → why, of the images that could not be read so far (data.on_error: skip). A slot whose image
-            cannot be read takes the next of the list that can, so which image it shows depends on nothing but the
-            seed, the step, the slot and the files.
+        labelled: names of the images, in the order that draws count in.
+        unlabelled: the same for the unlabelled ones.
+        skipped: name → why, of the images that could not be used so far (data.on_error: skip). The next image of the
+            list that can be used takes the slot, so the image of a slot depends on seed, step, slot and files alone.
 
-    Raises InputError where the configuration does not fit the data or the ranks.
+    Raises:
+        InputError: the configuration does not fit the data or the ranks.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Feed(ABC):
         std: tuple[float, ...],
         rank: int = 0,
         ranks: int = 1,
-        image_labels: bool = False,  # Labelled.present instead of labels: no mask is read
+        image_labels: bool = False,  # image-level labels in place of labels: no mask is read
         device: torch.device | None = None,  # that the batches are for; None: the CPU
     ):
         _check(config, ranks)
@@ -62,37 +63,40 @@ class Feed(ABC):
 
     @abstractmethod
     def __getitem__(self, step: int) -> Batch:
-        """The batch of one step. Raises InputError naming a file that cannot be used."""
+        """Makes the batch of a step. Raises InputError, with the file, if an image cannot be used."""
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start … stop−1, made ahead of their use. Raises InputError as feed[step] does."""
+        """Yields the batches of steps start to stop − 1, made ahead of their use. Raises as feed[step] does."""
 
     def has_label(self, stream: int) -> bool:
-        """Whether the masks of a stream are read."""
+        """Tells whether the masks of a stream are read."""
         return stream == LABELLED and not self.image_labels
 
     def present(self, names: Sequence[str]) -> Tensor | None:  # (B, C) f32
-        """The image-level labels of the images of a batch, for Labelled.present."""
+        """Builds the image-level labels of a batch, for Labelled.present; None if the method learns from labels."""
         if not self.image_labels:
             return None
         return torch.stack([torch.from_numpy(self.prepared.present_row(name)) for name in names])
 
     def names(self, stream: int) -> tuple[str, ...]:
+        """Returns the images of a stream."""
         return self.labelled if stream == LABELLED else self.unlabelled
 
     def slots(self, stream: int) -> range:
-        """This rank's share of the global batch."""
+        """Returns this rank's slots of the global batch."""
         share = self._global_batch(stream) // self.ranks
         return range(self.rank * share, (self.rank + 1) * share)
 
     def draw(self, stream: int, step: int, slot: int) -> SampleDraw:
+        """Draws the sample of a slot."""
         return draw(self.settings, self.seed, stream, step, slot)
 
     def readable(self, stream: int, step: int, slot: int, read: Callable[[str], T]) -> tuple[str, T]:
-        """Name and content of the image of a slot, `read` raising InputError where it is unfit.
+        """Reads the image of a slot, or the next that can be used; returns its name and what `read` returned.
 
-        Raises InputError: on_error stop, that very error; skip, where no image of the list can be read.
+        `read` raises InputError for an image that cannot be used. With on_error stop that error is raised; with skip
+        an InputError is raised if no image of the list can be used.
         """
         names = self.names(stream)
         first = image_index(self.seed, stream, step * self._global_batch(stream) + slot, len(names))
@@ -111,7 +115,7 @@ class Feed(ABC):
         )
 
     def refuse(self, name: str, error: InputError) -> None:
-        """Notes an image that cannot be used, or raises `error` where on_error says stop."""
+        """Notes an image that cannot be used, or raises `error` if on_error is stop."""
         if self.config.on_error == "stop":
             raise error
         self.skipped[name] = str(error)
@@ -121,6 +125,7 @@ class Feed(ABC):
 
 
 def _check(config: DataConfig, ranks: int) -> None:
+    """Raises InputError if a batch does not divide over the ranks."""
     for name, size in (("data.batch", config.batch), ("data.unlabelled_batch", config.unlabelled_batch)):
         if size % ranks:
             raise InputError(f"{name}: {size} images do not divide over {ranks} ranks; choose a multiple of {ranks}.")

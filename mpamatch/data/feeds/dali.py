@@ -1,4 +1,4 @@
-"""The DALI feed: the same draws as every feed, applied by native threads on the CPU or by a GPU."""
+"""The DALI feed: the draws of every feed, applied by native threads on the CPU or by a GPU."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -22,22 +22,22 @@ from mpamatch.data.feeds.graph import build_pipeline, colour_arguments, inputs_o
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, plain_size
 
-AHEAD = 2  # runs under way in DALI, beside the batches that a thread has ready
-TOGETHER = 16  # images of a list in a run, where a step has fewer: a run costs DALI about as much as two images
+AHEAD = 2  # runs under way in DALI, besides the batches that a thread has ready
+TOGETHER = 16  # images of a list in a run, if a step has fewer: a run costs DALI about as much as two images
 NUMPY = {types.UINT8: np.uint8, types.BOOL: np.bool_, types.INT32: np.int32, types.FLOAT: np.float32}
 RAGGED = ("path", "mask_path", "raw", "raw_mask")
 NO_PATH = {"path": np.zeros(1, np.uint8), "mask_path": np.zeros(1, np.uint8)}
 NOT_RAW = {"is_raw": False, "raw": np.zeros((1, 1, 3), np.uint8), "raw_mask": np.zeros((1, 1, 1), np.uint8)}
-UNSEEN, BY_DALI, BY_READER = 0, 1, 2
+UNSEEN, BY_DALI, BY_READER = 0, 1, 2  # what decodes an image
 
 Given = dict[str, Any]  # input of the graph → value for one slot
 
 
 class DaliFeed(Feed):
-    """Batches on `device`, made by data.workers threads (one at least) and a GPU where the device is one.
+    """Makes batches on `device` by data.workers threads (one at least), and by the GPU if the device is one.
 
-    DALI decodes 8-bit RGB PNG and JPEG, on the CPU to the values that the ordinary readers give. Whatever else those
-    accept comes from them, and so do the PNGs that are kept in memory.
+    DALI decodes 8-bit RGB PNG and JPEG, on the CPU to the values that the ordinary readers return. These decode
+    whatever else they accept, and the PNGs that are kept in memory.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -63,6 +63,10 @@ class DaliFeed(Feed):
         return ahead(lambda _: next(made), range(start, stop), threads=1)
 
     def _run(self, pipelines: "_Pipelines", start: int, stop: int) -> Iterator[Batch]:
+        """Keeps AHEAD runs in the pipelines and yields the batches of the steps, in order.
+
+        If DALI fails, the steps of that run are repeated, each in a run of its own, to find the file.
+        """
         under_way: deque[list[_StepInputs] | InputError] = deque()
         planned = done = alone = start  # steps before `alone` have a run each
         while done < stop:
@@ -87,7 +91,7 @@ class DaliFeed(Feed):
                 yield self._batch(one, _part(made, place, len(sent)))
 
     def _send(self, pipelines: "_Pipelines", steps: range) -> "list[list[_StepInputs] | InputError]":
-        """Starts a run of these steps, or of those before an error: that is handed on, to be raised when it is due."""
+        """Starts a run of these steps; if one has bad input, of those before it, and returns the error for its turn."""
         sent: list[_StepInputs] = []
         failed: list[list[_StepInputs] | InputError] = []
         for step in steps:
@@ -102,6 +106,7 @@ class DaliFeed(Feed):
         return [sent, *failed]
 
     def _plan(self, step: int) -> "_StepInputs":
+        """Draws a step and prepares the inputs of its slots. Raises InputError if an image cannot be used."""
         sent = _StepInputs({}, {}, {})
         for stream in self.views:
             drawn = [self.draw(stream, step, slot) for slot in self.slots(stream)]
@@ -115,9 +120,9 @@ class DaliFeed(Feed):
         return sent
 
     def _find_unreadable(self, sent: "_StepInputs", error: RuntimeError) -> None:
-        """What made DALI fail: a file that nobody can read, or else one that the ordinary reader is to decode.
+        """Finds why DALI failed at a step: a file that cannot be used, or one that only the ordinary reader decodes.
 
-        Raises InputError naming a file (on_error stop), or `error` where files are not to blame.
+        Raises InputError, with the file, if on_error is stop, and `error` if no file is the cause.
         """
         before = len(self.skipped)
         unasked = []
@@ -136,6 +141,7 @@ class DaliFeed(Feed):
                 self.decoder[stream][place] = BY_READER
 
     def _batch(self, sent: "_StepInputs", made: dict[int, list[Tensor]]) -> Batch:
+        """Makes the batch of a step from its tensors."""
         image, *label = made[LABELLED]
         known = label[0].squeeze(-1) if label else image.new_full(image[:, 0].shape, IGNORE, dtype=torch.uint8)
         labelled = Labelled(image, known, self.present(sent.names[LABELLED]))
@@ -159,7 +165,7 @@ class DaliFeed(Feed):
         )
 
     def _given(self, stream: int, drawn: SampleDraw, name: str) -> Given:
-        """The graph's inputs for one slot. Raises InputError where the image or its label is unfit."""
+        """Makes the graph's inputs for a slot. Raises InputError if the image or its label cannot be used."""
         place, geometry = self.places[name], drawn.geometry
         if self.decoder[stream][place] == UNSEEN:
             self._look(stream, name)
@@ -189,7 +195,7 @@ class DaliFeed(Feed):
         return given | NOT_RAW | {key: np.frombuffer(str(path).encode(), np.uint8) for key, path in paths.items()}
 
     def _decoded(self, stream: int, name: str, given: Given, twice: bool) -> Given:
-        """The region by the ordinary reader; with its reflection where that is more than the graph can do."""
+        """Decodes the region by the ordinary reader; with its reflection if that is more than the graph can do."""
         if self.has_label(stream):
             image, label = self._images(name).labelled(name)
         else:
@@ -203,7 +209,7 @@ class DaliFeed(Feed):
         return found | {"raw": raw} | ({} if label is None else {"raw_mask": label[here][..., None]})
 
     def _look(self, stream: int, name: str) -> None:
-        """Takes down size and decoder of an image at its first use; a label is checked in full then."""
+        """Notes size and decoder of an image at its first use and checks its label in full."""
         size = plain_size(self.prepared.image_path(name), "RGB")
         plain = size is not None
         if self.has_label(stream):
@@ -215,13 +221,13 @@ class DaliFeed(Feed):
         self.decoder[stream][place] = BY_DALI if plain else BY_READER
 
     def _images(self, name: str) -> ImageCache:
-        """A JPEG is not kept: what it decodes to depends on the decoder, and a GPU's is another one."""
+        """Chooses the reader of an image: a JPEG is not kept, as a GPU's decoder decodes it to other values."""
         return self.kept if name.endswith(".png") else self.reader
 
 
 @dataclass
 class _StepInputs:
-    """What went into the pipelines for one step, by stream and slot."""
+    """What went into the pipelines for a step, by stream and slot."""
 
     names: dict[int, list[str]]
     drawn: dict[int, list[SampleDraw]]
@@ -229,14 +235,14 @@ class _StepInputs:
 
 
 class _Pipelines:
-    """A pipeline for each list of images; runs come out in the order in which they went in."""
+    """A pipeline for each list of images; runs end in the order in which they were sent."""
 
     def __init__(self, feed: DaliFeed):
         self.feed = feed
         self.restart()
 
     def restart(self) -> None:
-        """New pipelines with nothing in them: DALI's are of no use after an error."""
+        """Builds new pipelines: after an error DALI's cannot be used any more."""
         feed, config = self.feed, self.feed.config
         gpu = feed.device.type == "cuda"
         self.of_stream = {
@@ -255,6 +261,7 @@ class _Pipelines:
         }
 
     def send(self, given: dict[int, list[Given]]) -> None:
+        """Starts a run of every pipeline; `given`: stream → inputs by slot."""
         for stream, pipeline in self.of_stream.items():
             inputs = inputs_of(self.feed.has_label(stream), self.feed.views[stream], self.feed.config.augment)
             for name, (kind, _) in inputs.items():
@@ -266,9 +273,9 @@ class _Pipelines:
             pipeline.schedule_run()
 
     def take(self) -> dict[int, list[Tensor]]:
-        """The oldest run's tensors, views first. They own their memory: the executor writes each output anew.
+        """Waits for the oldest run and returns its tensors, views first.
 
-        Raises RuntimeError where DALI failed.
+        They own their memory, as the executor allocates each output anew. Raises RuntimeError if DALI failed.
         """
         return {
             stream: [torch.from_dlpack(one.as_tensor()) for one in pipeline.outputs()]
@@ -277,12 +284,12 @@ class _Pipelines:
 
 
 def _part(made: dict[int, list[Tensor]], place: int, parts: int) -> dict[int, list[Tensor]]:
-    """One step's tensors of a run of so many."""
+    """Selects the tensors of the step at `place` in a run of `parts` steps."""
     return {stream: [tensor.chunk(parts)[place] for tensor in tensors] for stream, tensors in made.items()}
 
 
 def valid_maps(given: list[Given], crop: int) -> Tensor:  # (B, crop, crop) bool
-    """Where the crops show the image and no reflection; asked of the same pixels that a label would come from."""
+    """Marks where crops show the image and no reflection, by the pixels that a label would be taken from."""
     valid = np.ones((len(given), crop, crop), dtype=np.bool_)
     for out, one in zip(valid, given, strict=True):
         if one["padded"]:

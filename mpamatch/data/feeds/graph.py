@@ -1,4 +1,4 @@
-"""The DALI graph of one list of images: file names and draws in, views and labels out.
+"""The DALI graph of a list of images: file names and draws in, views and labels out.
 
 Every random number comes in as an argument and the graph only applies it, on the CPU and on a GPU alike. Images are
 (H, W, 3) and labels (H, W, 1) u8; views are f32 in [0, 1] until they are normalised.
@@ -27,11 +27,11 @@ BARE = 10.0  # exp(−BARE · concentration) is how bare of a stain a pixel is, 
 Inputs = dict[str, tuple[Any, int]]  # name of an input → its dtype and the dimensions of one sample
 IMAGE: Inputs = {
     "path": (types.UINT8, 1),
-    "raw": (types.UINT8, 3),  # the region itself, where the ordinary reader has decoded the image
+    "raw": (types.UINT8, 3),  # the region itself, if the ordinary reader has decoded the image
     "is_raw": (types.BOOL, 0),
     "start": (types.INT32, 1),  # top and left of the region
     "inside": (types.INT32, 1),  # height and width of its part inside the image
-    "padded": (types.BOOL, 0),  # whether there is another part
+    "padded": (types.BOOL, 0),  # whether a part lies outside
     "rows_from": (types.INT32, 0),  # from here on the rows are reflected below the image
     "columns_from": (types.INT32, 0),
     "mirrored": (types.INT32, 0),
@@ -63,7 +63,7 @@ COLOUR: dict[str, Inputs] = {
 
 
 def inputs_of(labelled: bool, views: Mapping[str, bool], augment: str) -> Inputs:
-    """Every input of a pipeline of these views; that of a view is called "view.input"."""
+    """Lists the inputs of a pipeline of these views; that of a view is called "view.input"."""
     inputs = {**IMAGE, **(LABEL if labelled else {}), **(QUARTERS if augment == "histology" else {})}
     for view, changed in views.items():
         inputs |= {f"{view}.{name}": kind for name, kind in COLOUR[augment].items() if changed}
@@ -82,10 +82,10 @@ def build_pipeline(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Pipeline:
-    """Outputs: the views (3, crop, crop) f32, normalised, and where `labelled` the label (crop, crop, 1) u8.
+    """Builds the pipeline. A run takes one `feed_input` of each of `inputs_of`.
 
-    A run wants one `feed_input` of every one of `inputs_of`. The outputs' memory is fresh in every run, so that they
-    may be kept.
+    Its outputs are the views (3, crop, crop) f32, normalised, and if `labelled` the label (crop, crop, 1) u8. Their
+    memory is allocated anew in every run, so that they may be kept.
     """
     gpu, quarters = device_id is not None, augment == "histology"
 
@@ -124,7 +124,7 @@ def build_pipeline(
 
 
 def _image(given: dict[str, Any], gpu: bool) -> Any:
-    """The part of the region that lies in the image."""
+    """Reads the part of the region that lies in the image."""
     if given["is_raw"]:
         image = given["raw"].gpu() if gpu else given["raw"]
     else:
@@ -133,7 +133,7 @@ def _image(given: dict[str, Any], gpu: bool) -> Any:
 
 
 def _label(given: dict[str, Any], gpu: bool) -> Any:
-    """The same part of the label. PNGs are decoded on the CPU in any case."""
+    """Reads the same part of the label. PNGs are decoded on the CPU in any case."""
     if given["is_raw"]:
         label = given["raw_mask"]
     else:
@@ -154,7 +154,7 @@ def _decoded(path: Any, given: dict[str, Any], kind: Any, device: str) -> Any:
 
 
 def _reflected(image: Any, given: dict[str, Any]) -> Any:
-    """The whole region: where it is larger than the image, this goes on as its reflection."""
+    """Completes the region: outside the image with its reflection."""
     if given["padded"]:
         image = fn.cat(image, fn.flip(image[given["rows_from"] :], horizontal=0, vertical=1), axis=0)
         image = fn.cat(image, fn.flip(image[:, given["columns_from"] :], horizontal=1), axis=1)
@@ -162,7 +162,7 @@ def _reflected(image: Any, given: dict[str, Any]) -> Any:
 
 
 def _ignored(label: Any, given: dict[str, Any]) -> Any:
-    """The label of the whole region: ignore outside the image."""
+    """Completes the label of the region: outside the image with ignore."""
     if given["padded"]:
         whole = {"start": (0, 0), "shape": given["side"], "axes": (0, 1)}
         label = fn.slice(label, **whole, out_of_bounds_policy="pad", fill_values=IGNORE)
@@ -170,14 +170,18 @@ def _ignored(label: Any, given: dict[str, Any]) -> Any:
 
 
 def _nearest(label: Any, side: Any, crop: int) -> Any:
-    """As augment.nearest_pixels. Centres are multiples of 1 / (2 · crop): half of that brings one between two pixels
-    safely to the second of them, and changes nothing for the others."""
+    """Resizes the label to the pixels of augment.nearest_pixels.
+
+    Centres are multiples of 1 / (2 · crop): a shift by half of that moves one between two pixels safely to the second
+    of them and changes nothing for the others.
+    """
     shift = 0.25 / crop
     roi = {"roi_start": (shift, shift), "roi_end": side + np.float32(shift)}
     return fn.resize(label, size=(crop, crop), interp_type=types.INTERP_NN, **roi)
 
 
 def _turned(image: Any, given: dict[str, Any], quarters: bool) -> Any:
+    """Flips and turns as the draws say; `quarters`: whether there are quarter turns."""
     if quarters:
         if given["transposed"]:
             image = fn.transpose(image, perm=[1, 0, 2], transpose_layout=False)
@@ -186,7 +190,7 @@ def _turned(image: Any, given: dict[str, Any], quarters: bool) -> Any:
 
 
 def _base(crops: Any, augment: str) -> Any:
-    """What the views of a crop share."""
+    """Computes what the views of a crop share; for histology (H, W, 6): stains, and how bare of each a pixel is."""
     if augment == "natural":
         return crops
     table = -np.log(np.maximum(np.arange(256) / 255, DENSITY_FLOOR))
@@ -196,7 +200,7 @@ def _base(crops: Any, augment: str) -> Any:
 
 
 def _recolour(base: Any, given: dict[str, Any], augment: str, gpu: bool) -> Any:
-    """One view, f32 in [0, 1], of the same colours as augment.recolour."""
+    """Makes a view, f32 in [0, 1], in the colours of augment.recolour."""
     here = {name: node.gpu() if gpu else node for name, node in given.items() if name in _SCALES}
     if augment == "natural":
         light = fn.coord_transform(base, M=given["mix"])
@@ -222,15 +226,16 @@ def _compressed(light: Any, given: dict[str, Any]) -> Any:
     return light
 
 
-_SCALES = {"of_mean", "white", "contrast"}  # go into arithmetic, which wants them where the image is
+_SCALES = {"of_mean", "white", "contrast"}  # used in arithmetic, so they must be on the device of the image
 
 
 def _weighed(light: Any, weights: Any) -> Any:
-    """The mean colour of each image, weighed: one number."""
+    """Computes the weighted sum of the mean colour of each image: one number."""
     return fn.reductions.sum(fn.reductions.mean(light, axes=(0, 1)) * weights)
 
 
 def _within(light: Any) -> Any:
+    """Clamps to [0, 1]."""
     return dali_math.min(dali_math.max(light, 0.0), 1.0)  # half the time of dali_math.clamp on a CPU
 
 
@@ -245,7 +250,7 @@ def _normalised(image: Any, white: int, mean: Sequence[float], std: Sequence[flo
 
 
 def turn_arguments(geometry: Geometry) -> dict[str, Any]:
-    """A flip and then quarter turns, as a transposition and then flips."""
+    """Turns a flip and then quarter turns into a transposition and then flips."""
     turns, flip = geometry.quarter_turns % 4, geometry.flip
     return {
         "transposed": turns % 2 == 1,
@@ -255,7 +260,7 @@ def turn_arguments(geometry: Geometry) -> dict[str, Any]:
 
 
 def colour_arguments(augment: str, colour: ColourDraw) -> dict[str, Any]:
-    """One sample's values of the inputs COLOUR[augment]."""
+    """Computes a sample's values of the inputs COLOUR[augment]."""
     blur = {
         "blurred": colour.blur > 0,
         "sigma": colour.blur,
@@ -280,11 +285,11 @@ def colour_arguments(augment: str, colour: ColourDraw) -> dict[str, Any]:
 
 
 def _composed(colour: ColourDraw) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(3, 3) and (3,): the parts of a natural view in their order, as x → mix · x + of_mean · mean(x).
+    """Composes the parts of a natural view, in their order, into x → mix · x + of_mean · mean(x): (3, 3) and (3,).
 
-    Two things differ from torchvision. Hue is a rotation around the grey axis, which is linear, where torchvision's
+    Two things differ from torchvision. Hue is a rotation around the grey axis, which is linear, while torchvision's
     moves along the hexagon of HSV: over draws of the recipe on colon tissue the views differ by 0.023 of the range on
-    average, where leaving hue out moves them by 0.053. And values are clamped once, at the end, instead of after every
+    average, while leaving hue out moves them by 0.053. And values are clamped once, at the end, instead of after every
     part, which makes 0.002. In exchange the whole jitter is one product per pixel.
     """
     mix, of_mean = SAME, np.zeros(3)
@@ -304,6 +309,6 @@ def _composed(colour: ColourDraw) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def _rotation(turns: float) -> NDArray[np.float64]:
-    """(3, 3): around the grey axis, by Rodrigues' formula; a third of a turn makes red green."""
+    """Builds the rotation around the grey axis, (3, 3), by Rodrigues' formula; a third of a turn makes red green."""
     angle = 2 * math.pi * turns
     return math.cos(angle) * (SAME - ALONG) + math.sin(angle) * ACROSS + ALONG

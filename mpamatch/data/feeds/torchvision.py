@@ -1,4 +1,4 @@
-"""The torchvision feed: files → draws applied on the CPU → Batch."""
+"""The torchvision feed: reads files and applies draws on the CPU."""
 
 import gc
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from mpamatch.errors import InputError
 
 
 class TorchvisionFeed(Feed):
-    """Batches on the CPU; with data.workers they are made ahead in other processes."""
+    """Makes batches on the CPU, ahead of their use in data.workers processes."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -34,8 +34,8 @@ class TorchvisionFeed(Feed):
         return Batch(labelled, Unlabelled(*columns))  # type: ignore[arg-type]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        # A worker is a copy of this process with one thread. If it freed a native object that this process no longer
-        # needs, one whose threads it lacks (a pipeline of DALI), it would wait for them for ever: free them here.
+        # A worker is a copy of this process with one thread. If it freed a native object whose threads it lacks (a
+        # pipeline of DALI), it would wait for them for ever: free here what this process no longer needs.
         gc.collect()
         loader = DataLoader(
             _Careful(self),
@@ -82,8 +82,11 @@ class TorchvisionFeed(Feed):
 
 
 class _Careful(Dataset):
-    """Hands over as values what would not come back well from a worker process: the images that its copy of the feed
-    skipped, and an InputError, which raised there would arrive with that process's traceback in it."""
+    """Returns from a worker process as values what would be lost there: skipped images and an InputError.
+
+    The worker's copy of the feed notes what it skips, and an InputError raised in it would arrive with that process's
+    traceback in its sentence.
+    """
 
     def __init__(self, feed: TorchvisionFeed):
         self.feed = feed

@@ -187,7 +187,7 @@ def _items(frame: _Frame, part: str | None) -> Iterator[Item]:
 
 
 def _read(frame: _Frame) -> list[_Slice]:
-    """The slices of a frame, checked."""
+    """Reads the slices of a frame and checks them."""
     if frame.volume is None:
         found = [_Slice(number, path, *_read_hdf5(path)) for number, path in frame.slices.items()]
     else:
@@ -249,7 +249,7 @@ def _opened_nifti(path: Path) -> Any:
 
 
 def _read_nifti(path: Path) -> NDArray[np.float32]:
-    """(slices, H, W): NIfTI counts the axes the other way round."""
+    """Reads a volume as (slices, H, W): NIfTI counts the axes the other way round."""
     opened = _opened_nifti(path)
     try:
         return np.asarray(opened.dataobj, dtype=np.float32).T

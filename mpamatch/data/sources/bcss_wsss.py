@@ -87,7 +87,7 @@ class _Sample:
 
 
 def _root(source: Path) -> Path:
-    """Where train/ lies: `source` itself or, as the archive unpacks, a folder in it."""
+    """Finds the folder that holds train/: `source` itself or, as the archive unpacks, a folder in it."""
     for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
         if any((folder / name).is_dir() for name in ("train", "training")):
             return folder

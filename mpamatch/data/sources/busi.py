@@ -69,7 +69,7 @@ class _Sample:
 
 
 def _root(source: Path) -> Path:
-    """Where benign/ and malignant/ lie: `source` itself or, as the archive unpacks, a folder in it."""
+    """Finds the folder that holds benign/ and malignant/: `source` or, as the archive unpacks, a folder in it."""
     for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
         if (folder / LESIONS[0]).is_dir():
             for name in LESIONS:

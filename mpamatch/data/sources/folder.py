@@ -1,8 +1,8 @@
 """Any folder: images/ and masks/ with the same names in any format; an image without mask is unlabelled.
 
 Names may end in _image or _img and _mask, _label, _anno or _gt: `case1_img.png` and `case1_mask.png` belong
-together. Where images/ has folders train, validation (or val) and test, these are the parts, and masks/ has
-the same folders.
+together. If images/ has folders train, validation (or val) and test, these are the parts, and masks/ has the
+same folders.
 """
 
 import re
@@ -34,7 +34,7 @@ KIND = Kind(
 _PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ENDING = re.compile(r"[_-](img|image|mask|label|anno|gt)$", re.IGNORECASE)
 
-# More values than this in masks that nobody explained are instance numbers or a lossy format, not classes.
+# More values than this in masks without --mask-values are instance numbers or a lossy format, not classes.
 _MOST_UNEXPLAINED = 20
 
 
@@ -47,13 +47,18 @@ def raw_set(
 ) -> RawSet:
     """Reads a folder of images and masks.
 
-    mask_values: what the values in the masks mean, "0:background,255:gland"; the name `ignore` marks what is
-    not to be learned. Without it the values must be 0..C-1, or 255 for ignore. instances: any value above 0
-    is the one class "object". group_regex: finds the group (patient) in the file's name without ending, its
-    first capture group or the whole match; without it each image is its own group. regroup: draw the parts by
-    group even if images/ has folders for them.
-    Raises InputError if images/ or all masks are missing, a mask has no image, two files have one name, a
-    value is not explained (with the line that would), or the regex is broken or does not match.
+    Args:
+        source: holds images/ and masks/.
+        mask_values: what the values in the masks mean, "0:background,255:gland"; the name `ignore` marks what is not to
+            be learned. Without it the values must be 0 to C − 1, or 255 for ignore.
+        instances: whether any value above 0 is the one class "object".
+        group_regex: finds the group (patient) in the file's name without suffix: its first capture group or the whole
+            match. Without it each image is its own group.
+        regroup: whether the parts are drawn by group even if images/ has folders for them.
+
+    Raises:
+        InputError: images/ or all masks are missing, a mask has no image, two files have one name, a value is not
+            explained (the sentence has the option that would), or the regex is broken or does not match.
     """
     if instances and mask_values is not None:
         raise InputError("--instances and --mask-values exclude each other: give one of them.")
@@ -85,7 +90,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Meaning:
-    """What the values in the masks stand for."""
+    """What the values in the masks mean."""
 
     classes: tuple[Class, ...]
     index: dict[int, int]  # value -> class index or 255
@@ -152,7 +157,7 @@ def _groups(pairs: list[_Pair], group_regex: str | None) -> list[str]:
 
 
 def _parts(pairs: list[_Pair], groups: list[str], regroup: bool) -> list[str | None]:
-    """The part of each image as its folder says; a missing validation part is taken from train."""
+    """Reads the part of each image from its folder; a missing validation part is taken from train."""
     if regroup or all(pair.part is None for pair in pairs):
         return [None] * len(pairs)
     return with_validation([pair.part for pair in pairs], groups)

@@ -68,7 +68,7 @@ class _Row:
 
 
 def _folder(source: Path) -> Path:
-    """Where the images lie: `source` itself or, as the archive unpacks, a folder in it."""
+    """Finds the folder of the images: `source` itself or, as the archive unpacks, a folder in it."""
     for folder in (existing(source), *sorted(path for path in source.iterdir() if path.is_dir())):
         if any(_FILE.fullmatch(path.name) for path in folder.iterdir()):
             return folder

@@ -1,4 +1,4 @@
-"""Tissue of our own making, for a first run with no data at hand."""
+"""Synthetic tissue, for a first run without any data."""
 
 from collections.abc import Iterator
 
