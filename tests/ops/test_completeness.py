@@ -15,7 +15,7 @@ from tests.ops.forms import FORMS, KERNELS
 ROOT = Path(__file__).parents[2]
 FILES = {
     "": "mpamatch/ops/{0}.py benchmarks/bench_{0}.py tests/ops/forms/{0}.py tests/ops/test_{0}.py",
-    "cpp": "csrc/core/{0}.h csrc/cpu/{0}.cpp csrc/tests/core/test_{0}.cpp",
+    "cpp": "csrc/arguments/{0}.h csrc/core/{0}.h csrc/cpu/{0}.cpp csrc/bindings/{0}.cpp csrc/tests/core/test_{0}.cpp",
     "triton": "kernels/{0}.py tests/kernels/interpreter/check_{0}.py",
     "cuda": "csrc/cuda/{0}.cu csrc/cuda/{0}.h csrc/tests/cuda/test_{0}.cpp",
 }
@@ -34,6 +34,9 @@ def lacking(record: Operation) -> Iterator[str]:
             for file in files.format(name).split():
                 if not (ROOT / file).is_file():
                     yield f"{file} is missing."
+    line = f"operation({name} cpu{' cuda' if 'cuda' in record.backends else ''})"
+    if line not in (ROOT / "csrc" / "operations.cmake").read_text(encoding="utf-8"):
+        yield f"csrc/operations.cmake has no line {line}."
     if not any(form.operation == name for form in FORMS):
         yield f"tests/ops/forms/{name}.py: FORMS has no form of it, so no shared test calls it."
     for kernel in record.kernels.keys() - KERNELS.keys():
@@ -68,11 +71,14 @@ def test_a_new_operation_is_told_what_it_lacks() -> None:
         "benchmarks/bench_scale.py is missing.",
         "tests/ops/forms/scale.py is missing.",
         "tests/ops/test_scale.py is missing.",
+        "csrc/arguments/scale.h is missing.",
         "csrc/core/scale.h is missing.",
         "csrc/cpu/scale.cpp is missing.",
+        "csrc/bindings/scale.cpp is missing.",
         "csrc/tests/core/test_scale.cpp is missing.",
         "kernels/scale.py is missing.",
         "tests/kernels/interpreter/check_scale.py is missing.",
+        "csrc/operations.cmake has no line operation(scale cpu).",
         "tests/ops/forms/scale.py: FORMS has no form of it, so no shared test calls it.",
         "tests/ops/forms/scale.py: KERNELS has no arguments of scale, so nothing holds it to its fake.",
         "docs/KERNELS.md: the table has no row of scale with C++ and Triton.",

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,11 +24,13 @@ every_operation = pytest.mark.parametrize("operation", operations())
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No wish yet, no verdict yet."""
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No wish yet, no verdict yet; and none is left behind."""
     monkeypatch.delenv("MPAMATCH_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_wanted", None)
     monkeypatch.setattr(dispatch, "_verdicts", {})
+    dispatch.missing.cache_clear()
+    yield
     dispatch.missing.cache_clear()
 
 
@@ -299,6 +302,16 @@ def test_without_the_library_eager_runs_and_the_reason_is_told(monkeypatch: pyte
     }
     with dispatch.using("cpp"), pytest.raises(RuntimeError, match="cpp: it is not there"):
         ops.pseudo_label(torch.zeros(1, 2, 1, 1))
+
+
+@needs_extension
+def test_a_kernel_that_the_library_lacks_leaves_the_other_operations_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = operations()["pseudo_label"]
+    newer = replace(record, kernels={**record.kernels, "pseudo_label_backward": lambda grad: grad})
+    monkeypatch.setitem(operations(), "pseudo_label", newer)
+    assert dispatch.prepare("cpu") == dict.fromkeys(operations(), "cpp") | {"pseudo_label": "eager"}
+    reason = dispatch.available("pseudo_label", "cpu")["cpp"]
+    assert reason == "mpamatch._C lacks pseudo_label_backward: build it again (make extension)"
 
 
 PURE_PYTHON = """
