@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) in the attention of a ViT encoder; PEFT does the work."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) in the attention of a ViT encoder, by PEFT."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ MARK = ".lora_"  # in the names of what an adapter adds
 
 
 def add_adapters(encoder: nn.Module, rank: int) -> None:
-    """Puts adapters of `rank` beside the attention's projections; nothing else of `encoder` trains from then on.
+    """Adds adapters of `rank` to the attention's projections and freezes the rest of the encoder.
 
-    Their sum is scaled by 2 (alpha = 2·rank); one side starts at zero, so that the encoder begins as it was. Raises
-    InputError where PEFT is not installed or the encoder has no attention that takes them.
+    What an adapter adds is scaled by 2 (alpha = 2·rank) and starts at zero, so that the encoder begins as it was.
+    Raises InputError if PEFT is not installed or the encoder is no ViT.
     """
     peft: Any
     try:
@@ -29,7 +29,7 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
 
 
 def merge_adapters(encoder: nn.Module) -> None:
-    """Adds each adapter into the weight beside it, for prediction: the encoder costs what it did without them."""
+    """Adds each adapter to the weight beside it, so that prediction costs no more than without adapters."""
     from peft.tuners.lora import LoraLayer
 
     for module in encoder.modules():

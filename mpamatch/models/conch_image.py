@@ -22,9 +22,9 @@ CAPTION = ("attn_pool_caption.", "ln_caption.")  # the other pooling, which only
 
 
 class ConchImage(nn.Module):
-    """image (B,3,H,W), H and W multiples of 16, normalised by `mean` and `std` → (B, width), not normalised.
+    """CONCH's image tower. `side`: what it was trained at; at other sizes the position embeddings are resampled.
 
-    It was trained at `side`; at other sizes the positions are resampled. `mean` and `std` are of RGB in 0..1.
+    `mean` and `std` (RGB, images in 0..1): the normalisation that it wants.
     """
 
     side, width = 448, WIDTH
@@ -41,15 +41,16 @@ class ConchImage(nn.Module):
         self.ln_contrast = nn.LayerNorm(WIDTH)
         self.proj_contrast = nn.Parameter(torch.zeros(WIDTH, WIDTH))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:  # (B, 3, H, W) normalised, H and W multiples of 16 -> (B, width)
+        """Embeds a batch of images; the vectors have no unit length."""
         tokens = self.trunk.forward_features(image)  # (B, 1 + h·w, embed_dim)
         return self.ln_contrast(self.attn_pool_contrast(tokens)[:, 0]) @ self.proj_contrast
 
 
 def conch_image(file: Path) -> ConchImage:
-    """The image tower in a checkpoint of CONCH, in eval mode and frozen.
+    """Loads the image tower of a checkpoint of CONCH, frozen and in eval mode.
 
-    Raises InputError where the file is missing or does not fit (the first differences are listed).
+    Raises InputError if the file is missing or does not fit (the first differences are listed).
     """
     tower: ConchImage = without_draws(ConchImage)
     state = _image_part(read_state_dict(file))
@@ -65,10 +66,10 @@ def _image_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _positions(stored: Tensor, wanted: Tensor) -> Tensor:
-    """Positions of another square grid on ours, as CONCH's own loader brings them there."""
+    """Resamples the position embeddings of another square grid to ours, as CONCH's own loader does."""
     places = stored.shape[1] - 1 if stored.dim() == 3 else 0
     square = places > 0 and round(places**0.5) ** 2 == places and stored.shape[2] == wanted.shape[2]
     if not square or stored.shape == wanted.shape:
-        return stored  # what is no grid at all is left to be refused by name
+        return stored  # what is no square grid is refused by name when it is loaded
     side = round((wanted.shape[1] - 1) ** 0.5)
     return resample_abs_pos_embed(stored, [side, side], interpolation="bilinear", antialias=False)

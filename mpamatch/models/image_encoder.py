@@ -1,4 +1,4 @@
-"""Frozen image encoders: what an image or a part of it shows, as one vector (for LPD's contrast)."""
+"""Frozen image encoders: an image or a part of it as one vector, for the contrast of LPD."""
 
 from pathlib import Path
 
@@ -14,10 +14,15 @@ KIND = "image encoder"
 
 
 class ImageEncoder(nn.Module):
-    """A frozen image tower, always in eval mode: image (B,3,H,W) in 0..1, RGB → (B, width), not normalised.
+    """A frozen image tower behind its own resizing and normalisation; always in eval mode.
 
-    The image is resized to the tower's side and normalised as the tower wants it; the gradient reaches the image and
-    nothing of the tower. `identity`: name, source and sha256 of the weights, which is all that a run keeps of it.
+    Args:
+        tower: the image tower; its parameters are frozen.
+        side: height and width that the tower takes, in pixels.
+        width: size of its vectors.
+        mean: of R, G and B in 0..1, which the tower's images are normalised by.
+        std: as `mean`.
+        identity: name, source and sha256 of the weights, which is all that a checkpoint keeps of a frozen tower.
     """
 
     def __init__(
@@ -42,19 +47,35 @@ class ImageEncoder(nn.Module):
     def train(self, mode: bool = True) -> "ImageEncoder":
         return super().train(False)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, width)
+        """Embeds a batch of images.
+
+        Args:
+            image: RGB in 0..1, of any size; it is resized (bilinear) to the tower's side.
+
+        Returns:
+            One vector per image, (B, width), not of unit length. Its gradient reaches the image, not the tower.
+        """
         size = (self.side, self.side)
         x = functional.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=False)
         return self.tower((x - self.mean) / self.std)
 
 
 def build_image_encoder(name: str, weights: str | None) -> ImageEncoder:
-    """The frozen image tower called `name`.
+    """Builds a frozen image encoder; never one with random weights.
 
-    "conch": `weights` is the checkpoint of CONCH. "open_clip:MODEL": `weights` is a local checkpoint (whole CLIP or
-    image tower) or a pretrained tag of the model; "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring
-    theirs. Raises InputError for an unknown name, missing weights or weights that do not fit (the first differences
-    are listed). A tower with random weights is never returned.
+    Args:
+        name: "conch" (Nature Medicine 2024), "open_clip:MODEL", or "open_clip:hf-hub:ORG/REPO" and
+            "open_clip:local-dir:FOLDER", which bring their weights.
+        weights: the checkpoint file of CONCH; for a model of open_clip a checkpoint file (whole CLIP or image tower) or
+            a pretrained tag.
+
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        InputError: an unknown name, missing weights, or weights that do not fit (the first differences are listed) or
+            cannot be fetched.
     """
     if name == CONCH:
         return _conch(weights)
@@ -64,7 +85,7 @@ def build_image_encoder(name: str, weights: str | None) -> ImageEncoder:
 
 
 def image_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower's weights in a checkpoint: what stands under `visual.`, else all of it."""
+    """Picks the image tower's weights from a checkpoint: the entries under `visual.`, or all if there are none."""
     part = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     return part or state
 

@@ -1,4 +1,4 @@
-"""What of a module's state was learned here and belongs in a checkpoint: frozen encoders stay in their own files."""
+"""The part of a module's state that training changes and a checkpoint holds; frozen encoders stay in their files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from mpamatch.models.weights import sha256
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of `module` without the encoders' own weights if these never change; adapters are learned."""
+    """Returns the state of `module` without the weights of encoders that never change; adapters are part of it."""
     given = tuple(
         f"{name}.encoder." if name else "encoder."
         for name, part in module.named_modules()
@@ -23,7 +23,7 @@ def learned_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_learned(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Loads what `learned_state` gave. Raises InputError if names or shapes do not fit."""
+    """Loads what `learned_state` returned. Raises InputError if names or shapes do not fit."""
     wanted = learned_state(module)
     if set(wanted) != set(state) or any(wanted[name].shape != state[name].shape for name in wanted):
         wrong = sorted(set(wanted) ^ set(state)) or [n for n in wanted if wanted[n].shape != state[n].shape]
@@ -34,7 +34,7 @@ def load_learned(module: nn.Module, state: Mapping[str, Tensor], source: Path) -
 
 
 def encoder_identity(network: Network) -> dict[str, str] | None:
-    """Which weights an encoder that never changes has: its name, their source and, for a file, its SHA-256.
+    """Returns name and source of the weights of an encoder that never changes and, if they are a file, its SHA-256.
 
     None for an encoder that is trained, whose weights the checkpoint holds.
     """
@@ -46,7 +46,7 @@ def encoder_identity(network: Network) -> dict[str, str] | None:
 
 
 def check_identity(identity: dict[str, str], source: Path) -> None:
-    """Raises InputError if the file of a frozen encoder's weights has changed or is gone."""
+    """Raises InputError if the file of a frozen encoder's weights has changed or is missing."""
     weights = Path(identity["weights"])
     if "sha256" in identity and not weights.is_file():
         raise InputError(f"{source}: needs the frozen encoder's file {weights}, which is not there.")

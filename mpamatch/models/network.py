@@ -1,4 +1,4 @@
-"""What every network has in common: an encoder, how it is tuned, and what it predicts."""
+"""The base class of networks: an encoder, how it is tuned, and what a network predicts."""
 
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -16,7 +16,7 @@ from mpamatch.settings import Count, NonNegative, OnlyIf, settings
 
 @settings("model")
 class NetworkConfig:
-    """An encoder and how it is tuned.
+    """Which encoder a network has and how it is tuned.
 
     Attributes:
         encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, mit_b0 to mit_b5, or any timm ViT by
@@ -29,6 +29,9 @@ class NetworkConfig:
         norm: batch or group; group if a step sees one image.
         checkpointing: whether backward computes the activations of encoder and decoder blocks again instead of keeping
             them: less memory for more time.
+
+    Raises:
+        InputError: a value out of its range, or a tuning that needs encoder_weights without them.
     """
 
     encoder: str = "small_hybrid"
@@ -47,20 +50,33 @@ class NetworkConfig:
 
 
 class Prediction(NamedTuple):
-    """What a network says about a batch of images."""
+    """What a network predicts for a batch of images.
 
-    logits: Tensor  # (B, C, H, W) at the input's size
-    embedding: Tensor  # (B, D, h, w): of TransUNet after the second ×2 block, stride 4 for a deepest map at stride 16
+    Attributes:
+        logits: unnormalised class scores, at the images' size.
+        embedding: the map that methods take pixel embeddings from: of TransUNet the output of the second ×2 block, at
+            stride 4 if the encoder's deepest map has stride 16; of PrototypeMaps the class maps.
+    """
+
+    logits: Tensor  # (B, C, H, W)
+    embedding: Tensor  # (B, D, h, w)
 
 
 class Network(nn.Module, ABC):
-    """forward(image (B,3,H,W) normalised) → Prediction; any H and W.
+    """The base class of networks: an encoder and what turns its maps into a Prediction.
 
-    Class attributes: `name`, by which a checkpoint knows the class; `configuration`, its settings; and
-    `takes_image_labels`, whether forward also takes `present` (C,), 1 for the classes that the images are known to
-    show.
+    A subclass calls `tune` at the end of its constructor, and `NETWORKS.register` makes it known.
 
-    Raises InputError if the encoder cannot be tuned as the configuration says.
+    Args:
+        encoder: the encoder, which the network changes as `config` says (frozen, adapters).
+        classes: C, the number of classes, the background among them.
+        config: settings of the class `configuration`.
+
+    Attributes:
+        name: class attribute: name of the network in checkpoints.
+        configuration: class attribute: its settings, a subclass of NetworkConfig.
+        takes_image_labels: class attribute: whether `forward` also takes image-level labels, `present`.
+        frozen: whether the encoder is frozen; it stays in eval mode then.
     """
 
     name: ClassVar[str]
@@ -73,7 +89,11 @@ class Network(nn.Module, ABC):
         self.frozen = config.tuning == "frozen"
 
     def tune(self) -> None:
-        """Freezes the encoder, or adds adapters to it, as the configuration says; the last step of construction."""
+        """Freezes the encoder or adds adapters to it, as the configuration says; the last step of construction.
+
+        Raises:
+            InputError: the encoder does not take adapters, or PEFT is not installed.
+        """
         if self.frozen:
             self.encoder.requires_grad_(False)
         if self.config.tuning == "lora":
@@ -90,12 +110,21 @@ class Network(nn.Module, ABC):
 
     @property
     def keeps_encoder(self) -> bool:
-        """Whether the encoder's own weights never change, so that nobody needs to store them again."""
+        """Whether the encoder's own weights never change, so that no checkpoint needs to hold them."""
         return self.config.tuning != "full"
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, shallow to deep; an image whose sides the patch does not divide is resized to the nearest that
-        it does (256 to 252 for a patch of 14), so that every map covers the image and nothing else."""
+        """Computes the encoder's feature maps.
+
+        An image whose sides the encoder's patch does not divide is resized (bilinear) to the nearest size that it does,
+        such as 256 to 252 for a patch of 14, so that every map covers the image and nothing else.
+
+        Args:
+            image: (B, 3, H, W), normalised by the encoder's mean and std; any H and W.
+
+        Returns:
+            The maps, shallow to deep; their channels and strides are those of the encoder.
+        """
         multiple = self.encoder.multiple
         size = [max(1, (side + multiple // 2) // multiple) * multiple for side in image.shape[-2:]]
         if size != list(image.shape[-2:]):
@@ -105,7 +134,15 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Prediction:
-        """Predicts a batch of images."""
+        """Predicts a batch of images.
+
+        Args:
+            image: (B, 3, H, W), normalised by the encoder's mean and std; any H and W.
+
+        Returns:
+            The logits (B, C, H, W) and the embedding.
+        """
 
 
 NETWORKS: Registry[type[Network]] = Registry(Network, "network", "mpamatch.networks")  # type: ignore[type-abstract]
+"""Every network class by name; other packages add theirs by the entry-point group `mpamatch.networks`."""

@@ -30,13 +30,24 @@ GENERIC = (
 
 
 class TextPrototypes(BesideTower):
-    """One unit vector per class: unit vectors of its descriptions, their mean, L2.
+    """One unit vector per class: the normalised mean of the unit embeddings of its descriptions.
 
-    `context`, (n, token_width) or where class_specific (C, n, token_width), starts as N(0, .02) and is all
-    that trains. With context_tokens = 0 nothing does: the prototypes are computed once, the tower is let go.
+    Learnable context tokens (CoOp, arXiv 2109.01134) stand before the words of each description; they are all that
+    trains. Without any the prototypes are computed once and the tower is not kept.
 
-    `identity` says which weights the frozen tower has. Raises InputError for a class
-    without descriptions and for descriptions too long for the tower.
+    Args:
+        encoder: frozen text tower; it is no submodule, so its weights are in no checkpoint.
+        descriptions: texts of each of the C classes.
+        context_tokens: n, the number of context tokens before each description; 0: none.
+        class_specific: whether each class has context tokens of its own.
+
+    Attributes:
+        context: the context tokens, (n, token_width), or (C, n, token_width) if class_specific; from N(0, .02).
+        width: size of a prototype.
+        identity: name, source and sha256 of the tower's weights.
+
+    Raises:
+        InputError: a class without descriptions, a description too long for the tower, or a negative number of tokens.
     """
 
     def __init__(
@@ -71,25 +82,40 @@ class TextPrototypes(BesideTower):
         start = torch.empty((len(descriptions), *shape) if class_specific else shape)
         self.context = nn.Parameter(start.normal_(0, CONTEXT_STD).to(device))
 
-    def forward(self) -> Tensor:  # (C, width) float32 unit vectors
+    def forward(self) -> Tensor:  # (C, width)
+        """Computes the prototypes.
+
+        Returns:
+            One float32 unit vector per class, (C, width), also under autocast; the gradient reaches `context`.
+        """
         if self.fixed is not None:
             return unit(self.fixed.float())
         context = self.context if self.context.dim() == 2 else self.context[self.owner]
         return self._mean(cast(TextEncoder, self._towers[0]).encode(self.tokens, context))
 
     def _mean(self, embedding: Tensor) -> Tensor:  # (S, width) -> (C, width)
+        """Averages the unit embeddings of each class's descriptions."""
         # product and sum, not a matrix product: autocast would take that to half precision
         return unit((self.share.float()[:, :, None] * unit(embedding.float())).sum(dim=1))
 
 
 def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str], seed: int = 0) -> list[list[str]]:
-    """The descriptions of each class, in the order of `class_names`.
+    """Loads or makes the descriptions of each class.
 
-    prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a
-    file: YAML {class: [descriptions]}, or text with lines "class: description". Class names match whatever
-    their case, and with - or _ for a space. Two controls are made from the pathology set, drawn from `seed`:
-    "shuffled" (each class gets another's) and "random" (as many everyday words). Raises InputError for a class
-    without descriptions, and for a file that describes a class the data set does not have.
+    Args:
+        prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a file:
+            YAML {class: [descriptions]}, or text with lines "class: description". Two controls are made from the
+            pathology set: "shuffled" (each class gets another's) and "random" (as many everyday words).
+        recipe: name of a set in mpamatch/recipes/prompts, such as "glas"; only for "pathology" and the controls.
+        class_names: names of the classes. In a file they match whatever their case, and with - or _ for a space.
+        seed: which draw of the controls, at least 0.
+
+    Returns:
+        A list of descriptions for each class, in the order of `class_names`.
+
+    Raises:
+        InputError: a class without descriptions, no set for the recipe, a file that cannot be read or describes a class
+            that is not among `class_names`, or a negative seed.
     """
     if prompts == "generic":
         return [[template.format(re.sub(r"[\s_]+", " ", name).strip()) for template in GENERIC] for name in class_names]
@@ -114,6 +140,7 @@ def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[st
 
 
 def _check(descriptions: Sequence[Sequence[str]], context_tokens: int) -> None:
+    """Raises InputError for a class without descriptions and for a negative number of tokens."""
     if not descriptions or not all(descriptions) or isinstance(descriptions[0], str):
         raise InputError("text prototypes need a list of descriptions for each class, none of them empty.")
     if context_tokens < 0:

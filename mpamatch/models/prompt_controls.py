@@ -1,4 +1,4 @@
-"""Descriptions that say the wrong thing, or nothing: what is left of text prototypes without their meaning."""
+"""Control descriptions, wrong or meaningless: what text prototypes are worth without their meaning."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ WORDS = """
 
 
 def shuffled(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
-    """Every class gets the descriptions of another one; which of the ways to do so is drawn from `seed`.
+    """Gives every class the descriptions of another one, by a derangement drawn from `seed`.
 
     Raises InputError for a single class, which has no other.
     """
@@ -37,12 +37,12 @@ def shuffled(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[str]
         raise InputError("prompts 'shuffled': needs two classes to exchange their descriptions.")
     rng = np.random.default_rng(seed)
     order = rng.permutation(classes)
-    while (order == np.arange(classes)).any():  # about one draw in e leaves no class at its place
+    while (order == np.arange(classes)).any():  # about one permutation in e is a derangement
         order = rng.permutation(classes)
     return [list(descriptions[i]) for i in order]
 
 
 def random_words(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
-    """Everyday words drawn from `seed` in place of the descriptions: as many of them, each of as many words."""
+    """Replaces each description by as many everyday words, drawn from `seed`."""
     rng, words = np.random.default_rng(seed), WORDS.split()
     return [[" ".join(rng.choice(words, len(text.split()))) for text in texts] for texts in descriptions]

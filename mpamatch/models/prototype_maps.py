@@ -1,4 +1,4 @@
-"""LPD's network (arXiv 2512.05922): an encoder of four maps and learnable prototypes, whose cosines are class maps."""
+"""LPD's network (arXiv 2512.05922): class maps from the cosines of an encoder's maps with learnable prototypes."""
 
 from dataclasses import field
 from typing import Annotated, NamedTuple
@@ -14,12 +14,12 @@ from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.ops.unit import unit, working
 from mpamatch.settings import Count, NonNegative, Positive, settings
 
-LEAST = 1e-4  # of a score, so that its logarithm is finite
+LEAST = 1e-4  # smallest score, so that its logarithm is finite
 
 
 @settings("model")
 class PrototypeMapsConfig(NetworkConfig):
-    """Maps of learnable prototypes.
+    """Settings of maps of learnable prototypes.
 
     Attributes:
         prototypes: for each foreground class, K.
@@ -28,6 +28,10 @@ class PrototypeMapsConfig(NetworkConfig):
         background: the score of the background among maps of 0 to 1, in prediction.
         test_flips: whether maps are means over the image and its two mirror images, in prediction.
         test_scales: sizes of the image, as factors of its own, that maps are means over, in prediction.
+
+    Raises:
+        InputError: a value out of its range, map_weights that are all 0, or a tuning that needs encoder_weights without
+            them.
     """
 
     prototypes: Count = 10
@@ -44,17 +48,20 @@ class PrototypeMapsConfig(NetworkConfig):
 
 
 class ClassMaps(NamedTuple):
-    """Of the F = C − 1 foreground classes, prototypes weighted by the softmax of their own scores."""
+    """Scores and maps of the F = C − 1 foreground classes.
 
-    score: Tensor  # (B, F)
+    Prototypes of a class are weighted by the softmax of their own scores, and scales by `map_weights`.
+    """
+
+    score: Tensor  # (B, F) logits
     map: Tensor  # (B, F, h, w) at the finest of the three scales
 
 
 class MapDecoder(nn.Module):
     """K prototypes for each foreground class, compared with scales 2, 3 and 4 of the encoder.
 
-    Each scale has an MLP D → D/2 → C_i that brings the prototypes into its channels, and a learnable factor of the
-    cosines, from 1/.07. Raises InputError if the encoder has not four maps.
+    Each scale has an MLP D → D/2 → C_i that projects the prototypes to its channels, and a learnable factor of the
+    cosines that starts at 1/.07. Raises InputError if the encoder does not have four maps.
     """
 
     def __init__(self, encoder: Encoder, classes: int, config: PrototypeMapsConfig):
@@ -75,7 +82,7 @@ class MapDecoder(nn.Module):
         self.weights = tuple(weight / sum(config.map_weights) for weight in config.map_weights)
 
     def cosines(self, maps: tuple[Tensor, ...]) -> list[Tensor]:  # of each scale: (B, F, K, h, w)
-        """The cosine of every pixel with every prototype, float32 at least."""
+        """Computes the cosine of every pixel with every prototype, in float32 (float64 for float64 maps)."""
         found = []
         for x, project in zip(maps[1:], self.project, strict=True):
             pixels = unit(working(x).movedim(1, -1))
@@ -84,11 +91,11 @@ class MapDecoder(nn.Module):
         return found
 
     def scores(self, cosines: list[Tensor]) -> list[Tensor]:  # of each scale: (B, F)
-        """The classification logits of training: the mean over pixels, then over a class's prototypes."""
+        """Computes the classification logits of training: the mean over pixels, then over a class's prototypes."""
         return [cosine.mean((2, 3, 4)) * factor for cosine, factor in zip(cosines, self.factors, strict=True)]
 
     def class_maps(self, cosines: list[Tensor]) -> ClassMaps:
-        """Scales weighted as in the loss."""
+        """Computes the scores and maps of prediction, scales weighted as in the loss."""
         size = cosines[0].shape[-2:]
         score, total = cosines[0].new_zeros(()), cosines[0].new_zeros(())
         for cosine, factor, weight in zip(cosines, self.factors, self.weights, strict=True):
@@ -103,16 +110,26 @@ class MapDecoder(nn.Module):
         return ClassMaps(score, total)
 
     def forward(self, maps: tuple[Tensor, ...]) -> ClassMaps:
+        """Computes scores and maps from the encoder's four maps."""
         return self.class_maps(self.cosines(maps))
 
 
 @NETWORKS.register
 class PrototypeMaps(Network):
-    """An encoder of four maps and prototypes. `logits` are logarithms of scores: that of the background is
-    `config.background`, that of a class its map from 0 to 1, times the probability that the image shows the class over
-    that of the most probable class; the softmax of the logits is a score's share of their sum.
+    """LPD's network (arXiv 2512.05922): an encoder of four maps, and prototypes whose cosines with them are class maps.
 
-    Maps are means over flips and scales of the image if the configuration says so (test-time augmentation).
+    The logits are logarithms of scores, so that their softmax is each score's share of the sum. The score of the
+    background is `config.background`; that of a class is its map, scaled to 0 … 1, times the probability that the image
+    shows the class over that of the most probable class. In `forward`, maps are means over flips and scales of the
+    image if the configuration says so (test-time augmentation).
+
+    Args:
+        encoder: an encoder with four maps: mit_b0 to mit_b5, small_hybrid, small_conv.
+        classes: C, the number of classes, the background among them.
+        config: its settings.
+
+    Raises:
+        InputError: the encoder does not have four maps, or cannot be tuned as the configuration says.
     """
 
     name = "prototype_maps"
@@ -131,7 +148,16 @@ class PrototypeMaps(Network):
         image: Tensor,  # (B, 3, H, W) normalised
         present: Tensor | None = None,  # (C,) 1 for the classes that the images are known to show
     ) -> Prediction:
-        """Predicts a batch; image-level labels that are known take the place of the quotient of probabilities."""
+        """Predicts a batch of images.
+
+        Args:
+            image: any H and W, normalised by the encoder's mean and std.
+            present: image-level label of all images of the batch, in place of the network's own probabilities of the
+                classes; None: not known.
+
+        Returns:
+            The logits (B, C, H, W), and as the embedding the class maps (B, C − 1, h, w) at the encoder's second scale.
+        """
         found = self._augmented(image)
         cam = normalised(found.map)
         gate = found.score.sigmoid()
@@ -144,7 +170,7 @@ class PrototypeMaps(Network):
         return Prediction(score.clamp(min=LEAST).log(), found.map)
 
     def _augmented(self, image: Tensor) -> ClassMaps:
-        """The mean over the image at every test scale, as it is and mirrored, at the map's size without scaling."""
+        """Averages scores and maps over the image's test scales and flips, at the map's size without scaling."""
         base: tuple[int, int] | None = None
         found = []
         for scale in sorted(self.config.test_scales, key=lambda scale: abs(scale - 1)):
@@ -166,10 +192,10 @@ class PrototypeMaps(Network):
 
 
 def normalised(map: Tensor) -> Tensor:  # (B, F, h, w) -> the same, 0 to 1
-    """Each map from its smallest value to its largest; 0 where it is flat.
+    """Scales each map linearly from its smallest value (0) to its largest (1); a constant map becomes 0.
 
-    Not what is positive of it: cosines have no offset, so with six classes of which an image shows one all maps are
-    negative after 60 steps (EBHI-Seg), and everything would be background.
+    Clamping at 0 instead would not do: cosines have no offset, so with six classes of which an image shows one all maps
+    are negative after 60 steps (EBHI-Seg), and everything would be background.
     """
     least, most = map.amin((-2, -1), keepdim=True), map.amax((-2, -1), keepdim=True)
     return (map - least) / (most - least).clamp(min=LEAST)

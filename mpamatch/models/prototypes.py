@@ -1,4 +1,4 @@
-"""The bank of image prototypes: buffers, moved by online clustering, never by a gradient."""
+"""The bank of image prototypes: buffers that online clustering moves, never a gradient."""
 
 import torch
 import torch.distributed as dist
@@ -9,10 +9,19 @@ from mpamatch.ops.unit import unit
 
 
 class PrototypeBank(nn.Module):
-    """K prototypes of D channels for each of C classes, float32 whatever the precision of training.
+    """Image prototypes, moved by online clustering (ProtoSeg, CVPR 2022); all state is in buffers.
 
-    Buffers: prototypes (C,K,D), unit vectors from N(0, .02) (ProtoSeg's start, CVPR 2022); updates (C,K) i64;
-    idle (C,K) i64, steps since each prototype was last moved (health only).
+    They stay float32 (float64) whatever the precision of training: with momentum .999 a step is lost in half precision.
+
+    Args:
+        classes: C.
+        per_class: K, the number of prototypes of each class.
+        width: D, the size of a pixel embedding.
+
+    Attributes:
+        prototypes: (C, K, D), unit vectors; they start from N(0, .02) as in ProtoSeg.
+        updates: (C, K) i64, how often each prototype was moved.
+        idle: (C, K) i64, steps since it was last moved, for `health` alone.
     """
 
     IN_USE = 100  # steps within which a prototype must have been moved to count as in use
@@ -38,28 +47,55 @@ class PrototypeBank(nn.Module):
 
     def assign(
         self,
-        embedding: Tensor,
-        label: Tensor,
+        embedding: Tensor,  # (N, D)
+        label: Tensor,  # (N,)
         *,
         iterations: int,
         epsilon: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        """embedding (N,D), label (N,) → (N,) i32 flat assignment; 0 iterations: the nearest prototype of the class."""
+        """Assigns each pixel to a prototype of its class (`ops.sinkhorn_assign`).
+
+        Args:
+            embedding: pixel embeddings, of any length.
+            label: class of each pixel; 255 = ignore.
+            iterations: of Sinkhorn; 0: each pixel goes to the nearest prototype.
+            epsilon: Sinkhorn's entropy.
+            group: the ranks whose pixels are balanced together; None: this process alone.
+
+        Returns:
+            The flat assignment c·K + k, −1 for ignored pixels: (N,) i32.
+
+        Raises:
+            TypeError: an argument of another dtype.
+            ValueError: an argument of another shape or range.
+        """
         return ops.sinkhorn_assign(
             embedding, self.prototypes, label, epsilon=epsilon, iterations=iterations, process_group=group
         )
 
     def update(
         self,
-        embedding: Tensor,
-        assignment: Tensor,
-        weight: Tensor,
+        embedding: Tensor,  # (N, D)
+        assignment: Tensor,  # (N,) of `assign`
+        weight: Tensor,  # (N,) >= 0
         *,
         momentum: float,
         group: dist.ProcessGroup | None,
     ) -> None:
-        """embedding (N,D), assignment (N,), weight (N,): one step of online clustering."""
+        """Moves the prototypes towards their pixels, one step of online clustering (`ops.prototype_update_`).
+
+        Args:
+            embedding: pixel embeddings, of any length.
+            assignment: flat assignment, −1 = ignored.
+            weight: of each pixel in the mean; prototypes without pixels of positive weight stay.
+            momentum: share of the old prototype, 0 to 1, once past its start.
+            group: the ranks whose pixels are summed; None: this process alone.
+
+        Raises:
+            TypeError: an argument of another dtype.
+            ValueError: an argument of another shape or range.
+        """
         before = self.updates.clone()
         ops.prototype_update_(
             self.prototypes,
@@ -74,15 +110,20 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def health(self) -> dict[str, Tensor]:
-        """Each (): `in_use`, the share of prototypes moved within the last 100 steps; `cosine_within` and
-        `cosine_between`, the mean cosine of different prototypes of one class and of different classes."""
+        """Measures how the prototypes are used and spread.
+
+        Returns:
+            0-d tensors: `in_use`, the share of prototypes moved within the last 100 steps; `cosine_within` and
+            `cosine_between`, the mean cosine of different prototypes of one class and of different classes (0 if there
+            are none).
+        """
         return {"in_use": (self.idle < self.IN_USE).to(self.prototypes.dtype).mean(), **mean_cosines(self.prototypes)}
 
 
 @torch.no_grad()
 def mean_cosines(prototypes: Tensor) -> dict[str, Tensor]:  # (C, K, D)
-    """Each (): `cosine_within` and `cosine_between`, the mean cosine of different prototypes of one class and of
-    different classes; 0 where there are none."""
+    """Computes `cosine_within` and `cosine_between`, the mean cosine of different prototypes of one class and of
+    prototypes of different classes, each (); 0 if there are none."""
     classes, per_class, width = prototypes.shape
     flat = unit(prototypes).reshape(-1, width)
     cosine = flat @ flat.T

@@ -1,4 +1,4 @@
-"""Activation checkpointing: activations that backward computes again instead of keeping them."""
+"""Activation checkpointing: backward computes activations again instead of keeping them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """module(*inputs); in training only the inputs are kept, and backward runs the module again.
+    """Runs the module; with gradients it keeps only the inputs, and backward runs the module again.
 
-    The module may hold no dropout (no random state is put back). Batch norms see their batch twice but count it once.
+    The module must have no dropout, as no random state is restored. Batch norms run twice but count their batch once.
     """
     if not torch.is_grad_enabled():
         return module(*inputs)
@@ -26,7 +26,7 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
 
 @contextmanager
 def counted(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Within it copies take the place of the running statistics, so that these stay as they are."""
+    """Replaces the running statistics by copies within the context, so that a second pass does not change them."""
     before = [(norm, dict(norm.named_buffers(recurse=False))) for norm in norms]
     for norm, buffers in before:
         for name, value in buffers.items():

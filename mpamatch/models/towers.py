@@ -1,4 +1,4 @@
-"""What frozen text and image towers have in common: where open_clip keeps configurations and weights."""
+"""What frozen text and image towers share: open_clip's configurations and weights, and a place beside a module."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +25,15 @@ LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 class BesideTower(nn.Module):
-    """A module with a frozen `tower` that moves and is copied with it, but is no submodule: the tower's weights are in
-    neither `state_dict()` nor `parameters()`."""
+    """A module that keeps a frozen tower beside it: moved and copied with the module, but no submodule.
+
+    So the tower's weights are in neither `state_dict()` nor `parameters()`.
+    """
 
     _towers: tuple[nn.Module, ...] = ()  # none or one; a tuple keeps it out of the module tree
 
     def keep_beside(self, tower: nn.Module | None) -> None:
+        """Keeps `tower`, or nothing if it is None."""
         self._towers = () if tower is None else (tower,)
 
     def _apply(self, fn, recurse=True):
@@ -40,19 +43,20 @@ class BesideTower(nn.Module):
 
 
 def without_draws(build: Callable[[], Any]) -> Any:
-    """Builds a module whose random start is replaced anyway, without moving the generator of the run."""
+    """Calls `build` without advancing the CPU's generator, for a module whose random start is replaced anyway."""
     with torch.random.fork_rng(devices=[]):
         return build()
 
 
 def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_clip_config(name: str, kind: str) -> dict[str, Any]:
-    """open_clip's configuration of "open_clip:MODEL". `kind` is what messages call it: text or image encoder.
+    """Returns open_clip's configuration of "open_clip:MODEL". `kind`: "text encoder" or "image encoder", for messages.
 
-    Raises InputError naming the nearest model.
+    Raises InputError for an unknown model (the nearest is named) or a configuration that cannot be fetched.
     """
     import open_clip
 
@@ -66,10 +70,10 @@ def open_clip_config(name: str, kind: str) -> dict[str, Any]:
 
 
 def open_clip_weights(name: str, weights: str | None, kind: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint file, downloaded where it must be, and what open_clip knows about its tag: QuickGELU, mean, std.
+    """Finds or downloads the checkpoint file; returns it with open_clip's entry of its tag (QuickGELU, mean, std).
 
-    "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights. Raises InputError where weights
-    are missing, unknown or cannot be fetched.
+    "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER" bring their weights. Raises InputError if weights are
+    missing, unknown or cannot be fetched.
     """
     import open_clip
     from open_clip.pretrained import download_pretrained_from_hf

@@ -1,4 +1,4 @@
-"""TransUNet and TransUNi: an encoder, four blocks of ×2 with or without skips, and a head."""
+"""TransUNet and TransUNi: an encoder and a decoder of four ×2 blocks, with or without skips, that a head ends."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -17,12 +17,12 @@ from mpamatch.settings import Count, settings
 
 @settings("model")
 class TransUNetConfig(NetworkConfig):
-    """TransUNet.
+    """Settings of TransUNet.
 
     Attributes:
         decoder_width: channels of the 3×3 convolution before the first block.
         decoder_channels: channels of the four ×2 blocks; the second one's output, at stride 4, is the embedding.
-        head_kernel: 1 (MPAMatch) or 3 (TransUNet).
+        head_kernel: size of the head, the last convolution: 1 (MPAMatch) or 3 (TransUNet).
     """
 
     decoder_width: Count = 512
@@ -31,19 +31,24 @@ class TransUNetConfig(NetworkConfig):
 
 
 class DecoderBlock(nn.Module):
-    """Bilinear ×2, the skip beside it, two 3×3 convolutions."""
+    """Upsampling by 2 (bilinear), concatenation with the skip, and two 3×3 convolutions."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, norm: str):
         super().__init__()
         self.convs = nn.Sequential(conv_norm(inputs + skip, outputs, norm), conv_norm(outputs, outputs, norm))
 
-    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:  # (B, inputs, h, w) -> (B, outputs, 2h, 2w)
+        """Decodes one level; `skip` is (B, skip, 2h, 2w)."""
         x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         return self.convs(x if skip is None else torch.cat([x, skip], dim=1))
 
 
 class Decoder(nn.Module):
-    """TransUNet's cascaded upsampler (arXiv 2102.04306, section 3.2) with an optional skip before each block."""
+    """TransUNet's cascaded upsampler (arXiv 2102.04306, section 3.2) and its head.
+
+    With a deepest map at stride 16 the blocks' outputs have strides 8, 4, 2 and 1; each block takes the encoder's map
+    of its own stride as a skip if there is one.
+    """
 
     def __init__(self, encoder: Encoder, classes: int, config: TransUNetConfig):
         super().__init__()
@@ -59,6 +64,7 @@ class Decoder(nn.Module):
         self.checkpointing = config.checkpointing
 
     def forward(self, maps: tuple[Tensor, ...]) -> Prediction:
+        """Decodes the encoder's maps; the logits come at 16 times the size of the deepest one."""
         x = self.first(maps[-1])
         embedding = x
         for depth, (block, skip) in enumerate(zip(self.blocks, self.skip_index, strict=True)):
@@ -71,15 +77,27 @@ class Decoder(nn.Module):
 
 @NETWORKS.register
 class TransUNet(Network):
-    """An encoder, four blocks of ×2, with the encoder's maps beside them as skips, and a 1×1 or 3×3 convolution.
+    """TransUNet (arXiv 2102.04306); with a plain ViT, which has no skips, TransUNi (MPAMatch, arXiv 2508.19574).
 
-    `encode` and `decode` are the two halves, so that a method decodes one encoding twice (feature perturbation).
+    Four ×2 blocks with the encoder's maps as skips, then the head, a 1×1 or 3×3 convolution. `encode` and `decode` are
+    the two halves of `forward`, so that a method can decode one encoding twice (feature perturbation).
+
+    Args:
+        encoder: any encoder.
+        classes: C, the number of classes, the background among them.
+        config: its settings.
+
+    Attributes:
+        embedding_width: D, the channels of `Prediction.embedding`.
+
+    Raises:
+        InputError: the encoder cannot be tuned as the configuration says.
     """
 
     name = "transunet"
     configuration = TransUNetConfig
     decoder: Decoder
-    embedding_width: int  # D of Prediction.embedding
+    embedding_width: int
 
     def __init__(self, encoder: Encoder, classes: int, config: TransUNetConfig):
         super().__init__(encoder, classes, config)
@@ -88,7 +106,15 @@ class TransUNet(Network):
         self.tune()
 
     def decode(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Prediction:
-        """`size`: height and width of the image, at which the logits come."""
+        """Decodes feature maps.
+
+        Args:
+            maps: the encoder's maps, as `encode` returns them; methods may have changed them.
+            size: (H, W) of the image, which the logits are resized to.
+
+        Returns:
+            logits (B, C, H, W) and embedding (B, D, h, w).
+        """
         logits, embedding = self.decoder(maps)
         if logits.shape[-2:] != size:  # four ×2 blocks bring a patch of 14 from a grid of 18 to 288
             logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Reading checkpoints of strangers: no pickle is executed, and what does not fit is refused with the differences."""
+"""Reads checkpoints of other projects: no pickle is executed, and what does not fit is refused with the differences."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SHOWN = 4
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file."""
+    """Computes the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -24,9 +24,10 @@ def sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a torch checkpoint (weights_only; `state_dict` or `model` unpacked).
+    """Reads the tensors of a .safetensors file or a torch checkpoint (weights_only), to the CPU.
 
-    Raises InputError where the file is missing or holds something else.
+    Entries under `state_dict` or `model` are unpacked, and the prefix `module.` of DistributedDataParallel is dropped.
+    Raises InputError if the file is missing or holds something else.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file.")
@@ -49,7 +50,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads `state` strictly. Raises InputError with the first differences in names and shapes."""
+    """Loads `state` strictly. Raises InputError with the first differences if names or shapes do not fit."""
     wanted = module.state_dict()
     missing = [f"{name} is missing" for name in wanted if name not in state]
     extra = [f"{name} is unknown to the model" for name in state if name not in wanted]
@@ -66,6 +67,6 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 
 def load_backbone(module: nn.Module, file: str) -> None:
-    """Loads a checkpoint file but for its classifier (`head.`). Raises InputError as the two above do."""
+    """Loads a checkpoint file without its classifier (`head.`). Raises InputError as the two above do."""
     state = {name: value for name, value in read_state_dict(Path(file)).items() if not name.startswith("head.")}
     load_checked(module, state, file)

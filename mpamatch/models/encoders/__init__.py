@@ -1,4 +1,4 @@
-"""Encoders: presets.yaml describes those with a name of ours, a module for each family builds them."""
+"""Encoders: presets.yaml lists those with a name of our own; a module for each family builds them."""
 
 from mpamatch.models.encoders.base import Encoder
 from mpamatch.models.encoders.build import build_encoder

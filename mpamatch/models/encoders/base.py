@@ -1,4 +1,4 @@
-"""What every encoder is, whatever its family."""
+"""The base class of encoders of every family."""
 
 from collections.abc import Iterable
 
@@ -10,9 +10,17 @@ Constants = tuple[float, float, float]  # one for each of R, G, B
 
 
 class Encoder(nn.Module):
-    """image (B,3,H,W), H and W multiples of `multiple` → tuple of maps, shallow to deep; the last feeds the decoder.
+    """The base class of encoders: an image (B, 3, H, W) → a tuple of maps, shallow to deep.
 
-    `channels` and `strides` describe the maps; `mean` and `std` (RGB, images in 0..1) the normalisation it wants.
+    `forward(image)` takes H and W that are multiples of `multiple`; the last map is the one that a decoder begins with.
+
+    Attributes:
+        channels: C_i of each map (B, C_i, H / stride, W / stride).
+        strides: of each map, in pixels of the image.
+        multiple: what H and W must be multiples of.
+        mean: of R, G and B in 0..1, which images are normalised by.
+        std: as `mean`.
+        checkpointing: whether backward computes activations again instead of keeping them.
     """
 
     channels: tuple[int, ...]
@@ -23,11 +31,19 @@ class Encoder(nn.Module):
     checkpointing = False
 
     def recompute(self) -> None:
-        """From now on backward computes the blocks' activations again instead of keeping them."""
+        """Switches to computing the blocks' activations again in backward instead of keeping them."""
         self.checkpointing = True
 
     def through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """x through one block after the other."""
+        """Runs one block after the other, with activation checkpointing if it is on.
+
+        Args:
+            blocks: modules without dropout.
+            x: input of the first.
+
+        Returns:
+            Output of the last.
+        """
         for block in blocks:
             x = recomputed(block, x) if self.checkpointing else block(x)
         return x

@@ -1,4 +1,4 @@
-"""From the name of an encoder to the encoder."""
+"""Builds an encoder by its name."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from mpamatch.models.encoders.preset import Preset, preset_of
 from mpamatch.models.encoders.small import build_small
 from mpamatch.models.encoders.vit import build_vit
 
-# What a preset's `family` stands for: preset, weights, norm of the layers that have no published weights → encoder.
+# By a preset's `family`: preset, weights, norm of the layers that have no published weights → encoder.
 FAMILIES: dict[str, Callable[[Preset, str | None, str], Encoder]] = {
     "small": build_small,
     "vit": build_vit,
@@ -17,12 +17,20 @@ FAMILIES: dict[str, Callable[[Preset, str | None, str], Encoder]] = {
 
 
 def build_encoder(name: str, weights: str | None, norm: str) -> Encoder:
-    """The encoder called `name`: a preset (small_hybrid, uni, mit_b1, …), or any ViT of timm by timm's name.
+    """Builds an encoder.
 
-    `weights`: None (random), "timm" (the weights timm publishes for the name), "smp" (mit_b*, ImageNet, published by
-    segmentation_models_pytorch), "hub" (presets with a hub id, gated), an "hf-hub:…" id, or a local checkpoint. `norm`
-    (`batch` or `group`) is that of the small encoders. Raises InputError for an unknown name and for weights that do
-    not fit.
+    Args:
+        name: a preset (small_hybrid, uni, mit_b1, …; `presets` lists them), or any ViT of timm by timm's name.
+        weights: None (random), "timm" (published by timm), "smp" (mit_b*: ImageNet, published by
+            segmentation_models_pytorch), "hub" (uni and uni2-h, gated), an "hf-hub:…" id, or a checkpoint file.
+        norm: "batch" or "group"; of the small encoders, others have their own.
+
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        InputError: an unknown name (the nearest is named), or weights that do not fit (the first differences are
+            listed) or cannot be fetched.
     """
     preset = preset_of(name)
     return FAMILIES[preset.family](preset, weights, norm)

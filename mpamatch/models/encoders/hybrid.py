@@ -1,4 +1,4 @@
-"""timm's ViT on a ResNet."""
+"""timm's ViTs on a ResNet."""
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from mpamatch.models.encoders.base import Encoder
 
 
 class HybridViTEncoder(Encoder):
-    """timm's R50+ViT hybrid as in TransUNet (arXiv 2102.04306): ResNet skips at strides 2, 4, 8, ViT map at 16.
+    """timm's R50+ViT hybrid as in TransUNet (arXiv 2102.04306): ResNet maps at strides 2, 4, 8, the ViT's at 16.
 
     Raises InputError for a hybrid with other stages.
     """

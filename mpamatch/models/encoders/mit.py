@@ -1,4 +1,4 @@
-"""SegFormer's Mix Transformers (arXiv 2105.15203) of segmentation_models_pytorch."""
+"""SegFormer's Mix Transformers (arXiv 2105.15203), those of segmentation_models_pytorch."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from mpamatch.models.weights import load_backbone
 class MiTEncoder(Encoder):
     """A Mix Transformer with strides 4, 2, 2, 1: maps at strides 4, 8, 16 and 16 (LPD, arXiv 2512.05922).
 
-    segmentation_models_pytorch's, with the last patch embedding moving one step at a time, and no stochastic depth: a
-    step is to depend on its batch alone.
+    Two things differ from segmentation_models_pytorch's: the last patch embedding has stride 1, and there is no
+    stochastic depth, so that a step depends on its batch alone.
     """
 
     def __init__(self, mit: Any):
@@ -35,7 +35,7 @@ class MiTEncoder(Encoder):
 
 
 def build_mit(preset: Preset, weights: str | None, _norm: str) -> Encoder:
-    """With random weights, those that segmentation_models_pytorch publishes ("smp") or those of a checkpoint file.
+    """Builds a Mix Transformer with random weights, published ones ("smp") or those of a checkpoint file.
 
     Raises InputError for weights that do not fit or cannot be fetched.
     """

@@ -1,4 +1,4 @@
-"""The table of encoders: presets.yaml, and any ViT of timm by timm's name."""
+"""The table of encoders: presets.yaml, and every ViT of timm by timm's name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,17 @@ IMAGENET: tuple[Constants, Constants] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.
 
 @dataclass(frozen=True)
 class Preset:
-    """An encoder but for its weights; presets.yaml explains the fields."""
+    """An entry of presets.yaml: how an encoder is built, without its weights.
+
+    Attributes:
+        name: what model.encoder says.
+        family: small, vit or mit, which decides what builds it.
+        arguments: of the family, such as timm's `model_name`.
+        mean: of R, G and B in 0..1, which images were normalised by in training.
+        std: as `mean`.
+        hub: the hf-hub id of its weights, if there is one.
+        licence: terms of its weights in one sentence, unless everybody may use them.
+    """
 
     name: str
     family: str
@@ -31,7 +41,11 @@ class Preset:
 
 @cache
 def presets() -> dict[str, Preset]:
-    """Every entry of presets.yaml by its name; the file is read at the first call."""
+    """Reads presets.yaml, once.
+
+    Returns:
+        Every preset by its name.
+    """
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: _preset(name, **entry) for name, entry in table.items()}
 
@@ -46,7 +60,7 @@ def _constants(numbers: list[float]) -> Constants:
 
 
 def preset_of(name: str) -> Preset:
-    """The preset called `name`, or that of timm's ViT of this name. Raises InputError naming the nearest name."""
+    """Returns the preset called `name`, or one for timm's ViT of this name. Raises InputError for an unknown name."""
     if name in presets():
         return presets()[name]
     if timm.is_model(name):

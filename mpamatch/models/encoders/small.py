@@ -1,4 +1,4 @@
-"""A small encoder for CPUs."""
+"""Small encoders for CPUs, trained from scratch."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ WIDTHS = (16, 32, 64, 128)  # at strides 2, 4, 8, 16
 
 
 class SmallEncoder(Encoder):
-    """Convolutions down to stride 16, then `blocks` transformer blocks: for CPUs and training from scratch."""
+    """Convolutions down to stride 16, then `blocks` transformer blocks: maps at strides 2, 4, 8 and 16."""
 
     def __init__(self, blocks: int, norm: str):
         super().__init__()
@@ -45,7 +45,7 @@ class SmallEncoder(Encoder):
 
 
 def build_small(preset: Preset, weights: str | None, norm: str) -> Encoder:
-    """With random weights or those of a checkpoint file of its own. Raises InputError for other weights."""
+    """Builds a small encoder with random weights or those of a checkpoint file. Raises InputError for other weights."""
     encoder = SmallEncoder(**preset.arguments, norm=norm)
     encoder.mean, encoder.std = preset.mean, preset.std
     if weights in ("timm", "hub", "smp"):

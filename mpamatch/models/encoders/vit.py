@@ -1,4 +1,4 @@
-"""timm's ViTs, plain or on a ResNet, and the weights that they come with."""
+"""timm's ViTs, plain or on a ResNet, and their weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from mpamatch.models.encoders.preset import Preset, presets
 from mpamatch.models.weights import load_backbone
 
 HUB = "hf-hub:"
-# What timm takes as a class and presets.yaml can only name.
+# Layers that timm takes as a class and presets.yaml can only name.
 LAYERS: dict[str, Callable[..., nn.Module]] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
 
 
@@ -38,10 +38,10 @@ class ViTEncoder(Encoder):
 
 
 def build_vit(preset: Preset, weights: str | None, _norm: str) -> Encoder:
-    """With random weights, timm's own ("timm"), those of a hub ("hub", "hf-hub:…") or those of a checkpoint file.
+    """Builds a ViT with random weights, timm's ("timm"), those of a hub ("hub", "hf-hub:…") or a checkpoint file's.
 
-    Weights of timm or of an hf-hub id bring their publisher's mean and std, others the preset's. Raises InputError for
-    a name that is no ViT of any image size, and for weights that do not fit or cannot be fetched.
+    Weights of timm or of an hf-hub id bring their publisher's mean and std; others take the preset's. Raises InputError
+    if the name is no ViT that takes any image size, and for weights that do not fit or cannot be fetched.
     """
     vit = _timm_vit(preset, weights)
     encoder = HybridViTEncoder(vit) if hasattr(vit.patch_embed, "backbone") else ViTEncoder(vit)
@@ -81,7 +81,7 @@ def _timm_vit(preset: Preset, weights: str | None) -> VisionTransformer:
 
 
 def _hub(preset: Preset, weights: str | None) -> str | None:
-    """The hf-hub id that `weights` stand for, if any."""
+    """Returns the hf-hub id that `weights` stand for, if any. Raises InputError if "hub" has none for this preset."""
     if weights == "hub" and preset.hub is None:
         there = " and ".join(one.name for one in presets().values() if one.hub)
         raise InputError(f"model.encoder_weights: 'hub' goes with {there}; for {preset.name!r} give a file or 'timm'.")
