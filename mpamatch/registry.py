@@ -10,13 +10,16 @@ Kind = TypeVar("Kind", bound=type[Any])
 
 
 class Registry(Mapping[str, Kind], Generic[Kind]):
-    """A mapping from `name` to class.
+    """A mapping from name to class, sorted by name.
+
+    Looking up a class of another package imports it, and raises InputError if it cannot be imported or is no `base` of
+    that name.
 
     Args:
-        base: what the classes derive from; each has a class attribute `name`.
+        base: the class that all derive from; each has a class attribute `name`.
         field: the field of the configuration whose value is a name, for messages.
         group: the entry-point group through which other packages add classes: `name = "package.module:Class"`. They
-            are imported when they are asked for.
+            are imported when they are looked up.
     """
 
     def __init__(self, base: Kind, field: str, group: str):
@@ -24,7 +27,17 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
         self._classes: dict[str, Kind] = {}
 
     def register(self, cls: Kind) -> Kind:
-        """Adds a class under its `name`; a decorator. Raises ValueError if the name is taken by another class."""
+        """Adds a class under its `name`; a decorator.
+
+        Args:
+            cls: a subclass of `base`.
+
+        Returns:
+            The class itself.
+
+        Raises:
+            ValueError: the name is taken by another class.
+        """
         known = self._classes.get(cls.name)
         if known is not None and f"{known.__module__}.{known.__qualname__}" != f"{cls.__module__}.{cls.__qualname__}":
             raise ValueError(f"{self.field} {cls.name!r} is {known.__module__}.{known.__qualname__} already.")
@@ -32,7 +45,17 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
         return cls
 
     def find(self, name: str) -> Kind:
-        """The class called `name`. Raises InputError that names the nearest one, or says why it cannot be imported."""
+        """Looks up a class.
+
+        Args:
+            name: of the class, as the configuration says it.
+
+        Returns:
+            The class.
+
+        Raises:
+            InputError: there is none of that name (the message has the nearest one), or it cannot be imported.
+        """
         if name not in self:
             raise unknown(self.field, name, self)
         return self[name]

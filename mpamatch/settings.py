@@ -1,8 +1,8 @@
-"""Settings: dataclasses with ranges in their fields' types, checked once, when they are made.
+"""Settings: dataclasses with ranges in their fields' types, checked once, when an instance is made.
 
-`@settings("engine")` makes a frozen dataclass whose values are checked by pydantic; whatever is wrong comes as one
-InputError that names the field, such as "engine.steps: expected at least 1, got 0.". The sentences are built from
-pydantic's structured errors and from the fields' own types, never from another library's prose.
+`@settings("engine")` makes a frozen dataclass whose values are checked by pydantic. A wrong value raises one InputError
+that names the field, such as "engine.steps: expected at least 1, got 0.". The sentences are built from pydantic's
+structured errors and the fields' types, never from another library's prose.
 """
 
 import dataclasses
@@ -21,26 +21,66 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from mpamatch.errors import InputError, unknown
 
-# The ranges that fields share.
+__all__ = [
+    "Count",
+    "Fraction",
+    "NonNegative",
+    "OnlyIf",
+    "Positive",
+    "Share",
+    "Whole",
+    "fields_of",
+    "from_words",
+    "help_of",
+    "idle_fields",
+    "settings",
+]
+
 Count = Annotated[int, Ge(1)]
+"""The type of a field that counts things: an integer of at least 1."""
+
 Whole = Annotated[int, Ge(0)]
+"""The type of a field that may be 0: an integer of at least 0, such as a step or a seed."""
+
 NonNegative = Annotated[float, Ge(0)]
+"""The type of a weight: a float of at least 0."""
+
 Positive = Annotated[float, Gt(0)]
+"""The type of a temperature or size: a float above 0."""
+
 Share = Annotated[float, Ge(0), Le(1)]
+"""The type of a share or momentum: a float, 0 <= x <= 1."""
+
 Fraction = Annotated[float, Ge(0), Lt(1)]
+"""The type of a probability or decay that must not reach 1: a float, 0 <= x < 1."""
 
 Class = TypeVar("Class", bound=type)
 
 
 @dataclass(frozen=True)
 class OnlyIf:
-    """Marks a field that does nothing unless `field` of the same settings is one of `values`; `values` empty: unless it
-    is set at all, to something other than None, "none" or false."""
+    """A mark in a field's type: the field does nothing unless another field has certain values.
+
+    `Annotated[int, OnlyIf("tuning", ("lora",))]` marks a field that does nothing unless `tuning` is "lora". A run that
+    sets such a field in vain is refused.
+
+    Attributes:
+        field: name of the other field, of the same settings.
+        values: values of it with which the marked field does something; empty: all but None, "none" and False.
+    """
 
     field: str
     values: tuple[Any, ...] = ()
 
     def holds(self, config: Any) -> bool:
+        """Tells whether the marked field does something.
+
+        Args:
+            config: the settings that hold both fields.
+
+        Returns:
+            True if `field` of `config` has one of the values.
+        """
         value = getattr(config, self.field)
         return value in self.values if self.values else value not in (None, "none", False)
 
@@ -50,13 +90,18 @@ class OnlyIf:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def settings(section: str) -> Callable[[Class], Class]:
-    """Makes a frozen dataclass whose fields are checked against their types when an instance is made.
+    """Makes a class a frozen dataclass whose values are checked against the types of its fields; a decorator.
+
+    Making an instance, or a copy by `dataclasses.replace`, raises InputError for a value of the wrong type or outside
+    its range. Checks of several fields together stand in `__post_init__`, which may raise InputError too. Values are
+    read as YAML writes them: "3" is an integer, 1e-3 a float, and a field of text takes 5 and true as words.
 
     Args:
-        section: what stands before a field's name in messages and on the command line, such as "engine".
+        section: name of the group of settings, such as "method"; it stands before a field's name in messages and on
+            the command line (--method.threshold).
 
-    The class raises InputError for a value of the wrong type or outside its range; checks of several fields together
-    stand in its `__post_init__`, which may raise InputError too.
+    Returns:
+        The decorator.
     """
 
     def make(plain: Class) -> Class:
@@ -79,14 +124,29 @@ def settings(section: str) -> Callable[[Class], Class]:
 
 
 def fields_of(configuration: type) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a settings class by name."""
+    """Lists the fields of a settings class.
+
+    Args:
+        configuration: a class made by `@settings`.
+
+    Returns:
+        Name → field, those of its base classes first.
+    """
     return {field.name: field for field in dataclasses.fields(configuration)}
 
 
 def from_words(configuration: type, name: str, word: str) -> Any:
-    """The value that a word of the command line stands for: text for a field of text, else as YAML reads it.
+    """Reads a word of the command line: text for a field of text, else as YAML reads it.
 
     So `--data.split 5` and `split: 5` are the same, and `--data.zoom [0.8, 1.2]` is a list.
+
+    Args:
+        configuration: a class made by `@settings`.
+        name: one of its fields.
+        word: what the user wrote. A word that is no YAML stays text.
+
+    Returns:
+        The value, which is checked when the settings are made.
     """
     kind = get_type_hints(configuration)[name]
     if word in ("null", "None") and type(None) in _alternatives(kind):
@@ -100,7 +160,14 @@ def from_words(configuration: type, name: str, word: str) -> Any:
 
 
 def idle_fields(config: Any) -> dict[str, str]:
-    """The fields of `config` that do nothing with its other values, each with what would change that."""
+    """Finds the fields that do nothing with the other values of their settings.
+
+    Args:
+        config: an instance of a class made by `@settings`.
+
+    Returns:
+        Name → the condition that does not hold, such as "tuning is lora".
+    """
     idle: dict[str, str] = {}
     for name, kind in get_type_hints(type(config), include_extras=True).items():
         for mark in _marks(kind):
@@ -110,7 +177,14 @@ def idle_fields(config: Any) -> dict[str, str]:
 
 
 def help_of(configuration: type) -> dict[str, str]:
-    """What each field means: the entries of "Attributes:" in the docstrings of the class and those it derives from."""
+    """Collects what each field means from "Attributes:" in the docstrings of a settings class and of its base classes.
+
+    Args:
+        configuration: a class made by `@settings`. An entry is indented by 8 columns, its further lines by 12.
+
+    Returns:
+        Name → meaning in one line, of the fields that have an entry.
+    """
     found: dict[str, str] = {}
     for cls in reversed(configuration.__mro__):
         _, _, attributes = (cls.__doc__ or "").partition("Attributes:\n")
@@ -120,7 +194,7 @@ def help_of(configuration: type) -> dict[str, str]:
 
 
 def _with_words(plain: Class) -> Class:
-    """The class with each field's type taking the words that YAML would turn into something else.
+    """Changes the fields' types to take the words that YAML would turn into something else.
 
     `precision: 32` and `channels_last: true` are words for a field of text, and true is no number.
     """
@@ -137,7 +211,7 @@ def _of_words(kind: Any) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether the values of a field are text: free, or words to choose from."""
+    """Tells whether the values of a field are text: free, or words to choose from."""
     return any(one is str or any(isinstance(word, str) for word in get_args(one)) for one in _alternatives(kind))
 
 
@@ -154,7 +228,7 @@ def _no_truth(value: Any) -> Any:
 
 
 def _sentence(section: str, configuration: type, error: ValidationError) -> InputError:
-    """The first fault of `error` in one sentence."""
+    """Tells the first fault of `error` in one sentence."""
     fault: Mapping[str, Any] = error.errors()[0]
     raised = fault.get("ctx", {}).get("error")
     if isinstance(raised, InputError):  # of __post_init__
@@ -177,18 +251,18 @@ def _sentence(section: str, configuration: type, error: ValidationError) -> Inpu
 
 
 def _bare(kind: Any) -> Any:
-    """The type without what Annotated says of it."""
+    """Returns the type without the metadata of Annotated."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _alternatives(kind: Any) -> Sequence[Any]:
-    """The members of a union, or the type itself."""
+    """Lists the members of a union, or the type itself."""
     kind = _bare(kind)
     return [_bare(one) for one in get_args(kind)] if get_origin(kind) in (Union, types.UnionType) else [kind]
 
 
 def _marks(kind: Any) -> list[Any]:
-    """What Annotated says of a type, or of one member of a union."""
+    """Lists the metadata of Annotated, of a type or of the members of a union."""
     if get_origin(kind) in (Union, types.UnionType):
         return [mark for one in get_args(kind) for mark in _marks(one)]
     said = getattr(kind, "__metadata__", ())
@@ -200,7 +274,7 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _range(marks: Sequence[Any], name: str) -> str:
-    """The range that marks such as Ge(0) and Lt(1) state, in words."""
+    """Puts the range that marks such as Ge(0) and Lt(1) state into words."""
     limits = [mark for mark in marks if isinstance(mark, Ge | Gt | Le | Lt)]
     bounds: dict[type, Any] = {type(mark): getattr(mark, type(mark).__name__.lower()) for mark in limits}
     low, high = bounds.get(Ge, bounds.get(Gt)), bounds.get(Le, bounds.get(Lt))
