@@ -4,6 +4,7 @@ Processes are forked from a server that has torch imported already (tests.tools.
 test session waits for that import; a later call with an empty function takes a tenth of a second.
 """
 
+import gc
 import os
 import pickle
 import tempfile
@@ -56,6 +57,7 @@ def run_ranks(function: Callable[..., Any], world_size: int = 2, *args: Any, tim
 
 def _rank(rank: int, world_size: int, folder: Path, task: bytes, timeout: float) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # a collection need not look at what was imported
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the name of a machine without a network need not resolve
     try:
         dist.init_process_group(

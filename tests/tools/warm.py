@@ -5,6 +5,7 @@ They are forked from the server that multiprocessing keeps for tests.tools.ranks
 
 import atexit
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -79,6 +80,7 @@ def warm_python(folder: Path) -> Iterator[str]:
 def _serve(listener: socket.socket) -> None:
     """Forks a keeper for every command that asks, as long as the tests run."""
     torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+    gc.freeze()  # nor need a collection look at what was imported
     parent = os.getppid()
     listener.settimeout(ALIVE)
     while os.getppid() == parent:
