@@ -1,4 +1,4 @@
-"""The contract of a method: everything that the engine, the studies and the benchmarks ask of it."""
+"""The contract of a method: all that the engine, the studies and the benchmarks ask of it."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -14,24 +14,35 @@ from mpamatch.registry import Registry
 
 
 class Method(nn.Module, ABC):
-    """An nn.Module whose forward turns a batch into named losses; it knows no file, optimizer or device.
+    """The base class of methods: an nn.Module whose forward turns a batch into a loss and what is logged.
 
-    A subclass declares, as class attributes:
+    It knows no file, optimizer or device. All its state is in parameters and buffers, so that a checkpoint holds it.
+    `@register`, or an entry point of the group `mpamatch.methods`, makes a subclass known. What a subclass declares are
+    class attributes, from `name` to `shares`.
 
-    - `name`: what --method.name says; `@METHODS.register` or an entry point of the group `mpamatch.methods` makes it
-      known.
-    - `configuration`: its settings, a class made by `@settings("method")` with the field `name`.
-    - `network`: the class of networks that it trains.
-    - `towers`: the frozen encoders that its settings may choose; it is called with each as a keyword, None if the
-      settings choose none.
-    - What the feed must bring: `strong_views` (0, 1 or 2; 0: no unlabelled images), `feature_dropout` (channel noise),
-      `image_labels` (image-level labels in place of labels: masks stay unseen).
-    - `mixes`: whether it mixes neighbouring unlabelled images (CutMix).
-    - What it logs beside `loss`: `losses`, the parts of the loss, unweighted, which the curves show; `progress`, those
-      of them that the progress line shows too (all if None); `shares`, fractions 0 to 1 such as that of confident
-      pixels. `diagnostics` may add more.
+    Args:
+        model: the network to train.
+        config: its settings, an instance of `configuration`.
+        towers: by name, the frozen towers that the settings choose; None or left out if they choose none.
 
-    All state is in parameters and buffers.
+    Attributes:
+        name: what --method.name says.
+        configuration: its settings, a class made by `@settings("method")` with the field `name`.
+        network: the class of networks that it trains.
+        towers: frozen encoders that its settings may choose; the constructor takes each by its name.
+        strong_views: 0, 1 or 2 strongly augmented views of each unlabelled image; 0: no unlabelled images.
+        feature_dropout: whether the batch brings uniform draws for dropping channels.
+        image_labels: whether it learns from image-level labels; masks are not read then.
+        mixes: whether it mixes neighbouring unlabelled images (CutMix).
+        losses: the parts of the loss that it logs, unweighted; the curves show them.
+        progress: those of `losses` that the progress line shows; None: all.
+        shares: the fractions, 0 to 1, that it logs, such as that of confident pixels.
+        model: the network that is trained, a `network`.
+        config: its settings, a `configuration`.
+        identities: of each tower, name, source and sha256 of its weights, which a checkpoint keeps in their place.
+
+    Raises:
+        InputError: `model` is no `network`.
     """
 
     name: ClassVar[str]
@@ -45,14 +56,10 @@ class Method(nn.Module, ABC):
     losses: ClassVar[tuple[str, ...]] = ()
     progress: ClassVar[tuple[str, ...] | None] = None
     shares: ClassVar[tuple[str, ...]] = ()
-    model: Any  # a network of the class `network`
-    config: Any  # settings of the class `configuration`
+    model: Any
+    config: Any
 
     def __init__(self, model: Network, config: Any, **towers: nn.Module | None):
-        """Args: the network, the settings, and of `towers` those that the settings choose.
-
-        Raises InputError for a network of another class.
-        """
         super().__init__()
         if not isinstance(model, self.network):
             raise InputError(
@@ -65,28 +72,56 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:  # step: () i64
-        """0-d tensors by name: `loss`, and what `losses` and `shares` announce, without a gradient that matters."""
+        """Computes the loss of one step; it asks the device for no value, so that a step does not wait.
+
+        Args:
+            batch: what the feed brought, on the device of the method.
+            step: steps done before, a 0-d tensor on the same device.
+
+        Returns:
+            0-d tensors by name: `loss`, whose gradient trains, and all of `losses` and `shares`, detached.
+        """
 
     def after_step(self, step: Tensor) -> None:
-        """What happens after the optimizer, such as an EMA teacher."""
+        """Does what follows the optimizer's step, such as moving an EMA teacher; nothing unless overridden.
+
+        Args:
+            step: as in `forward`.
+        """
 
     @property
     def deployed(self) -> Network:
-        """The network that predicts."""
+        """The network that validation, evaluation and prediction use; the trained one unless overridden."""
         return self.model
 
     @classmethod
     def settled(cls, config: Any) -> int:
-        """The step from which every term of the loss is there in full, for benchmarks that time a step."""
+        """Returns the step from which every term of the loss counts in full; benchmarks time steps after it.
+
+        Args:
+            config: settings of the method.
+
+        Returns:
+            A number of steps; 0 unless overridden.
+        """
         return 0
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """0-d tensors about the method's state, asked for when metrics are written."""
+        """Measures the method's state; called when metrics are written.
+
+        Returns:
+            0-d tensors by name; none unless overridden.
+        """
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: `params`, `lr_scale` and whether weight decay applies (`decay`; matrices and
-        convolutions only, as norms and biases are not shrunk)."""
+        """Groups the trainable parameters for the optimizer.
+
+        Returns:
+            Groups with `params`, `lr_scale` (a factor of the learning rate: for a pretrained encoder `encoder_lr_scale`
+            of the network's settings, else 1) and `decay` (whether weight decay applies: to matrices and convolutions,
+            not to norms, biases and context tokens).
+        """
         config = self.model.config
         scale = config.encoder_lr_scale if config.encoder_weights else 1.0
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -99,3 +134,4 @@ class Method(nn.Module, ABC):
 
 
 METHODS: Registry[type[Method]] = Registry(Method, "method.name", "mpamatch.methods")  # type: ignore[type-abstract]
+"""Every method by name; `METHODS["mpamatch"].configuration` is the class of its settings."""

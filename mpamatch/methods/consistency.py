@@ -1,4 +1,4 @@
-"""What FixMatch, UniMatch and MPAMatch share: pseudo-labels from the weak view and CutMix between neighbours."""
+"""What FixMatch, UniMatch and MPAMatch share: pseudo-labels of the weak view, and CutMix between neighbours."""
 
 from typing import Literal, NamedTuple
 
@@ -11,11 +11,11 @@ UnlabelledLoss = Literal["ce", "dice", "both"]
 
 
 class Targets(NamedTuple):
-    """What the strong views are to predict."""
+    """What the strong views should predict."""
 
-    label: Tensor  # (B, H, W) u8
-    weight: Tensor  # (B, H, W) f32: 1 where confident and valid
-    valid: Tensor  # (B, H, W) bool
+    label: Tensor  # (B, H, W) u8, pseudo-label
+    weight: Tensor  # (B, H, W) f32: 1 if the pixel is confident and valid, else 0
+    valid: Tensor  # (B, H, W) bool, False if the crop was padded there
 
 
 def pseudo_targets(
@@ -23,15 +23,15 @@ def pseudo_targets(
     valid: Tensor,  # (B, H, W) bool
     threshold: float,
 ) -> Targets:
-    """Pseudo-labels that count where the softmax is at least `threshold` (FixMatch, NeurIPS 2020)."""
+    """Makes pseudo-labels, which count if their softmax is at least `threshold` (FixMatch, NeurIPS 2020)."""
     label, confidence = ops.pseudo_label(logits.detach())
     return Targets(label, ((confidence >= threshold) & valid).to(confidence.dtype), valid)
 
 
 def neighbours(x: Tensor) -> Tensor:  # (B, …) -> (B, …)
-    """Each image's partner: slots 2i and 2i+1 swap, so pairs stay together when an even batch is cut over ranks.
+    """Returns each image's partner: slots 2i and 2i+1 swap, so pairs stay together if an even batch is cut over ranks.
 
-    The last image of an odd batch takes the first; a batch of one has no partner but itself.
+    The last image of an odd batch takes the first; that of a batch of one is itself.
     """
     pairs = x.shape[0] // 2
     swapped = x[: 2 * pairs].unflatten(0, (pairs, 2)).flip(1).flatten(0, 1) if pairs else x[:0]
@@ -39,7 +39,7 @@ def neighbours(x: Tensor) -> Tensor:  # (B, …) -> (B, …)
 
 
 def inside(box: Tensor, height: int, width: int) -> Tensor:  # (B, 4) i32 -> (B, H, W) bool
-    """The pixels of each box (top, left, bottom, right)."""
+    """Marks the pixels of each box (top, left, bottom, right; the latter two are outside)."""
     row = torch.arange(height, device=box.device)[None, :, None]
     column = torch.arange(width, device=box.device)[None, None, :]
     top, left, bottom, right = (side[:, None, None] for side in box.unbind(1))
@@ -48,12 +48,12 @@ def inside(box: Tensor, height: int, width: int) -> Tensor:  # (B, 4) i32 -> (B,
 
 def cutmix(
     x: Tensor,  # (B, 3, H, W) or (B, H, W)
-    chosen: Tensor,  # (B, H, W) bool, as `inside` gives it
+    chosen: Tensor,  # (B, H, W) bool, of `inside`
 ) -> Tensor:
-    """Where chosen each image shows its neighbour (CutMix, ICCV 2019)."""
+    """Replaces the chosen pixels of each image by its neighbour's (CutMix, ICCV 2019)."""
     return torch.where(chosen[:, None] if x.dim() == 4 else chosen, neighbours(x), x)
 
 
 def cutmix_targets(targets: Targets, chosen: Tensor) -> Targets:
-    """Pseudo-label, weight and valid map mixed like the image."""
+    """Mixes pseudo-label, weight and valid map as `cutmix` mixes the image."""
     return Targets(*(cutmix(x, chosen) for x in targets))

@@ -14,10 +14,10 @@ from mpamatch.settings import Share, settings
 
 @settings("method")
 class FixMatchConfig:
-    """FixMatch.
+    """Settings of FixMatch.
 
     Attributes:
-        threshold: confidence from which a pseudo-label counts.
+        threshold: least confidence of a pseudo-label that counts.
         unlabelled_loss: ce, dice (of confident pixels) or both.
     """
 
@@ -28,7 +28,7 @@ class FixMatchConfig:
 
 @METHODS.register
 class FixMatch(Method):
-    """(L_labelled + L_strong)/2 as in UniMatch's repository."""
+    """FixMatch (NeurIPS 2020): loss (L_labelled + L_strong)/2, as in UniMatch's repository."""
 
     name = "fixmatch"
     configuration = FixMatchConfig

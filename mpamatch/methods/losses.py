@@ -1,4 +1,4 @@
-"""Normalisation: from the sums of `mpamatch.ops` to losses, the same over one rank and over many.
+"""Normalises the sums of `mpamatch.ops` to losses, the same over one rank and over many.
 
 Every function returns the value over the batch of all ranks; its gradient is this rank's part of it.
 DistributedDataParallel averages gradients, so the engine multiplies the loss by the number of ranks before backward.
@@ -15,7 +15,7 @@ SMOOTH = 1e-5
 
 
 def over_ranks(local: Tensor) -> Tensor:
-    """The sum over all ranks in value, this rank's `local` in gradient."""
+    """Sums over all ranks; the gradient is that of this rank's `local`."""
     group = all_ranks()
     if group is None:
         return local
@@ -25,13 +25,13 @@ def over_ranks(local: Tensor) -> Tensor:
 
 
 def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
-    """Σ w·l / max(Σ w, 1) from this rank's Σ w·l and Σ w, both ()."""
+    """Computes Σ w·l / max(Σ w, 1) over all ranks from this rank's Σ w·l and Σ w, both ()."""
     both = over_ranks(torch.stack([total, weight.to(total.dtype)]))
     return both[0] / both[1].detach().clamp(min=1)
 
 
 def dice(overlap: Tensor) -> Tensor:  # (3, C): Σ w p y, Σ w p², Σ w y over all ranks -> ()
-    """Mean over the classes that occur of 1 − (2 Σwpy + ε)/(Σwp² + Σwy + ε); 0 where none occurs. ε = 1e-5."""
+    """Averages 1 − (2 Σwpy + ε)/(Σwp² + Σwy + ε), ε = 1e-5, over the classes that occur; 0 if none does."""
     shared, predicted, true = overlap
     loss = 1 - (2 * shared + SMOOTH) / (predicted + true + SMOOTH)
     occurs = (true > 0).to(loss.dtype)
@@ -42,7 +42,7 @@ def labelled_loss(
     logits: Tensor,  # (B, C, H, W)
     label: Tensor,  # (B, H, W) u8, 255 = ignore
 ) -> Tensor:
-    """(CE + Dice)/2 over the labelled pixels."""
+    """Computes (CE + Dice)/2 over the labelled pixels."""
     cross_entropy, overlap = ops.segmentation_loss(logits, label)
     pixels = (label != ops.IGNORE).sum()
     return (weighted_mean(cross_entropy, pixels) + dice(over_ranks(overlap))) / 2
@@ -51,12 +51,15 @@ def labelled_loss(
 def unlabelled_loss(
     logits: Tensor,  # (B, C, H, W)
     label: Tensor,  # (B, H, W) u8 pseudo-label
-    weight: Tensor,  # (B, H, W) 1 where it is confident and valid
+    weight: Tensor,  # (B, H, W) 1 if it is confident and valid
     valid: Tensor,  # (B, H, W) bool
     kind: str,  # "ce", "dice" or "both"
 ) -> Tensor:
-    """UniMatch's term (CVPR 2023): Σ CE·[confident ∧ valid] / Σ valid, all valid pixels below the line, not only the
-    confident ones; or the Dice of confident pixels (its medical variant), or half of each."""
+    """Computes UniMatch's term (CVPR 2023), Σ CE·[confident ∧ valid] / Σ valid, or its medical variant.
+
+    All valid pixels count in the denominator, not only the confident ones. `kind` "dice" is the Dice loss of the
+    confident pixels, "both" the mean of the two.
+    """
     cross_entropy, overlap = ops.segmentation_loss(logits, label, weight=weight)
     if kind == "dice":
         return dice(over_ranks(overlap))
@@ -65,5 +68,5 @@ def unlabelled_loss(
 
 
 def share(chosen: Tensor, among: Tensor) -> Tensor:
-    """Σ chosen / Σ among over all ranks, without gradient: such as the share of confident pixels."""
+    """Computes Σ chosen / Σ among over all ranks, without gradient, such as the share of confident pixels."""
     return weighted_mean(chosen.detach().sum().float(), among.sum())

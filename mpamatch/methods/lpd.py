@@ -24,10 +24,10 @@ NEVER = -1e30  # a logit that adds nothing to a sum of exponentials and leaves i
 
 @settings("method")
 class LPDConfig(ImageSettings):
-    """LPD; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
+    """Settings of LPD; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
     Attributes:
-        start: step at which contrast and diversity begin, after the maps know something.
+        start: step at which contrast and diversity begin, once the maps are better than random.
         temperature: of the contrast.
         weight_contrast: of the contrast and the area.
         weight_area: of the area that the maps cut out, beside the contrast.
@@ -46,8 +46,12 @@ class LPDConfig(ImageSettings):
 
 @METHODS.register
 class LPD(BesideTower, Method):
-    """.1·BCE₂ + BCE₃ + BCE₄, from `start` on + weight_contrast·(L_FG + L_BG + weight_area·area) +
-    weight_diversity·L_div. The weights of the scales are model.map_weights."""
+    """LPD (arXiv 2512.05922): loss .1·BCE₂ + BCE₃ + BCE₄, from `start` on also
+    weight_contrast·(L_FG + L_BG + weight_area·area) + weight_diversity·L_div.
+
+    The weights of the scales are model.map_weights. Raises InputError if the frozen encoder's vectors have another size
+    than the prototypes.
+    """
 
     name = "lpd"
     configuration = LPDConfig
@@ -75,12 +79,12 @@ class LPD(BesideTower, Method):
 
     @property
     def maps(self) -> MapDecoder:
-        """The prototypes and what compares them with the encoder's maps."""
+        """The network's decoder: the prototypes and what compares them with the encoder's maps."""
         return self.model.decoder
 
     @property
     def image(self) -> ImageEncoder | None:
-        """The frozen encoder of the contrast."""
+        """The frozen image encoder of the contrast; None if there is none."""
         return cast(ImageEncoder, self._towers[0]) if self._towers else None
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
@@ -104,7 +108,10 @@ class LPD(BesideTower, Method):
     def contrast(
         self, encoder: ImageEncoder, image: Tensor, cosines: list[Tensor], present: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_FG + L_BG + weight_area·area of one cut an image: where the map of a class that it shows is high."""
+        """Computes L_FG + L_BG + weight_area·area, and these parts alone.
+
+        One cut is made of each image: the highest of the maps of the classes that it shows, pixel by pixel.
+        """
         cam = normalised(self.maps.class_maps(cosines).map)
         cut = (cam * present[:, :, None, None]).amax(1, keepdim=True)  # (B, 1, h, w)
         area = weighted_mean(cut.sum(), cut.new_full((), cut.numel()))
@@ -134,9 +141,9 @@ class LPD(BesideTower, Method):
 
 def classification_loss(
     score: Tensor,  # (B, F) logits
-    present: Tensor,  # (B, F) 1 where the image shows the class
+    present: Tensor,  # (B, F) 1 if the image shows the class
 ) -> Tensor:
-    """Binary cross-entropy, mean over images of all ranks and foreground classes."""
+    """Computes the mean binary cross-entropy over images of all ranks and foreground classes."""
     total = functional.binary_cross_entropy_with_logits(score, present.to(score.dtype), reduction="sum")
     return weighted_mean(total, score.new_full((), score.numel()))
 
@@ -147,7 +154,7 @@ def diversity_loss(
     pairs: Tensor,  # (2, P) i64: the pairs of different prototypes
     temperature: float,
 ) -> Tensor:
-    """Mean over the pairs of prototypes of a class of exp(−J), over the classes that an image shows; 0 without pairs.
+    """Averages exp(−J) over the pairs of prototypes of a class and over the classes that images show; 0 without pairs.
 
     J = Σ (p − q)(log p − log q), Jeffreys' divergence of the softmaxes over pixels of cosine/temperature.
     """
@@ -165,11 +172,13 @@ def diversity_loss(
 def contrast_loss(
     embedding: Tensor,  # (B, D) unit vectors
     prototypes: Tensor,  # (F, K, D) unit vectors
-    positive: Tensor,  # (B, F) 1 where the class's prototypes are positives, else they are negatives
+    positive: Tensor,  # (B, F) 1 if the class's prototypes are positives, else they are negatives
     temperature: float,
 ) -> Tensor:
-    """InfoNCE: −log(e^{s⁺} / (e^{s⁺} + Σ e^{s⁻})), s = z·p/T, mean over an image's positives and over the images that
-    have one."""
+    """Computes InfoNCE, −log(e^{s⁺} / (e^{s⁺} + Σ e^{s⁻})) with s = z·p/T.
+
+    It is averaged over an image's positives, and over the images that have one.
+    """
     per_class = prototypes.shape[1]
     similarity = torch.einsum("bd,mkd->bmk", embedding, prototypes) / temperature
     of_class = positive[:, :, None]
@@ -181,6 +190,7 @@ def contrast_loss(
 
 
 def _check_width(model: PrototypeMaps, image: ImageEncoder | None) -> None:
+    """Raises InputError if the image encoder's vectors cannot be compared with the prototypes."""
     if image is not None and image.width != model.config.prototype_width:
         raise InputError(
             f"model.prototype_width: {model.config.prototype_width}, but {image.identity['name']} gives vectors of "

@@ -1,4 +1,4 @@
-"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017): agree with an average of past selves."""
+"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017): consistency with an average of the network's past weights."""
 
 import copy
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from mpamatch.settings import Count, Fraction, NonNegative, settings
 
 @settings("method")
 class MeanTeacherConfig:
-    """Mean teacher.
+    """Settings of mean teacher.
 
     Attributes:
         decay: EMA decay of the teacher once past its start, min(1 − 1/(t+1), decay).
@@ -30,7 +30,7 @@ class MeanTeacherConfig:
 
 
 class Taught(Method):
-    """A method whose `teacher`, an average of the network's past selves, predicts."""
+    """A method with a `teacher`, an average of the network's past weights, which predicts; always in eval mode."""
 
     def __init__(self, model: Network, config: Any, **towers: nn.Module | None):
         super().__init__(model, config, **towers)
@@ -48,7 +48,7 @@ class Taught(Method):
 
 @METHODS.register
 class MeanTeacher(Taught):
-    """L_labelled + weight · ramp · MSE(student on strong view, teacher on weak view)."""
+    """Mean teacher: loss L_labelled + weight · ramp · MSE(student on strong view, teacher on weak view)."""
 
     name = "mean_teacher"
     configuration = MeanTeacherConfig
@@ -76,8 +76,11 @@ class MeanTeacher(Taught):
 
 
 def ema_(teacher: torch.nn.Module, student: torch.nn.Module, step: Tensor, decay: float) -> None:
-    """teacher ← teacher + (1−m)·(student − teacher), m = min(1 − 1/(t+1), decay), buffers too; integer counters are
-    copied. All tensors in four calls, as a launch each would cost more than the arithmetic."""
+    """Moves the teacher: teacher ← teacher + (1−m)·(student − teacher), m = min(1 − 1/(t+1), decay).
+
+    Buffers move too, and integer counters are copied. All tensors move in four calls, as a launch for each would cost
+    more than the arithmetic.
+    """
     mine, theirs = ([*network.parameters(), *network.buffers()] for network in (teacher, student))
     averaged = [index for index, tensor in enumerate(mine) if tensor.is_floating_point()]
     change = torch._foreach_sub([theirs[i] for i in averaged], [mine[i] for i in averaged])

@@ -24,7 +24,7 @@ from mpamatch.settings import Count, NonNegative, OnlyIf, Positive, Share, Whole
 
 @settings("method")
 class MPAMatchConfig(TextSettings, UniMatchConfig):
-    """MPAMatch; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
+    """Settings of MPAMatch; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
     Attributes:
         image_prototypes: contrast with image prototypes.
@@ -42,10 +42,13 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
         weight_image: of the image prototypes' terms among them.
         weight_text: of the text prototypes' terms among them.
         weight_alignment: of alignment beside contrast.
-        start: step at which prototypes and their terms begin, after the classifier knows something.
+        start: step at which prototypes and their terms begin, once the classifier is better than random.
         ramp: steps over which they grow.
-        second_opinion: none; agree (a pseudo-label counts only where the nearest prototype says so too); or average
+        second_opinion: none; agree (a pseudo-label counts only if the nearest prototype has the same class); or average
             (the pseudo-label is that of the mean of both softmaxes). From `start` on.
+
+    Raises:
+        InputError: a value out of its range, or neither image nor text prototypes.
     """
 
     name: Literal["mpamatch"] = "mpamatch"  # type: ignore[assignment]
@@ -80,7 +83,11 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
 
 @METHODS.register
 class MPAMatch(UniMatch):
-    """weight_labelled·L_labelled + weight_unlabelled·L_unlabelled + weight_prototype·(image terms + text terms)."""
+    """MPAMatch (arXiv 2508.19574): loss weight_labelled·L_labelled + weight_unlabelled·L_unlabelled +
+    weight_prototype·(image terms + text terms).
+
+    The terms are the contrast and alignment of pixel embeddings with image prototypes and with text prototypes.
+    """
 
     name = "mpamatch"
     configuration = MPAMatchConfig
@@ -125,7 +132,7 @@ class MPAMatch(UniMatch):
         }
 
     def targets(self, seen: Views, z: Tensor, batch: Batch, started: Tensor) -> Targets:
-        """Pseudo-labels of the classifier, with the prototypes' second opinion where that is asked for."""
+        """Makes the classifier's pseudo-labels, with the prototypes' second opinion if the settings ask for it."""
         assert batch.unlabelled is not None
         config, logits, valid = self.config, seen.weak.logits.detach(), batch.unlabelled.valid
         own = pseudo_targets(logits, valid, config.threshold)
@@ -146,10 +153,9 @@ class MPAMatch(UniMatch):
     def prototype_terms(
         self, seen: Views, z: Tensor, targets: Targets, batch: Batch, begun: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Assign → update → contrast, on the labelled pixels by their label and the weak view's by pseudo-label.
-
-        Before `start` nothing moves the prototypes: embeddings of a projection that has learned nothing lie within a
-        mean cosine of .99, and a bank that averaged them stayed at .84 (EBHI-Seg, 300 steps, start 100).
+        """Assigns pixels, updates prototypes, then contrasts: labelled pixels by label, the weak view by pseudo-label.
+        Before `start` the prototypes stay: embeddings of an untrained projection have a mean cosine of .99 with each
+        other, and a bank that averaged them still had .84 (EBHI-Seg, 300 steps, start 100).
         """
         size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
         label = torch.cat([centre_sample(batch.labelled.label, size), centre_sample(targets.label, size)])
@@ -165,7 +171,7 @@ class MPAMatch(UniMatch):
             total = total + self.config.weight_image * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"image_contrast": terms[0].detach(), "image_alignment": terms[1].detach()}
         if self.text is not None and self.to_text is not None:
-            prototypes = self.text()[:, None]  # float32 also where autocast made the embedding half
+            prototypes = self.text()[:, None]  # float32 also if autocast made the embedding half
             terms = self._mean_contrast(self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight)
             total = total + self.config.weight_text * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"text_contrast": terms[0].detach(), "text_alignment": terms[1].detach()}

@@ -1,4 +1,4 @@
-"""PCCS (arXiv 2502.06650): prototypes of a class's depths, contrasted; an EMA teacher that classifies by prototypes."""
+"""PCCS (arXiv 2502.06650): contrast of prototypes by depth, and an EMA teacher that classifies by prototypes."""
 
 import copy
 import math
@@ -33,14 +33,14 @@ from mpamatch.settings import Count, Fraction, NonNegative, Positive, Share, Who
 
 @settings("method")
 class PCCSConfig:
-    """PCCS; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
+    """Settings of PCCS; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
     Attributes:
         decay: EMA decay of the teacher once past its start, min(1 − 1/(t+1), decay).
         prototypes: prototypes per class that the teacher classifies by, K.
         embedding_width: channels of the pixel embedding, D.
         levels: distance levels of a class that are told apart, in cells of stride 4; deeper ones count as the last.
-        uncertain: entropy from which a background pixel counts as uncertain, as a share of ln C.
+        uncertain: least entropy of a background pixel that counts as uncertain, as a share of ln C.
         temperature: of both contrasts and of the teacher's scores.
         epsilon: Sinkhorn's entropy.
         iterations: Sinkhorn's iterations.
@@ -53,6 +53,9 @@ class PCCSConfig:
         start: step at which the teacher's prototypes and the consistency begin.
         contrast_start: step at which both contrasts and the mixing begin.
         ramp: steps of the ramp-up exp(−5(1 − t/ramp)²) of the consistency.
+
+    Raises:
+        InputError: a value out of its range, or contrast_start before start.
     """
 
     name: Literal["pccs"] = "pccs"
@@ -83,22 +86,26 @@ class PCCSConfig:
 
 
 class Lesson(NamedTuple):
-    """What the teacher says about the weak view, in cells of the embedding's grid."""
+    """What the teacher predicts for the weak view, in cells of the embedding's grid."""
 
-    label: Tensor  # (B, h, w) u8, 255 where not valid
+    label: Tensor  # (B, h, w) u8, 255 if not valid
     probability: Tensor  # (B, h·w, C) of the classifier
     uncertain: Tensor  # (B, h, w) bool
     z: Tensor  # (B·h·w, D) embedding
 
     @property
     def size(self) -> tuple[int, int]:
+        """h and w."""
         return self.label.shape[-2], self.label.shape[-1]
 
 
 @METHODS.register
 class PCCS(Taught):
-    """L_labelled + weight_consistency·ramp·(squares + weight_entropy·entropies) + weight_contrast·contrast +
-    weight_auxiliary·auxiliary. The teacher's classifier predicts."""
+    """PCCS (arXiv 2502.06650): loss L_labelled + weight_consistency·ramp·(squares + weight_entropy·entropies) +
+    weight_contrast·contrast + weight_auxiliary·auxiliary.
+
+    The teacher's classifier predicts.
+    """
 
     name = "pccs"
     configuration = PCCSConfig
@@ -152,7 +159,7 @@ class PCCS(Taught):
 
     @torch.no_grad()
     def teach(self, u: Unlabelled) -> Lesson:
-        """The teacher's pseudo-label, probability, uncertainty and embedding on the weak view."""
+        """Computes the teacher's pseudo-label, probability, uncertainty and embedding of the weak view."""
         logits, embedding = self.teacher(u.weak)
         size = (embedding.shape[-2], embedding.shape[-1])
         cells = centre_sample(logits.flatten(0, 1), size).reshape(*logits.shape[:2], *size)
@@ -165,7 +172,7 @@ class PCCS(Taught):
         return Lesson(label, probability.flatten(2).movedim(1, 2), uncertain, z)
 
     def _update(self, taught: Lesson, weight: Tensor) -> Tensor:
-        """Moves the prototypes by the teacher's embeddings of weight > 0; the assignment of all: (N,) i32."""
+        """Moves the prototypes by the teacher's embeddings of weight > 0; returns the assignment of all, (N,) i32."""
         config, group = self.config, all_ranks()
         label = taught.label.flatten()
         assignment = self.bank.assign(
@@ -175,7 +182,7 @@ class PCCS(Taught):
         return assignment
 
     def _level_contrast(self, z: Tensor, taught: Lesson, mixes: Tensor) -> Tensor:
-        """The contrast of the batch's distance prototypes, which are mixed into the bank where `mixes`."""
+        """Computes the contrast of the batch's distance prototypes; mixes these into the bank if `mixes`, () bool."""
         config = self.config
         sets = level_sets(taught.label, taught.uncertain, self.model.classes, config.levels)
         found = of_all_ranks(prototypes_of(z.unflatten(0, (len(taught.label), -1)), taught.probability, sets))
@@ -187,7 +194,7 @@ class PCCS(Taught):
 
     @torch.no_grad()
     def _wanted(self, taught: Lesson, valid: Tensor) -> Tensor:
-        """The teacher's probabilities by its prototypes, at the image's size: (B, C, H, W)."""
+        """Computes the teacher's probabilities by its prototypes, at the image's size: (B, C, H, W)."""
         distance, _ = ops.prototype_distance(taught.z, self.bank.prototypes)
         score = (-distance / self.config.temperature).unflatten(0, taught.label.shape).movedim(-1, 1)
         score = nn.functional.interpolate(score, size=valid.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,6 +1,6 @@
-"""What PCCS (arXiv 2502.06650) computes from its maps: level sets of the signed distance, their prototypes, its losses.
+"""The terms of PCCS (arXiv 2502.06650): level sets of the signed distance, their prototypes, its losses.
 
-A set without pixels is a slot of weight 0, so shapes are static and nothing asks the device a question.
+A set without pixels is a slot of weight 0, so shapes are static and no value is read back from the device.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,15 @@ from mpamatch.methods.losses import over_ranks, weighted_mean
 from mpamatch.ops.unit import unit, without_autocast, working
 from mpamatch.ranks import all_ranks
 
-NOTHING = -1e9  # the logarithm of a sum over nobody: exp of it is 0 in float32, and 0 times it stays finite
+NOTHING = -1e9  # the logarithm of an empty sum: exp of it is 0 in float32, and 0 times it stays finite
 
 
 class LevelSets(NamedTuple):
-    """Which cells belong to which set; S = 2 + (C − 1)·L + (C − 2)·L sets an image: background, levels, levels from
-    the other side."""
+    """Which cells belong to which set.
+
+    An image has S = 2 + (C − 1)·L + (C − 2)·L sets: two of the background, L levels of each other class, and L levels
+    from the other side of each of these but the last.
+    """
 
     member: Tensor  # (B, S, h·w) bool
     owner: Tensor  # (S,) i64: the class of each set
@@ -29,11 +32,11 @@ class LevelSets(NamedTuple):
 class Prototypes(NamedTuple):
     """One mean embedding per set; those of all ranks after `of_all_ranks`."""
 
-    direction: Tensor  # (M, D) unit vectors, 0 where the set is empty
+    direction: Tensor  # (M, D) unit vectors, 0 if the set is empty
     filled: Tensor  # (M,) bool: whether the set has a pixel
     weight: Tensor  # (M,) exp(H(u)) >= 1, u the mean softmax of the set's pixels
-    owner: Tensor  # (M,) i64
-    part: Tensor  # (M,)
+    owner: Tensor  # (M,) i64, class
+    part: Tensor  # (M,) depth within the class, as in LevelSets
 
 
 @torch.no_grad()
@@ -43,11 +46,11 @@ def level_sets(
     classes: int,
     levels: int,
 ) -> LevelSets:
-    """The sets whose means are prototypes. The inner boundary (distance 0) belongs to none, as in the public code.
+    """Finds the sets whose means are prototypes. The inner boundary (distance 0) is in none, as in the public code.
 
     Background (class 0): its uncertain cells up to half of its greatest depth in the image, and those beyond. Any other
-    class: level l holds the depths in [l, l + 1) for l = 1 … L, the last also all beyond. Where an image shows classes
-    on either side of c, depths are measured once in (y <= c) and once in (y >= c).
+    class: level l holds the depths in [l, l + 1) for l = 1 … L, the last also all beyond. If an image shows classes on
+    either side of c, depths are measured once in (y <= c) and once in (y >= c).
     """
     depth = -ops.signed_distance(label, classes)  # (B, C, h, w), > 0 inside
     background = _near_and_far(depth[:, 0], uncertain)
@@ -62,6 +65,7 @@ def level_sets(
 
 
 def _near_and_far(depth: Tensor, uncertain: Tensor) -> tuple[Tensor, Tensor]:  # (B, h, w) -> (B, 2, h, w), (B, 2)
+    """Splits the background's uncertain cells at half of its greatest depth: members and depth of the two sets."""
     chosen = (depth > 0) & uncertain
     far = depth > depth.amax((1, 2), keepdim=True) / 2
     halves = torch.arange(2, device=depth.device).expand(len(depth), 2)
@@ -72,8 +76,11 @@ def _from_both_sides(
     label: Tensor,  # (B, h, w)
     own: Tensor,  # (B, C, h, w) bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For the classes 1 … C−1 whether an image shows classes on both sides, (B, C−1, 1, 1), and the depth of its cells
-    in (y <= c), (B, C−1, h, w); for 1 … C−2 their depth in (y >= c)."""
+    """Measures the depths of a class together with those below and above it.
+
+    Returns for the classes 1 … C−1 whether an image shows classes on both sides, (B, C−1, 1, 1), and the depth of its
+    cells in (y <= c), (B, C−1, h, w); for 1 … C−2 their depth in (y >= c), (B, C−2, h, w).
+    """
     classes = own.shape[1]
     shown = own.flatten(2).any(2).long()
     up_to, from_on = shown.cumsum(1), shown.flip(1).cumsum(1).flip(1)
@@ -86,6 +93,7 @@ def _from_both_sides(
 
 
 def _levels(depth: Tensor, levels: int) -> tuple[Tensor, Tensor]:  # (B, c, h, w) -> (B, c·L, h, w), (B, c·L)
+    """Cuts depths into levels: their members, and how deep each lies within its class, 0 to 1."""
     level = depth.clamp(min=0).floor().clamp(max=levels)  # 0: boundary or outside
     number = torch.arange(1, levels + 1, device=depth.device)
     deepest = level.amax((2, 3)).clamp(min=1)
@@ -99,7 +107,7 @@ def prototypes_of(
     probability: Tensor,  # (B, n, C), without gradient
     sets: LevelSets,
 ) -> Prototypes:
-    """The unit vector of each set's mean unit embedding, and exp of the entropy of its mean probability."""
+    """Computes the direction of each set's mean unit embedding, and exp of the entropy of its mean probability."""
     z = unit(working(embedding))
     member = sets.member.to(z.dtype)
     pixels = member.sum(2, keepdim=True)
@@ -113,7 +121,7 @@ def prototypes_of(
 
 
 def of_all_ranks(local: Prototypes) -> Prototypes:
-    """The prototypes of every rank, in their order; only this rank's carry a gradient."""
+    """Gathers the prototypes of every rank, in the order of ranks; only this rank's have a gradient."""
     group = all_ranks()
     if group is None:
         return local
@@ -129,10 +137,10 @@ def of_all_ranks(local: Prototypes) -> Prototypes:
 @without_autocast
 def level_contrast(
     direction: Tensor,  # (M, D)
-    prototypes: Prototypes,  # what else is known of them
+    prototypes: Prototypes,  # whether they are filled, their weight and class
     temperature: float,
 ) -> Tensor:
-    """Σ_i w_i Σ_j a_ij [log(e^{s_ij} + N_i) − s_ij], (), with s_ij = p_i·p_j/T.
+    """Computes the contrast of prototypes, Σ_i w_i Σ_j a_ij [log(e^{s_ij} + N_i) − s_ij] with s_ij = p_i·p_j/T, ().
 
     j runs over the other prototypes of the class of i, a_ij is the softmax of s_ij over them, N_i = Σ e^{s_ij} over the
     prototypes of other classes, w_i ∝ exp(H(u_i)) with sum 1. A prototype alone in its class has no term and no weight.
@@ -157,8 +165,8 @@ def pooled(
     classes: int,
     per_class: int,
 ) -> tuple[Tensor, Tensor]:
-    """The mean direction of the prototypes in each k-th part of a class's depth: (C, K, D), and which are not empty,
-    (C, K, 1) bool."""
+    """Averages the prototypes in each k-th part of a class's depth: directions (C, K, D), and which parts have a
+    prototype, (C, K, 1) bool."""
     part = (prototypes.part * per_class).long().clamp(max=per_class - 1)
     slot = one_hot(prototypes.owner * per_class + part, classes * per_class).to(direction.dtype)
     slot = slot * prototypes.filled[:, None]
@@ -172,7 +180,8 @@ def consistency(
     wanted: Tensor,  # (B, C, H, W) of the teacher, without gradient
     valid: Tensor,  # (B, H, W) bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared difference over valid pixels and classes, and the mean of both entropies' root mean squares, ()."""
+    """Computes the mean squared difference over valid pixels and classes, (), and the mean of the root mean squares of
+    the student's and the teacher's entropies, ()."""
     pixels = valid.sum()
     difference = (probability - wanted).square().mean(1)
     squares = [(entropy(p, 1).square() * valid).sum() for p in (probability, wanted)]
@@ -182,6 +191,6 @@ def consistency(
 
 
 def entropy(probability: Tensor, axis: int) -> Tensor:
-    """−Σ p log p in nats over `axis`; 0 log 0 = 0, whose gradient is 0."""
+    """Computes −Σ p log p in nats over `axis`; 0 log 0 = 0, with gradient 0."""
     p = probability.clamp(min=torch.finfo(probability.dtype).tiny)
     return -(probability * p.log()).sum(axis)

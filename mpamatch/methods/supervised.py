@@ -1,4 +1,4 @@
-"""Labelled images alone: the floor every other method is measured from."""
+"""Training on labelled images alone: the baseline of every other method."""
 
 from typing import Literal
 
@@ -12,14 +12,14 @@ from mpamatch.settings import settings
 
 @settings("method")
 class SupervisedConfig:
-    """Supervised training has no settings of its own."""
+    """Settings of supervised training: none of its own."""
 
     name: Literal["supervised"] = "supervised"
 
 
 @METHODS.register
 class Supervised(Method):
-    """(CE + Dice)/2 on labelled images."""
+    """Supervised training: loss (CE + Dice)/2 on labelled images."""
 
     name = "supervised"
     configuration = SupervisedConfig

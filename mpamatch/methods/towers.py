@@ -1,4 +1,4 @@
-"""The frozen towers that a method may want beside its network, and the settings that choose them."""
+"""The frozen towers that a method may have beside its network, and the settings that choose them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from mpamatch.settings import OnlyIf, Whole, settings
 
 @dataclass(frozen=True)
 class Tower:
-    """A frozen encoder that a method wants, if its configuration says so.
+    """A frozen encoder that a method has if its configuration chooses one.
 
     Attributes:
         name: the keyword of the method's constructor; checkpoints keep the weights' identity under it.
-        field: the field of the method's configuration that names the encoder, or says none.
-        build: makes it from the configuration and the names of the classes; its `identity` tells which weights it has.
+        field: the field of the method's configuration that names the encoder, or is "none".
+        build: builds it from the configuration and the class names; its `identity` tells which weights it has.
     """
 
     name: str
@@ -27,14 +27,14 @@ class Tower:
     build: Callable[[Any, Sequence[str]], nn.Module]
 
     def encoder(self, config: Any) -> str | None:
-        """The name of the encoder that `config` chooses; None if it chooses none."""
+        """Returns the name of the encoder that `config` chooses; None if it chooses none."""
         name: str = getattr(config, self.field)
         return None if name == "none" else name
 
 
 @settings("method")
 class TextSettings:
-    """Which text tower reads which descriptions.
+    """Settings of text prototypes: the frozen text encoder and the descriptions of the classes.
 
     Attributes:
         text_encoder: none, minilm, conch, or open_clip:MODEL; contrast with text prototypes.
@@ -60,7 +60,7 @@ class TextSettings:
 
 @settings("method")
 class ImageSettings:
-    """Which frozen image tower sees what the maps cut out.
+    """Settings of the frozen image encoder that embeds what the class maps cut out of an image.
 
     Attributes:
         image_encoder: none, conch, or open_clip:MODEL; contrast of what the maps cut out, seen by this frozen encoder.
@@ -72,7 +72,7 @@ class ImageSettings:
 
 
 def descriptions(config: TextSettings, class_names: Sequence[str]) -> list[list[str]]:
-    """The descriptions of each class that `config` chooses. Raises InputError as `load_descriptions` does."""
+    """Loads the descriptions of each class that `config` chooses. Raises InputError as `load_descriptions` does."""
     return load_descriptions(config.prompts, config.prompt_set, class_names, config.prompt_seed)
 
 

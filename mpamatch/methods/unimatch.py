@@ -17,10 +17,10 @@ from mpamatch.settings import Fraction, NonNegative, Share, settings
 
 @settings("method")
 class UniMatchConfig:
-    """UniMatch.
+    """Settings of UniMatch.
 
     Attributes:
-        threshold: confidence from which a pseudo-label counts.
+        threshold: least confidence of a pseudo-label that counts.
         unlabelled_loss: ce, dice (of confident pixels) or both.
         feature_dropout: share of encoder channels dropped in the feature-perturbed view.
         weight_strong: of the two strong views together.
@@ -36,20 +36,23 @@ class UniMatchConfig:
 
 
 class Views(NamedTuple):
-    """What one pass over the batch predicts, by view."""
+    """What the network predicts for each view, in one pass over the batch."""
 
     labelled: Prediction
     weak: Prediction  # its logits are read as pseudo-labels only
     strong1: Tensor  # (B, C, H, W) logits
-    strong2: Tensor
-    dropped: Tensor
-    mixed1: Tensor  # (B, H, W) bool: where CutMix shows the neighbour
-    mixed2: Tensor
+    strong2: Tensor  # (B, C, H, W)
+    dropped: Tensor  # (B, C, H, W), of the weak view with channels dropped
+    mixed1: Tensor  # (B, H, W) bool: the pixels of strong1 that CutMix takes from the neighbour
+    mixed2: Tensor  # (B, H, W)
 
 
 @METHODS.register
 class UniMatch(Method):
-    """(L_labelled + ½·weight_strong·(s1 + s2) + weight_feature·fp)/2, all views in one encoder pass."""
+    """UniMatch (CVPR 2023): loss (L_labelled + ½·weight_strong·(s1 + s2) + weight_feature·fp)/2.
+
+    s1 and s2 are the terms of the strong views, fp that of the weak view with channels dropped (`unlabelled_loss`).
+    """
 
     name = "unimatch"
     configuration: ClassVar[type] = UniMatchConfig
@@ -81,9 +84,9 @@ class UniMatch(Method):
         }
 
     def see(self, batch: Batch) -> Views:
-        """All views in one encoder pass and one decoder pass, the weak view clean and once more with channels dropped.
+        """Predicts all views in one pass, the weak view twice: as it is and with channels of the encoder dropped.
 
-        One pass each, so that a batch norm normalises in training by the mixture whose statistics it predicts with.
+        One pass, so that a batch norm normalises in training by the mixture whose statistics it predicts with.
         """
         x, u = batch.labelled.image, batch.unlabelled
         assert u is not None
@@ -102,7 +105,7 @@ class UniMatch(Method):
         return Views(clean, pseudo, strong1, strong2, feature, mixed1, mixed2)
 
     def consistency(self, seen: Views, targets: Targets) -> tuple[Tensor, Tensor]:
-        """The mean of the two strong terms, and the term of the feature-dropped view."""
+        """Computes the mean of the two strong terms, and the term of the feature-dropped view."""
         kind = self.config.unlabelled_loss
         strong1 = unlabelled_loss(seen.strong1, *cutmix_targets(targets, seen.mixed1), kind)
         strong2 = unlabelled_loss(seen.strong2, *cutmix_targets(targets, seen.mixed2), kind)
