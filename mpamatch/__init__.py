@@ -36,7 +36,7 @@ def load(run: str | Path, device: str = "auto") -> Segmenter:
 
 
 def _version() -> str:
-    """The installed version; of a checkout that nobody installed, the one in its pyproject.toml."""
+    """Returns the installed version; of a checkout that nobody installed, the one in its pyproject.toml."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -1,7 +1,8 @@
-"""The operations of the prototype step. Each file is the specification of one operation, in eager PyTorch.
+"""The operations of a training step, usable alone: fused kernels, and eager PyTorch that says what they compute.
 
-Pixels are rows; an ignored pixel has weight 0, so shapes are static and nothing asks the device a question. Operations
-return sums: what to divide by is the method's business. Half inputs accumulate in float32.
+The file of an operation holds its public function and its `reference`, the specification. Pixels are the rows of a
+table; an ignored pixel has weight 0, so shapes are static and no value is read back from the device. Losses are sums
+over pixels, which the caller divides (`methods.losses`). Half precision accumulates in float32.
 """
 
 from mpamatch.ops import native

@@ -1,31 +1,35 @@
-"""Checks at the door of every operation: the error names the argument and what was expected. None looks at values."""
+"""Checks of the operations' arguments: the error names the argument and what was expected. None looks at values."""
 
 import torch
 from torch import Tensor
 
 IGNORE = 255
+"""The label of pixels that count nowhere."""
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def is_floating(name: str, value: Tensor) -> None:
+    """Raises TypeError unless the dtype is floating."""
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}.")
 
 
 def is_integer(name: str, value: Tensor) -> None:
+    """Raises TypeError unless the dtype is an integer's."""
     if value.dtype not in _INTEGERS:
         raise TypeError(f"{name}: expected an integer dtype, got {value.dtype}.")
 
 
 def has_dtype(name: str, value: Tensor, *dtypes: torch.dtype) -> None:
+    """Raises TypeError unless the dtype is one of `dtypes`."""
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected {' or '.join(str(d) for d in dtypes)}, got {value.dtype}.")
 
 
 def has_shape(name: str, value: Tensor, *shape: int | str) -> None:
-    """`shape` holds sizes, or letters for sizes that may be anything: has_shape("label", label, "B", 64, 64)."""
+    """Raises ValueError unless the shape is `shape`, in which a letter stands for any size: "B", 64, 64."""
     fits = value.dim() == len(shape) and all(
         isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, value.shape, strict=False)
     )
@@ -34,6 +38,7 @@ def has_shape(name: str, value: Tensor, *shape: int | str) -> None:
 
 
 def same_device(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors that are there lie on one device."""
     (first, reference), *others = ((name, t) for name, t in tensors.items() if t is not None)
     for name, tensor in others:
         if tensor.device != reference.device:
@@ -41,7 +46,7 @@ def same_device(**tensors: Tensor | None) -> None:
 
 
 def pixels_and_prototypes(embedding: Tensor, prototypes: Tensor) -> tuple[int, int, int, int]:
-    """Checks embedding (N,D) against prototypes (C,K,D), returns N, C, K, D."""
+    """Checks embedding (N, D) against prototypes (C, K, D) and returns N, C, K, D. Raises TypeError or ValueError."""
     is_floating("embedding", embedding)
     has_dtype("prototypes", prototypes, torch.float32, torch.float64)
     has_shape("embedding", embedding, "N", "D")
@@ -56,7 +61,7 @@ def pixels_and_prototypes(embedding: Tensor, prototypes: Tensor) -> tuple[int, i
 
 
 def pixel_weight(weight: Tensor | None, like: Tensor, *shape: int) -> Tensor:
-    """The weight in `like`'s working precision, or ones of `shape` where it is None."""
+    """Returns the weight in the dtype of `like`, ones of `shape` if it is None. Raises TypeError or ValueError."""
     if weight is None:
         return like.new_ones(shape)
     is_floating("weight", weight)
@@ -67,18 +72,18 @@ def pixel_weight(weight: Tensor | None, like: Tensor, *shape: int) -> Tensor:
 
 
 def for_kernels(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """The two as the fused kernels take them: both float64 or prototypes float32, rows with unit column stride."""
+    """Converts both as the fused kernels take them: float64 if one is, else prototypes float32; unit column stride."""
     if torch.float64 in (embedding.dtype, prototypes.dtype):
         embedding, prototypes = embedding.double(), prototypes.double()
     return rows(embedding), prototypes.contiguous()
 
 
 def rows(embedding: Tensor) -> Tensor:
-    """(N, D) with unit column stride; rows may lie apart, as in a wider table."""
+    """Makes the column stride of (N, D) 1; rows may lie apart, as in a wider table."""
     return embedding if embedding.stride(1) == 1 else embedding.contiguous()
 
 
 def index(value: Tensor) -> Tensor:
-    """A contiguous index of a dtype that the fused kernels read: uint8, int32 or int64."""
+    """Makes an index contiguous, of a dtype that the fused kernels read: uint8, int32 or int64."""
     known = (torch.uint8, torch.int32, torch.int64)
     return (value if value.dtype in known else value.to(torch.int32)).contiguous()

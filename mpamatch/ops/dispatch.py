@@ -1,8 +1,8 @@
-"""Which backend runs an operation, and why not another.
+"""Chooses the backend that runs an operation, and tells why not another.
 
 Backends are "cpp" (C++ for the CPU), "triton" and "cuda" (for the GPU), and "eager" (the reference, anywhere). A fused
-backend is used where its library is loaded, the device fits, and its self-check passed: at its first use it is compared
-with eager on a small fixed case. One that fails is set aside with a warning.
+backend is used if its library is loaded, the device fits, and its self-check passed: at its first use it is compared
+with eager on a small fixed case. One that fails is not used, with a warning.
 
 The environment variable MPAMATCH_BACKEND, read once, or `using` chooses otherwise: a comma-separated list, of which
 each operation takes the first that it has. Then a backend that cannot run raises instead of giving way to eager.
@@ -45,7 +45,7 @@ _verdicts: dict[tuple[str, str, str], str | None] = {}  # (operation, backend, d
 
 
 def wanted() -> tuple[str, ...]:
-    """The backends that operations choose from, in order."""
+    """Lists the backends that operations choose from, in order. Raises InputError for a wrong MPAMATCH_BACKEND."""
     global _wanted
     if _wanted is None:
         _wanted = _parse(os.environ.get("MPAMATCH_BACKEND", ""))
@@ -54,7 +54,10 @@ def wanted() -> tuple[str, ...]:
 
 @contextmanager
 def using(backends: str) -> Iterator[None]:
-    """Within it, operations run as if MPAMATCH_BACKEND were `backends`; a compiled graph keeps its own."""
+    """Runs operations within the context as if MPAMATCH_BACKEND were `backends`; a compiled graph keeps its own.
+
+    Raises InputError for an unknown backend.
+    """
     global _wanted
     before, _wanted = wanted(), _parse(backends)
     try:
@@ -64,8 +67,10 @@ def using(backends: str) -> Iterator[None]:
 
 
 def choose(operation: str, *tensors: Tensor) -> str:
-    """The backend for these tensors: in [cpp, triton, cuda, eager]. RuntimeError where one was asked for by name but
-    cannot run."""
+    """Chooses the backend for these tensors: cpp, triton, cuda or eager.
+
+    Raises RuntimeError if one was asked for by name but cannot run.
+    """
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     return _choose(operation, tensors[0].device.type, double)
 
@@ -85,7 +90,7 @@ def _choose(operation: str, device: str, double: bool) -> str:
 
 @lru_cache(maxsize=256)
 def missing(operation: str, backend: str, device: str, double: bool = False) -> str | None:
-    """Why a backend cannot run here, in half a sentence, or None where it can. No self-check."""
+    """Tells why a backend cannot run here, in half a sentence; None if it can. Runs no self-check."""
     if backend == "eager":
         return None
     record = operations()[operation]
@@ -108,7 +113,7 @@ def missing(operation: str, backend: str, device: str, double: bool = False) -> 
 
 
 def failed(operation: str, backend: str, device: str) -> str | None:
-    """Why the self-check of a backend failed, or None where it passed; runs it at the first call."""
+    """Tells why the self-check of a backend failed; None if it passed. Runs it at the first call."""
     key = (operation, backend, device)
     if backend == "eager":
         return None
@@ -126,7 +131,7 @@ def failed(operation: str, backend: str, device: str) -> str | None:
 
 
 def _self_check(operation: str, backend: str, device: str) -> str | None:
-    """None if `backend` agrees with eager, else what differs, in half a sentence. Some milliseconds."""
+    """Tells in half a sentence what differs between `backend` and eager; None if they agree. Takes milliseconds."""
     wanted()  # a wrong wish is the user's error, not the kernel's
     check = operations()[operation].self_check
     try:
@@ -144,13 +149,15 @@ def _self_check(operation: str, backend: str, device: str) -> str | None:
 
 
 def prepare(device: str) -> dict[str, str]:
-    """Runs the self-checks of all operations for a device type; what runs each of them. The engine calls it before its
-    first step, so that no check falls into a compiled graph or a CUDA graph's capture."""
+    """Runs the self-checks of all operations for a device type and returns the backend of each.
+
+    The engine calls it before its first step, so that no check falls into a compiled graph or a CUDA graph's capture.
+    """
     return {operation: _choose(operation, device, False) for operation in operations()}
 
 
 def available(operation: str, device: str) -> dict[str, str | None]:
-    """Every backend of an operation with the reason why it cannot run on this device type, None where it can."""
+    """Lists the backends of an operation with the reason why each cannot run on this device type; None if it can."""
     return {
         name: missing(operation, name, device) or failed(operation, name, device)
         for name in (*operations()[operation].backends, "eager")
@@ -158,7 +165,7 @@ def available(operation: str, device: str) -> dict[str, str | None]:
 
 
 def tiles() -> str:
-    """Which table of tile sizes the Triton kernels take on this GPU, in a sentence."""
+    """Tells in a sentence which table of tile sizes the Triton kernels use on this GPU."""
     if not torch.cuda.is_available():
         return "not needed: torch sees no GPU"
     device = torch.device("cuda", torch.cuda.current_device())
@@ -166,8 +173,10 @@ def tiles() -> str:
 
 
 def kernel(name: str, backend: str) -> Callable[..., Any]:
-    """The function of a fused backend behind a schema of torch.ops.mpamatch: an operation's own name, its `_backward`,
-    or one of its stages."""
+    """Returns the function of a fused backend behind a schema of torch.ops.mpamatch.
+
+    `name`: that of an operation, with `_backward` its gradient, or one of its stages.
+    """
     if backend != "triton":
         return getattr(torch.ops.mpamatch, name)
     operation = name.removesuffix("_backward")

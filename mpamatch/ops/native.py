@@ -1,7 +1,7 @@
-"""Loads the native libraries: `_C` (schemas and CPU kernels) and `_cuda` (CUDA kernels). None of them need be there.
+"""Loads the native libraries, if they are there: `_C` (schemas and CPU kernels) and `_cuda` (CUDA kernels).
 
-A library that cannot be used leaves its reason, never an exception. If the schemas are there, each gets its fake: the
-shapes and dtypes of its results without values, for torch.compile and FakeTensorMode.
+For a library that cannot be used the reason is kept; no exception is raised. Each schema that is there gets its fake:
+the shapes and dtypes of its results without values, for torch.compile and FakeTensorMode.
 """
 
 import importlib
@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def missing(device_type: Literal["cpu", "cuda"], kernels: Iterable[str] = ()) -> str | None:
-    """Why the native library for this kind of device cannot be used, or lacks one of these kernels; None if neither."""
+    """Tells why the native library for a device type cannot be used or lacks one of the kernels; None if neither."""
     if reason := _MISSING[device_type]:
         return reason
     library, key = ("_C", "CPU") if device_type == "cpu" else ("_cuda", "CUDA")
@@ -31,19 +31,22 @@ def missing(device_type: Literal["cpu", "cuda"], kernels: Iterable[str] = ()) ->
 
 
 def build_information() -> dict[str, Any]:
-    """How `_C` was built and which instruction set it uses (the keys stand in csrc/module.cpp); empty without `_C`."""
+    """Tells how `_C` was built and which instruction set it uses (keys: csrc/module.cpp); empty without `_C`."""
     return dict(_INFORMATION)
 
 
 def register_fakes(fakes: Mapping[str, Callable[..., Any]]) -> None:
-    """Gives torch the fake of each schema, if `_C` is there and has it."""
+    """Registers the fake of each schema that `_C` has."""
     for name, fake in fakes.items():
         if missing("cpu", [name]) is None:
             torch.library.register_fake(f"mpamatch::{name}", _of_one_device(name, fake))
 
 
 def _of_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The fake is also what torch calls if one tensor is on "meta" and another is not: that must not give numbers."""
+    """Wraps a fake to raise RuntimeError for tensors on different devices.
+
+    torch also calls it if one tensor is on "meta" and another is not, which must not return numbers.
+    """
 
     @wraps(fake)
     def checked(*arguments: Any) -> Any:
@@ -81,7 +84,7 @@ def _load_cuda(cpu: str | None, information: dict[str, Any]) -> str | None:
 
 
 def _stale(library: str, built_from: str, current: Callable[[], str]) -> str | None:
-    """Why a library that did load must not be used: it is older than the sources beside it."""
+    """Tells why a loaded library must not be used: it was built from other sources than those in csrc/."""
     if source_hash.CSRC.joinpath("module.cpp").is_file() and built_from != current():
         return f"mpamatch.{library} was built from other sources than csrc/ holds now: build it again (make extension)"
     return None

@@ -1,4 +1,4 @@
-"""What there is of an operation beside its public function, and the table of all operations."""
+"""The record of an operation, all that is to be known of it beside its public function, and the table of all."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -14,21 +14,27 @@ from mpamatch.ops.selfcheck import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """Declared once, at the end of the operation's file.
+    """The record of an operation, declared once at the end of its file.
 
-    Whatever has to know the operations reads it: `dispatch`, the native libraries, the tables of tile sizes, the
-    benchmarks and the tests.
+    `dispatch`, the native libraries, the tables of tile sizes, the benchmarks and the tests read it.
+
+    Attributes:
+        name: of its files in every folder.
+        backends: beside eager: "cpp", and "triton" or "cuda".
+        kernels: by schema of torch.ops.mpamatch, its fake: shapes and dtypes of its results without values.
+        self_check: computes all results for a sample, the gradients among them.
+        differentiable: the arguments that get a gradient.
     """
 
-    name: str  # of its files in every folder
-    backends: tuple[str, ...]  # beside eager: "cpp", and "triton" or "cuda"
-    kernels: Mapping[str, Callable[..., Any]]  # by schema of torch.ops.mpamatch: its fake, shapes and dtypes alone
-    self_check: Callable[[Sample], list[Tensor]]  # all results for the sample, the gradients among them
-    differentiable: tuple[str, ...] = ()  # the arguments that get a gradient
+    name: str
+    backends: tuple[str, ...]
+    kernels: Mapping[str, Callable[..., Any]]
+    self_check: Callable[[Sample], list[Tensor]]
+    differentiable: tuple[str, ...] = ()
 
     @property
     def tiled(self) -> tuple[str, ...]:
-        """The Triton kernels whose tile sizes stand in kernels/tiles/."""
+        """Names of the Triton kernels that have tile sizes in kernels/tiles/."""
         if "triton" not in self.backends:
             return ()
         return (f"{self.name}.forward", *([f"{self.name}.backward"] if self.differentiable else []))
@@ -36,7 +42,7 @@ class Operation:
 
 @cache
 def operations() -> dict[str, Operation]:
-    """Every operation by its name, in the order of a training step."""
+    """Lists every operation by its name, in the order of a training step."""
     names = (
         "prototype_distance",
         "sinkhorn_assign",
@@ -50,14 +56,14 @@ def operations() -> dict[str, Operation]:
 
 
 def working_dtype(pixels: Tensor) -> torch.dtype:
-    """What a kernel computes in."""
+    """Returns the dtype that a kernel computes in: float64 for float64, else float32."""
     return torch.float64 if pixels.dtype == torch.float64 else torch.float32
 
 
 def gradients_like(
     embedding: Tensor, prototypes: Tensor, need_embedding: bool, need_prototypes: bool
 ) -> tuple[Tensor, Tensor]:
-    """What a backward kernel returns, without values: (0,) where a gradient is not needed."""
+    """Makes what a backward kernel returns, without values: (0,) for a gradient that is not needed."""
     return (
         embedding.new_empty(embedding.shape if need_embedding else (0,)),
         prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),

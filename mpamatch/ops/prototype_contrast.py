@@ -23,12 +23,27 @@ def prototype_contrast(
     weight: Tensor | None = None,  # (N,) >= 0, default 1
     same_class_negatives: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The sums Σ w·InfoNCE and Σ w·(1 − cos)², both () f32 (f64 where an input is).
+    """Contrasts and aligns pixels with their prototypes: Σ w·InfoNCE and Σ w·(1 − cos)² over the pixels.
 
-    InfoNCE = −log(exp(cos_own/T) / Σ exp(cos/T)), the sum over all C·K prototypes, or with `same_class_negatives=False`
-    over the own one and those of other classes. Gradients go to embedding and prototypes, none to the weight.
-    Raises TypeError or ValueError naming the argument. Source: MPAMatch (arXiv 2508.19574), PCL and PAL in the form of
-    ProtoSeg (CVPR 2022), eqs. 9 and 10, with the temperature that ProtoSeg's paper states.
+    InfoNCE = −log(exp(cos_own/T) / Σ exp(cos/T)), the sum over all C·K prototypes. Gradients go to `embedding` and
+    `prototypes`, none to `weight`. Source: MPAMatch (arXiv 2508.19574), PCL and PAL in the form of ProtoSeg
+    (CVPR 2022), eqs. 9 and 10, with the temperature that ProtoSeg's paper states.
+
+    Args:
+        embedding: pixel embeddings; they and the prototypes are normalised here.
+        prototypes: K for each of C classes.
+        assignment: the prototype of each pixel.
+        temperature: T, above 0.
+        weight: of each pixel.
+        same_class_negatives: whether a class's other prototypes are in the sum; if not, it is over the own prototype
+            and those of other classes.
+
+    Returns:
+        The contrast and the alignment, both () f32 (f64 if an input is).
+
+    Raises:
+        TypeError: an argument of another dtype.
+        ValueError: an argument of another shape, device or range.
     """
     pixels, *_ = checks.pixels_and_prototypes(embedding, prototypes)
     checks.has_dtype("assignment", assignment, torch.int32, torch.int64)
@@ -62,7 +77,7 @@ def reference(
     temperature: float,
     same_class_negatives: bool,
 ) -> tuple[Tensor, Tensor]:
-    """What the operation means, in eager PyTorch."""
+    """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
     cosine = unit(working(embedding).to(dtype)) @ unit(prototypes.to(dtype)).reshape(-1, width).T  # (N, C·K)
@@ -83,7 +98,7 @@ def reference(
 
 
 class _Fused(torch.autograd.Function):
-    """Keeps of the forward pass no more than one number a pixel, lse; backward recomputes the logits."""
+    """The fused kernels. Of the forward pass it keeps one number per pixel, lse; backward recomputes the logits."""
 
     @staticmethod
     def forward(

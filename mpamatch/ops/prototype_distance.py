@@ -17,11 +17,20 @@ def prototype_distance(
     embedding: Tensor,  # (N, D) any floating dtype
     prototypes: Tensor,  # (C, K, D) f32 or f64
 ) -> tuple[Tensor, Tensor]:
-    """1 − max_k cos(z_i, p_ck), in [0, 2], and that k.
+    """Computes the distance of each pixel to the nearest prototype of each class: 1 − max_k cos(z_i, p_ck).
 
-    Returns distance (N, C) f32 (f64 where an input is) and nearest (N, C) i32 in [0, K); of equal cosines the lowest k.
-    A zero vector has cosine 0 with everything. The gradient runs through the chosen prototype, to both inputs.
-    Raises TypeError or ValueError naming the argument. Source: ProtoSeg (CVPR 2022), section 3.
+    The gradient runs through the nearest prototype, to both inputs. Source: ProtoSeg (CVPR 2022), section 3.
+
+    Args:
+        embedding: pixel embeddings; they and the prototypes are normalised here. A zero vector has cosine 0 with all.
+        prototypes: K for each of C classes.
+
+    Returns:
+        The distance (N, C) f32 (f64 if an input is), in [0, 2], and that k (N, C) i32, the lowest of equals.
+
+    Raises:
+        TypeError: an argument of another dtype.
+        ValueError: an argument of another shape or device.
     """
     checks.pixels_and_prototypes(embedding, prototypes)
     backend = dispatch.choose("prototype_distance", embedding, prototypes)
@@ -31,7 +40,7 @@ def prototype_distance(
 
 
 def reference(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """What the operation means, in eager PyTorch."""
+    """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     z, p = unit(working(embedding)), unit(prototypes).reshape(-1, width)
     z, p = z.to(torch.promote_types(z.dtype, p.dtype)), p.to(torch.promote_types(z.dtype, p.dtype))

@@ -22,12 +22,25 @@ def prototype_update_(
     momentum: float = 0.999,
     process_group: dist.ProcessGroup | None = None,
 ) -> None:
-    """p ← L2(m·p + (1−m)·L2(Σ w z)) with m = min(1 − 1/(n+1), momentum), n ← n + 1, over the pixels of all ranks.
+    """Moves each prototype towards the mean of its pixels, in place: p ← L2(m·p + (1−m)·L2(Σ w z)), n ← n + 1.
 
-    So the first fill is the mean direction itself. A prototype that nobody chose with weight > 0 (or whose pixels
-    cancel to a zero vector) stays as it is, bit for bit, and so does its n. C·K·D numbers are reduced over the ranks.
-    Raises TypeError or ValueError naming the argument. Source: ProtoSeg (CVPR 2022), eq. 12; the ramp of m is ours: a
-    fixed .999 from a random start leaves 74 % of the noise after 300 steps.
+    m = min(1 − 1/(n+1), momentum), so the first update sets the mean direction itself. A prototype without pixels of
+    weight > 0 (or whose pixels cancel to a zero vector) keeps its bits and its n. C·K·D numbers are reduced over the
+    ranks. Source: ProtoSeg (CVPR 2022), eq. 12; the ramp of m is ours: a fixed .999 from a random start leaves 74 % of
+    the noise after 300 steps.
+
+    Args:
+        prototypes: p, unit vectors, K for each of C classes.
+        updates: n of each prototype.
+        embedding: pixel embeddings; they are normalised here.
+        assignment: the prototype of each pixel.
+        weight: of each pixel.
+        momentum: largest share of the old prototype, in [0, 1].
+        process_group: the ranks whose pixels are summed; None: this process alone.
+
+    Raises:
+        TypeError: an argument of another dtype.
+        ValueError: an argument of another shape, device or range.
     """
     pixels, classes, per_class, _ = checks.pixels_and_prototypes(embedding, prototypes)
     checks.has_dtype("updates", updates, torch.int64)
@@ -56,7 +69,7 @@ def reference(
     momentum: float,
     process_group: dist.ProcessGroup | None,
 ) -> None:
-    """What the operation means, in eager PyTorch."""
+    """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     z = unit(working(embedding).to(prototypes.dtype))
     w = checks.pixel_weight(weight, z, pixels)

@@ -14,10 +14,20 @@ from mpamatch.ops.unit import without_autocast, working
 def pseudo_label(
     logits: Tensor,  # (B, C, H, W) any floating dtype
 ) -> tuple[Tensor, Tensor]:
-    """label (B, H, W) u8, the argmax (the lowest class among equals), and its softmax in [1/C, 1] as confidence
-    (B, H, W) f32 (f64 for f64 logits). No gradient. At most 255 classes, as 255 means ignore.
+    """Finds the most probable class of each pixel and its probability, without gradient.
 
-    Raises TypeError or ValueError naming the argument. Source: FixMatch (NeurIPS 2020), section 2.2.
+    Source: FixMatch (NeurIPS 2020), section 2.2.
+
+    Args:
+        logits: of 1 to 255 classes, as label 255 means ignore.
+
+    Returns:
+        The label (B, H, W) u8, the lowest class among equals, and its softmax as confidence (B, H, W) f32 (f64 for f64
+        logits), in [1/C, 1].
+
+    Raises:
+        TypeError: `logits` has no floating dtype.
+        ValueError: `logits` has another shape or number of classes.
     """
     checks.is_floating("logits", logits)
     checks.has_shape("logits", logits, "B", "C", "H", "W")
@@ -31,7 +41,7 @@ def pseudo_label(
 
 
 def reference(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """What the operation means, in eager PyTorch."""
+    """Computes the operation in eager PyTorch: its specification."""
     x = working(logits)
     # max also gives the first index of equals, and is 15 times faster here than argmax on the CPU (torch 2.11)
     highest, label = x.max(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Cross entropy and the sums that Dice is made of, in one pass over the logits."""
+"""Cross-entropy and the sums that the Dice loss is made of, in one pass over the logits."""
 
 from typing import Any
 
@@ -19,11 +19,22 @@ def segmentation_loss(
     *,
     weight: Tensor | None = None,  # (B, H, W) >= 0, default 1
 ) -> tuple[Tensor, Tensor]:
-    """Σ w·CE, () f32, and overlap (3, C) f32 (f64 for f64 logits): per class Σ w p y, Σ w p², Σ w y, with p = softmax.
+    """Sums the cross-entropy, and what the Dice loss is made of, over the pixels.
 
-    Gradients go to the logits from both, none to the weight. What to divide by is the caller's business
-    (`methods.losses`).
-    Raises TypeError or ValueError naming the argument.
+    Gradients go to `logits` from both results, none to `weight`. The caller divides the sums (`methods.losses`).
+
+    Args:
+        logits: of 1 to 255 classes, as label 255 means ignore.
+        label: class of each pixel.
+        weight: w of each pixel.
+
+    Returns:
+        Σ w·CE, (), and the overlap (3, C): per class Σ w p y, Σ w p² and Σ w y with p = softmax and y = 1 for pixels of
+        the class; both f32 (f64 for f64 logits).
+
+    Raises:
+        TypeError: an argument of another dtype.
+        ValueError: an argument of another shape, device or number of classes.
     """
     checks.is_floating("logits", logits)
     checks.has_shape("logits", logits, "B", "C", "H", "W")
@@ -44,7 +55,7 @@ def segmentation_loss(
 
 
 def reference(logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the operation means, in eager PyTorch; `weight` in the working dtype."""
+    """Computes the operation in eager PyTorch, its specification; `weight` in the working dtype."""
     batch, classes, height, width = logits.shape
     log_p = working(logits).log_softmax(1)
     w = checks.pixel_weight(weight, log_p, batch, height, width)
@@ -61,7 +72,7 @@ def reference(logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Ten
 
 
 class _Fused(torch.autograd.Function):
-    """Keeps nothing of the forward pass but its inputs."""
+    """The fused kernels. Of the forward pass it keeps nothing but its inputs."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:

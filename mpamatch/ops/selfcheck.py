@@ -1,4 +1,4 @@
-"""A kernel proves itself before it is used: on a small fixed sample it must give what eager gives, gradients too."""
+"""The self-check of kernels: before its first use a kernel must give what eager gives on a small fixed sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 @dataclass(frozen=True)
 class Size:
-    """Of a sample. Of its N = B·H·W pixels the maps take the first C channels as logits, so C ≤ D."""
+    """The size of a sample of N = B·H·W pixels; the first C channels are its logits, so C ≤ D."""
 
     shape: tuple[int, int, int] = (1, 7, 11)  # B, H, W
     width: int = 24  # D
@@ -28,12 +28,12 @@ class Sample:
     embedding: Tensor  # (N, D) in the dtype that was asked for
     prototypes: Tensor  # (C, K, D) f32, f64 beside a float64 embedding
     label: Tensor  # (N,) u8, some 255
-    assignment: Tensor  # (N,) i32, of the label's class, −1 where it is 255
+    assignment: Tensor  # (N,) i32, of the label's class, −1 if it is 255
     weight: Tensor  # (N,) f32
     logits: Tensor  # (B, C, H, W) in the dtype that was asked for
 
     def as_map(self, of_pixels: Tensor) -> Tensor:
-        """One number a pixel (N,) as (B, H, W)."""
+        """Reshapes one number per pixel, (N,), to (B, H, W)."""
         return of_pixels.reshape(self.logits[:, 0].shape)
 
 
@@ -41,7 +41,7 @@ SMALL = Size()
 
 
 def draw(device: str, dtype: torch.dtype, size: Size = SMALL) -> Sample:
-    """The sample of this size, the same numbers at every call."""
+    """Draws the sample of this size, the same numbers at every call."""
     generator = torch.Generator().manual_seed(3)
     pixels, classes, per_class = size.shape[0] * size.shape[1] * size.shape[2], size.classes, size.per_class
     embedding = torch.randn((pixels, size.width), generator=generator).to(device, dtype)
@@ -61,7 +61,7 @@ def draw(device: str, dtype: torch.dtype, size: Size = SMALL) -> Sample:
 
 
 def difference(ours: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> str | None:
-    """Which result is not the expected one, in half a sentence; None where all agree."""
+    """Tells in half a sentence which result is not the expected one; None if all agree."""
     for place, (mine, theirs) in enumerate(zip(ours, expected, strict=True)):
         if not _agree(mine, theirs, tolerance):
             return f"output {place} of its self-check differs from eager"

@@ -1,4 +1,4 @@
-"""How far every pixel is from every class."""
+"""The signed distance of every pixel to every class."""
 
 import torch
 from torch import Tensor
@@ -16,15 +16,26 @@ def signed_distance(
     label: Tensor,  # (B, H, W) any integer dtype; outside [0, C), 255 among it: of no class
     num_classes: int,  # C
 ) -> Tensor:
-    """The exact Euclidean signed distance to each class in pixels: (B, C, H, W) f32. No gradient.
+    """Computes the exact Euclidean signed distance of each pixel to each class, without gradient.
 
     Outside a class it is + the distance to the nearest pixel of the class. Inside it is − the distance to the nearest
-    pixel that is not of the class, but 0 where that distance is 1: on the inner boundary, the pixels with one of their
+    pixel that is not of the class, but 0 if that distance is 1: on the inner boundary, the pixels with one of their
     4 neighbours outside. So inside it is 0 or ≤ −√2, outside ≥ 1. An ignored pixel is of no class, and so is outside
-    all of them; the image border is no boundary. Where there is no such pixel the distance is finite and longer than
-    any within the image: √(H²+W²) everywhere for a class that is absent, −√(H²+W²) for one that fills its image.
-    Every backend gives the float32 nearest to the exact root, so the same bits. Sides are at most 16,384 pixels.
-    Raises TypeError or ValueError naming the argument. Source of the meaning: PCCS (arXiv 2502.06650).
+    all of them; the image border is no boundary. If there is no such pixel the distance is finite and longer than any
+    within the image: √(H²+W²) everywhere for a class that is absent, −√(H²+W²) for one that fills its image. Every
+    backend gives the float32 nearest to the exact root, so the same bits. Source of the meaning: PCCS
+    (arXiv 2502.06650).
+
+    Args:
+        label: class of each pixel, with sides of at most 16,384 pixels.
+        num_classes: C, 1 to 255.
+
+    Returns:
+        The distance in pixels, (B, C, H, W) f32.
+
+    Raises:
+        TypeError: `label` has no integer dtype.
+        ValueError: `label` has another shape or too long a side, or `num_classes` is out of range.
     """
     checks.is_integer("label", label)
     checks.has_shape("label", label, "B", "H", "W")
@@ -40,7 +51,7 @@ def signed_distance(
 
 
 def reference(label: Tensor, num_classes: int) -> Tensor:
-    """What the operation means, in eager PyTorch."""
+    """Computes the operation in eager PyTorch: its specification."""
     classes = torch.arange(num_classes, device=label.device)[:, None, None]
     member = label.long()[:, None] == classes  # (B, C, H, W)
     outside = _squared_distance(member)
@@ -49,8 +60,8 @@ def reference(label: Tensor, num_classes: int) -> Tensor:
     return torch.where(member, torch.where(inside == 1, 0.0, -inside.sqrt()), outside.sqrt()).float()
 
 
-def _squared_distance(wanted: Tensor) -> Tensor:
-    """(…, H, W) bool -> the squared distance to the nearest wanted pixel of the same image, f64; H² + W² if none is.
+def _squared_distance(wanted: Tensor) -> Tensor:  # (…, H, W) bool -> (…, H, W)
+    """Computes the squared distance to the nearest wanted pixel of the same image, f64; H² + W² if there is none.
 
     Along columns first; then min over the columns x' of a row of (x − x')² + that squared distance in column x'. These
     are whole numbers, computed in floats that hold them exactly, whose minimum is faster on the CPU than that of ints.
@@ -63,7 +74,7 @@ def _squared_distance(wanted: Tensor) -> Tensor:
     x = torch.arange(width, device=wanted.device)
     above = torch.where(wanted, y, -none).cummax(-2).values  # the last wanted row so far
     below = torch.where(wanted, y, none).flip(-2).cummin(-2).values.flip(-2)
-    along = torch.minimum(y - above, below - y)  # H and more where the column has none
+    along = torch.minimum(y - above, below - y)  # H and more if the column has none
     exact = torch.float32 if none + width**2 <= 1 << 24 else torch.float64
     squared = torch.where(along < height, along**2, none).to(exact).reshape(-1, width, 1)
     columns = max(1, min(width, AT_ONCE[wanted.is_cuda] // width))

@@ -25,14 +25,28 @@ def sinkhorn_assign(
     iterations: int = 3,
     process_group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """The flat assignment c·K + k of each pixel, −1 where it is ignored: (N,) i32. No gradient.
+    """Assigns each pixel to a prototype of its class, balanced within the class by Sinkhorn, without gradient.
 
     With s = cos/ε the transport plan of a class is exp(s + log_u) up to a factor per pixel, so one K-vector log_u per
     class holds it all: log_u = −LSE_n(s), then per further iteration log_u −= log mean_n softmax_k(s + log_u), and
     k = argmax_k(s + log_u), the lowest k among equals. This equals ProtoSeg's loop of row and column normalisations
-    (CVPR 2022, section 3; 7e-16 apart in float64) and reduces C·K numbers over the ranks of `process_group` per
-    iteration. `iterations=0` gives the nearest prototype of the own class.
-    Raises TypeError or ValueError naming the argument.
+    (CVPR 2022, section 3; 7e-16 apart in float64).
+
+    Args:
+        embedding: pixel embeddings; they and the prototypes are normalised here.
+        prototypes: K for each of C classes, at most 255.
+        label: class of each pixel.
+        epsilon: weight of the entropy, above 0; the lower, the nearer to the plain optimal transport.
+        iterations: of Sinkhorn, at least 0; 0: each pixel goes to the nearest prototype of its class.
+        process_group: the ranks whose pixels are balanced together, at C·K numbers reduced per iteration; None: this
+            process alone.
+
+    Returns:
+        The flat assignment c·K + k of each pixel, −1 for ignored ones: (N,) i32.
+
+    Raises:
+        TypeError: an argument of another dtype.
+        ValueError: an argument of another shape, device or range.
     """
     pixels, classes, *_ = checks.pixels_and_prototypes(embedding, prototypes)
     checks.is_integer("label", label)
@@ -60,7 +74,7 @@ def reference(
     iterations: int,
     process_group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """What the operation means, in eager PyTorch."""
+    """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     label = label.long()
     used = (label >= 0) & (label < classes)
@@ -90,7 +104,7 @@ def _class_logsumexp(
     epsilon: float,
     process_group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """log Σ exp(score) over the pixels of each class and all ranks: (C, K); 0 for a class without pixels."""
+    """Computes log Σ exp(score) over the pixels of each class and all ranks: (C, K); 0 for a class without pixels."""
     per_class = score.shape[1]
     lowest = torch.finfo(score.dtype).min
     masked = torch.where(member[:, :, None], score[:, None, :], lowest)  # (N, C, K)
@@ -111,9 +125,9 @@ def _fused(
     process_group: dist.ProcessGroup | None,
     backend: str,
 ) -> Tensor:
-    """The same by stages of the kernels: a pass over the pixels each, C·K numbers over the ranks between them.
+    """Runs the kernels' stages: each is a pass over the pixels, with C·K numbers reduced over the ranks in between.
 
-    A constant added to log_u of all K of a class changes nothing, so the shift by 1/ε need not be taken back.
+    A constant added to log_u of all K of a class changes nothing, so the shift by 1/ε is not taken back.
     """
     step, pick = dispatch.kernel("sinkhorn_step", backend), dispatch.kernel("sinkhorn_pick", backend)
     shifted = epsilon >= SAFE_EPSILON

@@ -7,7 +7,7 @@ CSRC = Path(__file__).parent.parent.parent / "csrc"
 
 
 def source_hash(*parts: str) -> str:
-    """Of the files below these parts of csrc/ (names and contents), 16 hexadecimal digits."""
+    """Hashes names and contents of the files below these parts of csrc/ to 16 hexadecimal digits."""
     files = [path for part in parts for path in [CSRC / part, *(CSRC / part).rglob("*")] if path.is_file()]
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -17,12 +17,12 @@ def source_hash(*parts: str) -> str:
 
 
 def of_cpu() -> str:
-    """What `_C` is built from."""
+    """Hashes what `_C` is built from."""
     return source_hash("arguments", "bindings", "core", "cpu", "module.cpp", "operations.cmake")
 
 
 def of_cuda() -> str:
-    """What `_cuda` is built from."""
+    """Hashes what `_cuda` is built from."""
     return source_hash("arguments", "bindings", "cuda", "operations.cmake")
 
 

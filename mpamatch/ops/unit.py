@@ -1,4 +1,4 @@
-"""What the operations share: the unit vector, the working precision, the sum over ranks."""
+"""What the operations share: unit vectors, the working precision, reductions over ranks."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,8 +14,11 @@ Result = TypeVar("Result")
 
 
 def without_autocast(operation: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Runs an operation in the precision it states. Autocast would turn its products into bfloat16, whose rounding is
-    more than one step of a prototype at momentum .999."""
+    """Turns autocast off for an operation; a decorator.
+
+    Autocast would turn its products into bfloat16, whose rounding is more than one step of a prototype at momentum
+    .999.
+    """
 
     @wraps(operation)
     def exact(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -30,14 +33,14 @@ def without_autocast(operation: Callable[Arguments, Result]) -> Callable[Argumen
 
 
 def working(x: Tensor) -> Tensor:
-    """float64 stays, every other floating dtype is computed in float32."""
+    """Converts every floating dtype but float64 to float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def unit(x: Tensor) -> Tensor:  # (…, D) -> (…, D)
-    """x/‖x‖ over the last axis; where ‖x‖ < 1e-6 the result and its gradient are 0.
+    """Normalises to x/‖x‖ over the last axis; if ‖x‖ < 1e-6 the result and its gradient are 0.
 
-    A clamp of the norm at 1e-12 instead would hand on gradients of 1e12.
+    A clamp of the norm at 1e-12 instead would pass on gradients of 1e12.
     """
     squared = (x * x).sum(-1, keepdim=True)
     alive = squared >= ZERO_NORM**2
@@ -45,7 +48,7 @@ def unit(x: Tensor) -> Tensor:  # (…, D) -> (…, D)
 
 
 def sum_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
-    """The sum of `x` over the ranks of `process_group` (None: this process alone). No gradient flows through it."""
+    """Sums `x` over the ranks of `process_group` (None: this process alone), without gradient."""
     if process_group is None:
         return x
     total = x.clone()
@@ -54,7 +57,7 @@ def sum_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor
 
 
 def maximum_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
-    """As `sum_over_ranks`, with the element-wise maximum."""
+    """Takes the element-wise maximum of `x` over the ranks of `process_group`, without gradient."""
     if process_group is None:
         return x
     total = x.clone()
