@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mpamatch.inference.segmenter import Segmenter
 
     __version__: str
+    """The installed version, such as "0.1.0"."""
 
 __all__ = ["__version__", "load"]
 

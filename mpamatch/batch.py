@@ -8,28 +8,49 @@ from torch import Tensor
 
 
 class Labelled(NamedTuple):
-    """The labelled images of a step: one view each, with its label or image-level label."""
+    """The labelled images of a step: one view each, with its label or image-level label.
 
-    image: Tensor  # (B, 3, H, W) f32, normalised for the encoder
-    label: Tensor  # (B, H, W) u8, 255 = ignore; 255 everywhere for a method that learns from image-level labels
-    # (B, C) f32 for such a method: 1 where the image shows the class; column 0, the background, holds no knowledge
-    present: Tensor | None = None
+    Attributes:
+        image: normalised for the encoder.
+        label: class of each pixel, 255 = ignore; 255 everywhere for a method that learns from image-level labels.
+        present: image-level label for such a method: 1 if the image shows the class; column 0, the background, says
+            nothing. None for other methods.
+    """
+
+    image: Tensor  # (B, 3, H, W) f32
+    label: Tensor  # (B, H, W) u8
+    present: Tensor | None = None  # (B, C) f32
 
 
 class Unlabelled(NamedTuple):
-    """The unlabelled images of a step: views of the same crops; None for those that the method does not need."""
+    """The unlabelled images of a step: views of the same crops; None for those that the method does not need.
 
-    weak: Tensor  # (B, 3, H, W) f32, normalised
-    strong1: Tensor  # (B, 3, H, W)
-    strong2: Tensor | None  # (B, 3, H, W)
-    valid: Tensor  # (B, H, W) bool, False where the crop was padded
-    box1: Tensor  # (B, 4) i32: top, left, bottom, right of the CutMix box of strong1; an empty box mixes nothing
-    box2: Tensor | None  # (B, 4)
-    channel_noise: Tensor | None  # (B, channels) f32 uniform draws for feature dropout
+    Attributes:
+        weak: weakly augmented view, normalised for the encoder.
+        strong1: strongly augmented view of the same crop, normalised too.
+        strong2: another one.
+        valid: False for pixels that were padded.
+        box1: top, left, bottom, right of the CutMix box of strong1; an empty box mixes nothing.
+        box2: that of strong2.
+        channel_noise: uniform draws in [0, 1) for dropping channels of the encoder's maps.
+    """
+
+    weak: Tensor  # (B, 3, H, W) f32
+    strong1: Tensor  # (B, 3, H, W) f32
+    strong2: Tensor | None  # (B, 3, H, W) f32
+    valid: Tensor  # (B, H, W) bool
+    box1: Tensor  # (B, 4) i32
+    box2: Tensor | None  # (B, 4) i32
+    channel_noise: Tensor | None  # (B, channels) f32
 
 
 class Batch(NamedTuple):
-    """What a training step sees; `unlabelled` is None for a method that learns from labelled images alone."""
+    """What a training step sees.
+
+    Attributes:
+        labelled: the labelled images.
+        unlabelled: the unlabelled images; None for a method that learns from labelled images alone.
+    """
 
     labelled: Labelled
     unlabelled: Unlabelled | None

@@ -25,7 +25,7 @@ MAY = {
     "commands": {*FLOORS, "data", "inference", "report", "benchmarks", "studies"},
 }
 MAY["engine"] |= {"data", "inference"}
-OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "experiments", "tests", "csrc")
+OUR_FOLDERS = ("mpamatch", "kernels", "benchmarks", "experiments", "tools", "tests", "csrc")
 INSTALLED = ("mpamatch", "kernels", "benchmarks")
 
 

@@ -141,6 +141,9 @@ class Segmenter:
         Batches take the windows of one image after the other, so that small images fill them. Images are taken ahead of
         the labels, as many as fill the batches under way.
 
+        Args:
+            images: as `probabilities` takes them.
+
         Yields:
             (H, W) uint8 class index, on the model's device, or in host memory for very large images.
 
@@ -179,6 +182,9 @@ class Segmenter:
         image: np.ndarray | str | Path,  # (H, W, 3) uint8, or an image file
     ) -> np.ndarray:
         """Predicts the label of an image.
+
+        Args:
+            image: its pixels, or the path of a file, of any size.
 
         Returns:
             (H, W) uint8: the index of the most probable class of every pixel.

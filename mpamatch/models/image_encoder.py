@@ -45,6 +45,14 @@ class ImageEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "ImageEncoder":
+        """Keeps eval mode, whatever is asked for.
+
+        Args:
+            mode: ignored.
+
+        Returns:
+            The encoder itself.
+        """
         return super().train(False)
 
     def forward(self, image: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, width)

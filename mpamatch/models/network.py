@@ -103,6 +103,14 @@ class Network(nn.Module, ABC):
         self.train()
 
     def train(self, mode: bool = True) -> "Network":
+        """Sets training or eval mode; a frozen encoder stays in eval mode.
+
+        Args:
+            mode: True: training mode, False: eval mode.
+
+        Returns:
+            The network itself.
+        """
         super().train(mode)
         if self.frozen:
             self.encoder.eval()

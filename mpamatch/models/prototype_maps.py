@@ -128,6 +128,9 @@ class PrototypeMaps(Network):
         classes: C, the number of classes, the background among them.
         config: its settings.
 
+    Attributes:
+        decoder: the prototypes and what compares them with the encoder's maps.
+
     Raises:
         InputError: the encoder does not have four maps, or cannot be tuned as the configuration says.
     """

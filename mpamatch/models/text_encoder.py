@@ -106,6 +106,14 @@ class TextEncoder(nn.Module, ABC):
         self.eval()
 
     def train(self, mode: bool = True) -> "TextEncoder":
+        """Keeps eval mode, whatever is asked for.
+
+        Args:
+            mode: ignored.
+
+        Returns:
+            The encoder itself.
+        """
         return super().train(False)
 
     def tokenize(self, descriptions: Sequence[str], context_tokens: int = 0) -> Tensor:  # -> (S, L) int64

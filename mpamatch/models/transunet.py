@@ -88,6 +88,7 @@ class TransUNet(Network):
         config: its settings.
 
     Attributes:
+        decoder: the blocks and the head.
         embedding_width: D, the channels of `Prediction.embedding`.
 
     Raises:
