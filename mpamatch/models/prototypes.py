@@ -11,7 +11,7 @@ from mpamatch.ops.unit import unit
 class PrototypeBank(nn.Module):
     """Image prototypes, moved by online clustering (ProtoSeg, CVPR 2022); all state is in buffers.
 
-    They stay float32 (float64) whatever the precision of training: with momentum .999 a step is lost in half precision.
+    They stay float32 whatever the precision of training: with momentum .999 a step would be lost in half precision.
 
     Args:
         classes: C.
