@@ -114,23 +114,18 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
         InputError: a field is unknown (the sentence names the nearest one), a value is wrong, or a field given by file
             or flag would do nothing with the method, network and values chosen.
     """
-    content = _recipe(recipe) if recipe is not None else {}
     own = _read_yaml(file) if file is not None else {}
-    content = _merged(content, own)
+    content = _merged(_recipe(recipe) if recipe is not None else {}, own)
     given = dict(_pairs(flags))
-    name = given.get("method.name") or (content.get("method") or {}).get("name") or DEFAULT_METHOD
-    method = METHODS.find(str(name))
+    written = str((content.get("method") or {}).get("name") or "")  # the method that file and recipe are for
+    method = METHODS.find(str(given.get("method.name") or written or DEFAULT_METHOD))
     classes = _classes(method)
-    chosen = _for_method(content, method)
+    chosen = _for_method(content, method, written)
     _check_names(chosen, classes, str(file) if file else f"recipe {recipe!r}")
-    for field, word in given.items():
-        section, _, key = field.partition(".")
-        if section not in classes or key not in fields_of(classes[section]):
-            raise _unknown_flag(field, method, classes)
-        chosen.setdefault(section, {})[key] = from_words(classes[section], key, word)
-    made = {section: configuration(**chosen.get(section, {})) for section, configuration in classes.items()}
+    made = _made(_merged(chosen, _flag_values(given, method, classes)), classes)
     saved = "recipe" in own  # by a run, with every field
-    _check_idle(made, method, [*given, *([] if saved else _changed(_for_method(own, method), classes))])
+    changed = [] if saved else _changed(_for_method(own, method, written), classes)
+    _check_idle(made, method, [*given, *changed])
     return Config(recipe or (file.stem if file else "run"), **made)
 
 
@@ -139,15 +134,13 @@ def load_saved(path: Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path.parent}: is no run folder (it has no {path.name}).")
     content = _read_yaml(path)
-    model = dict(content.get("model") or {})
+    model = content.get("model") or {}
     if "head" in model:  # of a run from before networks had settings of their own
-        former = network_config(None, model)
-        content["model"] = dataclasses.asdict(former)
+        content["model"] = dataclasses.asdict(network_config(None, model))
     method = METHODS.find(str((content.get("method") or {}).get("name")))
-    chosen, classes = _for_method(content, method), _classes(method)
+    chosen, classes = _for_method(content, method, method.name), _classes(method)
     _check_names(chosen, classes, str(path))
-    made = {section: configuration(**chosen.get(section, {})) for section, configuration in classes.items()}
-    return Config(str(content.get("recipe", "run")), **made)
+    return Config(str(content.get("recipe", "run")), **_made(chosen, classes))
 
 
 def flags_for(method: str, flags: Sequence[str]) -> list[str]:
@@ -200,6 +193,11 @@ def _classes(method: type[Method]) -> dict[str, type]:
     }
 
 
+def _made(chosen: Content, classes: Mapping[str, type]) -> dict[str, Any]:
+    """Makes the settings of each section, which check their values. Raises InputError for the first wrong one."""
+    return {section: configuration(**chosen.get(section, {})) for section, configuration in classes.items()}
+
+
 def _recipe(name: str) -> Content:
     if name not in recipes():
         raise unknown("recipe", name, recipes())
@@ -233,10 +231,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _for_method(content: Mapping[str, Any], method: type[Method]) -> Content:
+def _for_method(content: Mapping[str, Any], method: type[Method], written: str) -> Content:
     """Selects the settings that hold for `method`: `methods: {name: settings}` is folded into `method`.
 
-    If a flag chose another method than the file's own, the settings of the file's method do not apply, and of those of
+    If a flag chose another method than the one `written` for, the settings of that method do not apply, and of those of
     its network only what both networks have.
     """
     of_methods = content.get("methods") or {}
@@ -244,11 +242,10 @@ def _for_method(content: Mapping[str, Any], method: type[Method]) -> Content:
         METHODS.find(known)
     result = {section: dict(content[section]) for section in SECTIONS if content.get(section)}
     own = result.get("method", {})
-    before = own.get("name", method.name)
-    if before != method.name:
+    if written not in ("", method.name):
         own = {}
-        former = METHODS.find(str(before)).network.configuration
-        known_here, known_there = fields_of(method.network.configuration), fields_of(former)
+        known_here = fields_of(method.network.configuration)
+        known_there = fields_of(METHODS.find(written).network.configuration)
         if "model" in result:
             result["model"] = {k: v for k, v in result["model"].items() if k in known_here or k not in known_there}
     result["method"] = {**(of_methods.get(method.name) or {}), **own, "name": method.name}
@@ -267,6 +264,17 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
             if word.startswith("--"):
                 raise InputError(f"{field}: expected a value after {flag}.")
         yield field, word
+
+
+def _flag_values(given: Mapping[str, str], method: type[Method], classes: Mapping[str, type]) -> Content:
+    """Reads the words of flags as values. Raises InputError for a field that the method lacks."""
+    values: Content = {}
+    for field, word in given.items():
+        section, _, key = field.partition(".")
+        if section not in classes or key not in fields_of(classes[section]):
+            raise _unknown_flag(field, method, classes)
+        values.setdefault(section, {})[key] = from_words(classes[section], key, word)
+    return values
 
 
 def _names(classes: Mapping[str, type]) -> list[str]:

@@ -133,6 +133,16 @@ def test_settings_of_one_method_do_not_reach_another(written):
     assert config.method == METHODS["fixmatch"].configuration()
 
 
+def test_settings_of_a_file_for_the_method_of_the_recipe_do_not_reach_another(written):
+    file = written("method: {threshold: 0.9}")
+    assert load_config("demo", file).method.threshold == 0.9
+    config = load_config("demo", file, ["--method.name", "supervised"])
+    assert config.method == METHODS["supervised"].configuration()
+    assert load_config("demo", file, ["--method.name", "unimatch"]) == load_config(
+        "demo", None, ["--method.name", "unimatch"]
+    )
+
+
 # Saved and read back
 
 
