@@ -9,7 +9,6 @@ from tests.gpu.cases import (
     DIFFERENTIABLE,
     DTYPES,
     EVERY,
-    TOLERANCE,
     array,
     assert_as_good_as_eager,
     gradients,
@@ -17,7 +16,7 @@ from tests.gpu.cases import (
     run,
     shapes,
 )
-from tests.ops.form import Form
+from tests.ops.form import Form, assert_same_index
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -43,21 +42,6 @@ def test_values(form: Form, backend: str, dtype: torch.dtype) -> None:
             else:
                 assert ours.dtype == eager.dtype
                 assert_same_index(form, array(ours), np.asarray(exact), arrays, dtype)
-
-
-def assert_same_index(form: Form, ours, exact, arrays, dtype) -> None:
-    """Indices are the truth's, but where the float64 scores of the two are closer than the tolerance."""
-    assert ours.shape == exact.shape
-    differ = np.nonzero(ours != exact)
-    if form.scores is None:
-        assert len(differ[0]) == 0
-        return
-    scores = form.scores(**arrays)
-    for position in zip(*differ, strict=True):
-        row = scores[position]
-        assert 0 <= ours[position] < len(row)
-        reach = 2 * TOLERANCE[dtype] * form.scale_of_scores  # two scores, each off by the tolerance
-        assert abs(row[ours[position]] - row[exact[position]]) <= reach
 
 
 @dtypes

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mpamatch.ops.operation import Operation, operations
-from tests.ops.cases import maps, pixels
+from tests.ops.cases import TOLERANCE, maps, pixels
 
 N, D, C, K = 7, 5, 3, 2  # of the arguments of a kernel
 MAP = (2, 4, 3)  # B, H, W
@@ -89,6 +91,23 @@ def ramp(output: Tensor) -> Tensor:
     """1, 2, 3, … over their number, in the shape of the output."""
     count = torch.arange(1, output.numel() + 1, dtype=output.dtype, device=output.device)
     return count.reshape(output.shape) / max(1, output.numel())
+
+
+def assert_same_index(
+    form: Form, ours: NDArray[Any], exact: Any, arrays: Mapping[str, NDArray[Any]], dtype: torch.dtype
+) -> None:
+    """Indices are the truth's, but where the float64 scores of the two are closer than the tolerance of the dtype."""
+    assert ours.shape == np.shape(exact)
+    differ = np.nonzero(ours != exact)
+    if form.scores is None:
+        assert len(differ[0]) == 0
+        return
+    scores = form.scores(**arrays)
+    for position in zip(*differ, strict=True):
+        row = scores[position]
+        assert 0 <= ours[position] < len(row)
+        reach = 2 * TOLERANCE[dtype] * form.scale_of_scores  # two scores, each off by the tolerance
+        assert abs(row[ours[position]] - row[exact[position]]) <= reach
 
 
 class Small:

@@ -1,4 +1,4 @@
-"""What holds for every operation: repeatable, blind to layout and autocast, compilable, no host sync."""
+"""What holds for every operation: true, repeatable, blind to layout and autocast, compilable, no host sync."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.ops.cases import TOLERANCE
-from tests.ops.form import Form, forward_backward
+from tests.ops.cases import DTYPES, TOLERANCE, array, assert_near
+from tests.ops.form import Form, assert_same_index, forward_backward, ramp
 from tests.ops.forms import FORMS
 from tests.tools.nosync import assert_no_sync
 
@@ -43,6 +43,24 @@ def _strided(value: Tensor) -> Tensor:
 def _last_axis_first(value: Tensor) -> Tensor:
     """The same values in memory where the last axis is outermost, as in (D, h, w) seen as (N, D)."""
     return value.movedim(-1, 0).contiguous().movedim(0, -1)
+
+
+@every_form
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_and_gradients_are_the_truth(form: Form, dtype: torch.dtype) -> None:
+    inputs = form.inputs(seed=9, dtype=dtype)
+    arrays = {name: array(value) for name, value in inputs.items()}
+    found = forward_backward(form, inputs)
+    exact = dict(zip(map(str, range(len(found))), form.truth(**arrays), strict=False))
+    for place, expected in exact.items():
+        if found[place].is_floating_point():
+            assert_near(found[place], expected)
+        else:
+            assert_same_index(form, array(found[place]), expected, arrays, dtype)
+    if form.gradient is not None:
+        incoming = [array(ramp(found[place])) for place in exact if found[place].is_floating_point()]
+        for name, expected in zip(form.differentiable, form.gradient(**arrays, grad=incoming), strict=True):
+            assert_near(found[name], expected)
 
 
 @every_form
