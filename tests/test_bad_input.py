@@ -16,6 +16,8 @@ from mpamatch.engine.loop import train
 from mpamatch.images import read_image
 from tests.tiny import SPLIT, file_limit, make_set, silent, tiny_config, tiny_flags, train_until
 
+pytestmark = pytest.mark.slow
+
 SIDE = 32
 
 

@@ -134,6 +134,7 @@ def test_no_file_is_over_500_lines():
     assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
+@pytest.mark.serial
 def test_help_is_quick():
     seconds = []
     for _ in range(3):

@@ -18,6 +18,8 @@ from mpamatch.data.kinds import Kind, kinds
 from mpamatch.data.prepared import load_prepared
 from tests.tiny import tiny_flags
 
+pytestmark = pytest.mark.slow
+
 
 def module_of_tests(kind: Kind) -> ModuleType:
     """Imports the tests of a kind; fails with what is missing."""

@@ -11,6 +11,8 @@ from mpamatch.benchmarks.measure import Ceilings
 from mpamatch.commands import bench
 from mpamatch.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def arguments(**given: object) -> argparse.Namespace:
     names = ("op", "device", "compare", "dtype", "out")

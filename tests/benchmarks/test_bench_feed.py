@@ -17,7 +17,10 @@ from mpamatch.engine.config import load_config
 from mpamatch.errors import InputError
 from tests.tiny import SPLIT, make_set, tiny_config, tiny_flags
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins processes to cores, as Linux can")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins processes to cores, as Linux can"),
+]
 
 
 @pytest.fixture(scope="module")

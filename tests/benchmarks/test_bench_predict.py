@@ -16,6 +16,8 @@ from mpamatch.errors import InputError
 from mpamatch.models.transunet import TransUNetConfig
 from tests.tiny import make_set
 
+pytestmark = pytest.mark.slow
+
 TINY = Model(
     TransUNetConfig(encoder="small_conv", decoder_width=16, decoder_channels=[16, 8, 8, 8], norm="group"),
     window=32, scale=0.5, windows=3, images=5,

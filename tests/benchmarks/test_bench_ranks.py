@@ -12,6 +12,8 @@ from tests.engine.test_ranks import as_torchrun_does
 from tests.tiny import make_set, tiny_config
 from tests.tools.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"model.norm": "group", "data.batch": 4, "data.unlabelled_batch": 4, "engine.steps": 100}
 
 

@@ -17,6 +17,8 @@ from mpamatch.errors import InputError
 from mpamatch.models.build import build_model
 from tests.tiny import make_set, tiny_config, tiny_flags
 
+pytestmark = pytest.mark.slow
+
 
 class Model(nn.Module):
     def __init__(self, inside: int, outside: int):

@@ -14,6 +14,8 @@ from mpamatch.benchmarks.gpu_check import Outcome, Part
 from mpamatch.ops import dispatch
 from mpamatch.ops.operation import operations
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 ABSENT = (
     "open_clip", "nvidia.dali", "lightning_fabric", "hypothesis", "rich", "jsonargparse", "matplotlib", "safetensors",

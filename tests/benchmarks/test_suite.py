@@ -15,6 +15,8 @@ from mpamatch.benchmarks.suite import Benchmark, Competitor, Settings, bind, dif
 from mpamatch.ops import dispatch
 from mpamatch.ops.operation import operations
 
+pytestmark = pytest.mark.slow
+
 CEILINGS = Ceilings(copy=1e10, matmul={"float32": 1e11})
 SETTINGS = Settings("cpu", "small", ("float32",), compare=(), seconds=0.0)
 

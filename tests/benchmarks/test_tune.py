@@ -11,6 +11,8 @@ from mpamatch.benchmarks.tune import Choice, choose, targets
 from mpamatch.errors import InputError
 from mpamatch.kernels import tiles
 
+pytestmark = pytest.mark.slow
+
 KERNELS = [kernel for kernels in tune.tiled(None).values() for kernel in kernels]
 
 

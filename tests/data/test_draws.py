@@ -17,6 +17,8 @@ from mpamatch.data.draws import (
     image_index,
 )
 
+pytestmark = pytest.mark.slow
+
 CROP, COUNT, CHANNELS = 64, 1500, 8
 NEUTRAL = ColourDraw()
 

@@ -20,6 +20,8 @@ from tests.data.places import NAMES, SHARED, assert_same, feed_of, make_places, 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (pip install 'mpamatch[dali-cuda13]')")
 from mpamatch.data.feeds.dali import DaliFeed
 
+pytestmark = pytest.mark.slow
+
 PLAIN = replace(SHARED, augment="natural", zoom=[0.7, 1.6])
 
 

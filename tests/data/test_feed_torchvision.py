@@ -32,6 +32,8 @@ from tests.data.places import (
     write,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Prepared:

@@ -16,6 +16,8 @@ from mpamatch.data.prepared import Prepared
 from mpamatch.data.synthetic import synthesize
 from tests.data.places import NAMES, SHARED, feed_of, label_of, make_places, prepared_at, told, write
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("torchvision", "dali")
 NO_DALI = "DALI is not installed (pip install 'mpamatch[dali-cuda13]')"
 LEVEL = 1 / 255

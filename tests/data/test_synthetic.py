@@ -10,6 +10,8 @@ from skimage.filters import threshold_otsu
 from mpamatch.data.synthetic import IMAGES_PER_PATIENT, group_of, synthesize
 from mpamatch.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tissue():

@@ -22,6 +22,8 @@ from mpamatch.models.encoders import build_encoder
 from mpamatch.models.text_encoder import TextEncoder
 from tests.tiny import bitwise_equal, file_limit, make_set, read_checkpoint, silent, tiny_config, train_until
 
+pytestmark = pytest.mark.slow
+
 START = {"method.context_tokens": 2, "method.text_encoder": "minilm"}
 EVERY_STEP = {"engine.save_every": 1, "engine.validate_every": 1}
 

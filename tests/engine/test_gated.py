@@ -19,6 +19,8 @@ from tests.models.narrow import narrow as narrow_preset
 from tests.models.published import conch_image_shapes, conch_text_shapes, filled, write_conch_tokenizer
 from tests.tiny import make_set, read_checkpoint, read_metrics, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):

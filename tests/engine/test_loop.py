@@ -17,6 +17,8 @@ from mpamatch.methods import METHODS
 from mpamatch.methods.fixmatch import FixMatch
 from tests.tiny import bitwise_equal, make_set, read_checkpoint, read_metrics, silent, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):

@@ -13,6 +13,8 @@ from mpamatch.errors import InputError
 from tests.tiny import SPLIT, make_set, silent, tiny_config
 from tests.tools.feeds import NEEDS_DALI
 
+pytestmark = pytest.mark.slow
+
 FEEDS = [
     {"data.feed": "torchvision", "data.workers": 0},
     {"data.feed": "torchvision", "data.workers": 1},

@@ -22,6 +22,8 @@ from mpamatch.inference.checkpoint import load_segmenter
 from tests.tiny import make_set, read_checkpoint, read_metrics, silent, tiny_config, tiny_flags
 from tests.tools.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 WORLD = 2
 EXACT: dict[str, Any] = {
     "data.batch": 4,

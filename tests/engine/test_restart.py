@@ -20,6 +20,8 @@ from tests.engine.test_ranks import as_torchrun_does
 from tests.tiny import assert_same_run, make_set, read_metrics, silent, tiny_config, tiny_flags
 from tests.tools.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 GROUP = {"model.norm": "group", "data.batch": 4, "data.unlabelled_batch": 4}
 LONG = {**GROUP, "engine.steps": 18, "engine.save_every": 4, "engine.validate_every": 6}
 

@@ -30,6 +30,8 @@ from tests.tiny import (
 )
 from tests.tools.feeds import NEEDS_DALI
 
+pytestmark = pytest.mark.slow
+
 LONG = {"engine.steps": 24, "engine.save_every": 3, "engine.validate_every": 8}
 # Name of a run that is killed → its method and fields.
 KILLED = {

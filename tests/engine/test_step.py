@@ -19,6 +19,8 @@ from mpamatch.models.adapters import MARK
 from tests.methods.cases import assert_same_numbers, batch, gradients
 from tests.tiny import assert_same_run, make_set, read_checkpoint, read_metrics, silent, tiny_config, train_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -13,6 +13,8 @@ from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.models.prototype_maps import PrototypeMaps
 from tests.tiny import make_set, read_metrics, silent, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):

@@ -13,6 +13,8 @@ import torch
 from mpamatch.methods import Method
 from tests.methods.cases import METHODS, assert_same_numbers, at, batch, method, with_gradients
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before() -> Iterator[None]:

@@ -12,6 +12,8 @@ from mpamatch.methods.mpamatch import MPAMatch
 from tests.methods.cases import METHODS, at, batch, method
 from tests.tools.nosync import HostSync, assert_no_sync
 
+pytestmark = pytest.mark.slow
+
 
 def _step(ours: Method, data: Batch, step: Tensor) -> None:
     ours(data, step)["loss"].backward()

@@ -15,6 +15,8 @@ from mpamatch.methods import losses
 from tests.methods.cases import assert_same_numbers, at, batch, gradients, method
 from tests.tools.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 RANKS, STEPS = 2, 3
 CASES: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},

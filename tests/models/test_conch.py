@@ -15,6 +15,8 @@ from mpamatch.models.text_encoder import CONCH_TOKENIZER, TextEncoder, build_tex
 from mpamatch.models.weights import sha256
 from tests.models.published import BESIDE_TEXT, conch_text_shapes, filled, write_conch_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a gland", "stroma", "loose connective tissue with fibroblasts and a few small vessels"]
 LONGEST = ("cell " * 125).strip()  # with start and end all 127 places
 NARROW = {"width": 32, "heads": 2, "layers": 3, "output_dim": 16}

@@ -10,6 +10,8 @@ from mpamatch.models.conch_image import ConchImage, conch_image
 from mpamatch.models.image_encoder import build_image_encoder
 from tests.models.published import CAPTION, conch_image_shapes, filled
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEADS = 32, 2
 
 

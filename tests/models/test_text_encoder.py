@@ -18,6 +18,8 @@ from mpamatch.models.towers import open_clip_weights
 from mpamatch.models.weights import sha256
 from tests.models.published import conch_text_shapes, filled, write_conch_tokenizer
 
+pytestmark = pytest.mark.slow
+
 GLAND = "a ring of columnar epithelial cells around the lumen of a gland"
 OTHER_GLAND = "glandular epithelium with goblet cells and a central lumen"
 STROMA = "loose fibrous connective tissue with spindle-shaped fibroblasts"

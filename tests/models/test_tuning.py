@@ -16,6 +16,8 @@ from mpamatch.models.build import build_model
 from mpamatch.models.transunet import TransUNet, TransUNetConfig
 from tests.methods.cases import assert_same_numbers
 
+pytestmark = pytest.mark.slow
+
 VIT = "vit_tiny_patch16_224"
 SMALL = {"decoder_width": 16, "decoder_channels": [16, 8, 8, 8], "norm": "group"}
 

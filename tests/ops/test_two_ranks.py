@@ -13,6 +13,8 @@ from mpamatch.ops import dispatch, native
 from tests.ops.cases import TOLERANCE, Pixels, pixels
 from tests.tools.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 GROUP = object()  # stands for a process group that is never asked
 BACKENDS = ["eager", "cpp"] if native.missing("cpu") is None else ["eager"]
 SMALL_EPSILON = 0.01  # a maximum is reduced too, where others need only sums

@@ -18,6 +18,8 @@ from mpamatch.studies import worker
 from mpamatch.studies.sweep import StudyRun, Sweep, do_run, do_runs, read_results
 from tests.tiny import FIELDS, OF_METHODS, assert_same_run, make_set, silent, train_until
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     word
     for name, value in {**FIELDS, **OF_METHODS["mpamatch"]}.items()
