@@ -53,6 +53,7 @@ def story(tmp_path_factory):
     return folder, {command: ended([command, *rest]) for command, rest in words.items()}
 
 
+@pytest.mark.slow
 def test_every_command_of_the_story_succeeds(story):
     assert set(story[1].values()) == {0}, story[1]
 
@@ -99,6 +100,7 @@ def test_resume_of_a_finished_run_says_what_comes_next(story, capsys):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_story_on_real_tissue(ebhi_seg, tmp_path):
     """EBHI-Seg, up to ten images of each lesion: glands at a quarter of the size, three steps of each method."""
     source = tmp_path / "ebhi"

@@ -69,6 +69,7 @@ print(faults("fresh"), faults("warm"))
 
 
 @pytest.mark.skipif(not can_be_set(), reason="malloc of this system has no such setting")
+@pytest.mark.slow
 def test_kept_memory_is_not_touched_anew(warm_python):
     """In a process of its own, of 64 MiB: 16,384 pages of 4 KiB."""
     done = subprocess.run([warm_python, "-c", FAULTS], capture_output=True, text=True, check=True)

@@ -74,6 +74,7 @@ def test_ebhi_seg_bad_input(ebhi):
 
 @pytest.mark.real
 @pytest.mark.parametrize(("task", "groups"), [("gland", 172), ("cancer", 60), ("classes", 217)])
+@pytest.mark.slow
 def test_real_ebhi_seg(ebhi_seg, tmp_path, task, groups):
     assert prepare.run(arguments(kind="ebhi-seg", source=ebhi_seg, dest=tmp_path / "set", task=task)) == 0
     prepared = load_prepared(tmp_path / "set")

@@ -22,6 +22,7 @@ def installed(monkeypatch):
     METHODS._classes.pop("confident", None)
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_evaluates_and_predicts(installed, tmp_path, capsys):
     data, run = make_set(tmp_path / "data"), tmp_path / "run"
     fields = {"engine.steps": 4, "engine.save_every": 2, "data.split": SPLIT, "method.weight_entropy": 0.2}

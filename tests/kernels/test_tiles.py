@@ -112,6 +112,7 @@ def test_a_table_with_a_gap_is_refused(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_triton() -> None:
     code = "import sys; sys.modules['triton'] = None; import mpamatch.kernels, mpamatch.kernels.tiles as t; t.tables()"
     subprocess.run([sys.executable, "-c", code], check=True)

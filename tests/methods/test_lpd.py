@@ -218,10 +218,12 @@ def _step(ours: LPD, data: Batch, step: Tensor) -> None:
     ours(data, step)["loss"].backward()
 
 
+@pytest.mark.slow
 def test_no_sync_with_the_frozen_encoder():
     assert_no_sync(_step, with_encoder(torch.float32), weak_batch(dtype=torch.float32), at(3))
 
 
+@pytest.mark.slow
 def test_one_graph_with_the_frozen_encoder():
     torch._dynamo.reset()
     eager, ours, data = with_encoder(torch.float32), with_encoder(torch.float32), weak_batch(dtype=torch.float32)

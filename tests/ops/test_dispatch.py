@@ -82,6 +82,7 @@ def test_a_wish_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: s
         ops.pseudo_label(torch.zeros(1, 2, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_wrong_wish_ends_a_command_with_one_sentence() -> None:
     command = [sys.executable, "-m", "mpamatch", "info", "--check"]
     wrong = os.environ | {"MPAMATCH_BACKEND": "cpp,gpu", "OMP_NUM_THREADS": "1"}
@@ -329,6 +330,7 @@ print(native.missing("cpu"))
 """
 
 
+@pytest.mark.slow
 def test_a_pure_python_installation_works() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MPAMATCH_BACKEND"}
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", PURE_PYTHON]

@@ -129,12 +129,14 @@ def _in_a_process(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", CHECK], env=with_ours, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_oldest_processor_is_served() -> None:
     """Every operation passes its comparison with eager on the instructions that each x86-64 has."""
     done = _in_a_process(MPAMATCH_CPU="baseline", MPAMATCH_BACKEND="cpp")
     assert done.stdout.split("\n")[0] == "baseline cpp", done.stderr
 
 
+@pytest.mark.slow
 def test_an_instruction_set_that_is_none_leaves_eager_and_a_reason() -> None:
     done = _in_a_process(MPAMATCH_CPU="sse")
     assert done.stdout.split("\n")[0] == "None eager", done.stderr

@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from tests.tools.ranks import RankError, run_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def _sum_of_ranks(rank: int, start: torch.Tensor) -> tuple[int, torch.Tensor]:
     total = start + rank

@@ -109,6 +109,7 @@ def test_gated_vits_are_as_published_in_what_no_shape_tells(name, prefix):
 
 @pytest.mark.filterwarnings("ignore:.*no-op")
 @every_preset
+@pytest.mark.slow
 def test_the_whole_published_state_loads_strictly(name, tmp_path):
     path, shapes = tmp_path / "pytorch_model.bin", shapes_of(name)
     torch.save(spread(shapes), path)
