@@ -9,7 +9,7 @@ SHARED = --numprocesses $(WORKERS) --dist worksteal
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TOGETHER = $(MAKE) --no-print-directory --keep-going
 
-.PHONY: demo test test-quick test-parallel test-serial lint extension bench gpu-check clean
+.PHONY: demo test test-quick test-parallel test-serial native-checks lint extension bench gpu-check clean
 demo: extension
 	$(BIN)/mpamatch-train
 
@@ -33,6 +33,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# Compilers' checks: sanitizers, CUDA kernels on the host, registers and spills, Triton to machine code. Each keeps its
+# verdict in build/native-checks while what it compiles stays the same. Tests of a file share its folders of builds.
+native-checks: extension
+	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile -m native --durations=6
 
 # The native libraries of this checkout; quick where nothing has changed.
 extension: $(INSTALLED)

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.tools import warm
 
+pytest_plugins = ["tests.tools.verdicts"]
+
 REAL_TISSUE = "MPAMATCH_EBHI_SEG"
 FEW = ("serial", "native")  # marks of a few files
 

@@ -1,4 +1,4 @@
-"""The build: what it decides, what it makes, and the core's own tests, plain and under sanitizers."""
+"""The build: what it decides and what it makes."""
 
 import os
 import re
@@ -14,9 +14,9 @@ import build_backend
 import setup
 from build_backend import BuildError, Cuda, Torch
 from mpamatch.ops import native
+from tests.csrc import cmake
+from tests.csrc.cmake import CSRC, NATIVE, ROOT
 
-ROOT = Path(__file__).parent.parent.parent
-NATIVE = setup.CHECKOUT
 TORCH = Torch(Path("torch"), "2.11.0+cu130", "13.0")
 CPU_TORCH = Torch(Path("torch"), "2.11.0+cpu", None)
 needs_compiler = pytest.mark.skipif(not build_backend.compiler(os.environ), reason="no C++ compiler")
@@ -317,15 +317,26 @@ def test_the_library_tells_how_it_was_built():
     assert bool(information["cuda"]) == bool(information["cuda_architectures"]) == bool(information["cuda_source_hash"])
 
 
+LOAD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("mpamatch._C", sys.argv[1])
+library = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(library)
+print(library.build_information()["instruction_set"])
+"""
+
+
 @needs_extension
 @pytest.mark.parametrize("name", ["baseline", "avx2"])
 def test_the_instruction_set_can_be_chosen(name):
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
     if name != "baseline" and name not in flags:
         pytest.skip(f"this processor lacks {name}")
-    script = "from mpamatch.ops import native; print(native.build_information()['instruction_set'])"
-    environment = {**os.environ, "MPAMATCH_CPU": name}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    library = sys.modules["mpamatch._C"].__file__
+    torch_libraries = str(build_backend.needed_torch().folder / "lib")  # all of `import torch` takes seconds
+    environment = {**os.environ, "MPAMATCH_CPU": name, "LD_LIBRARY_PATH": torch_libraries}
+    command = [sys.executable, "-c", LOAD, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [name]
 
 
@@ -361,53 +372,33 @@ def test_every_instruction_set_has_its_own_copy_of_the_core():
     assert [name for name in ours if not name.startswith("mpamatch::avx2::")] == []
 
 
-# --- the core's own tests ---
+# --- the list of operations ---
 
 
-def ctest(folder: Path) -> None:
-    """Builds and runs the core's tests in a folder that CMake has configured; the output is shown where one fails."""
-    at_once = build_backend.jobs(os.environ, False, build_backend.cores(), build_backend.free_memory())
-    cmake = build_backend.tool("cmake")
-    assert cmake
-    build = [cmake, "--build", folder, "--parallel", str(at_once), "--target", "core_tests"]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-    run = [cmake.with_name("ctest"), "--test-dir", folder, "--output-on-failure", "--no-tests=error"]
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+@pytest.mark.parametrize("operation", cmake.operations())
+def test_an_operation_has_its_files(operation):
+    files = {"arguments/{}.h", "core/{}.h", "cpu/{}.cpp", "bindings/{}.cpp", "tests/core/test_{}.cpp"}
+    if operation in cmake.operations("cuda"):
+        files |= {"cuda/{}.h", "cuda/{}.cu", "tests/cuda/test_{}.cpp"}
+    assert [name for name in files if not (CSRC / name.format(operation)).is_file()] == []
 
 
-def runnable() -> str:
-    """The instruction sets that this processor runs, as CMake's list: under sanitizers only these are compiled."""
-    sets = native.build_information().get("instruction_sets", ["baseline"])
-    used = native.build_information().get("instruction_set", "baseline")
-    return ";".join(sets[: sets.index(used) + 1])
+@pytest.mark.parametrize(
+    ("pattern", "beside"),
+    [("arguments/*.h", {"common", "kernel"}), ("cpu/*.cpp", {"pick"}), ("bindings/*.cpp", set())],
+)
+def test_a_file_is_of_a_listed_operation(pattern, beside):
+    assert {path.stem for path in CSRC.glob(pattern)} - beside == set(cmake.operations())
 
 
 @needs_extension
-def test_the_core_as_it_is_shipped():
-    """Uses the objects that `_C` is linked from."""
-    if not (NATIVE / "CMakeCache.txt").is_file():
-        pytest.skip("the extension was not built in this checkout (make extension)")
-    ctest(NATIVE)
+def test_every_listed_operation_is_registered():
+    """Every schema that the bindings define is there, and has a kernel on each device that the list names."""
+    import torch
 
-
-@needs_compiler
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_the_core_alone_under_sanitizers(sanitizers):
-    """No torch and no Python; build/ keeps the objects, ninja checks them again."""
-    cmake, ninja = build_backend.tool("cmake"), build_backend.tool("ninja")
-    if not cmake or not ninja:
-        pytest.skip("needs cmake and ninja")
-    folder = ROOT / "build" / f"core-{sanitizers.replace(',', '-')}"
-    settings = {
-        "CMAKE_MAKE_PROGRAM": ninja,
-        "CMAKE_CXX_FLAGS_RELEASE": "-O1",
-        "MPAMATCH_TORCH": "OFF",
-        "MPAMATCH_SANITIZE": sanitizers,
-        "MPAMATCH_INSTRUCTION_SETS": runnable(),
-    }
-    configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *(f"-D{k}={v}" for k, v in settings.items())]
-    done = subprocess.run(configure, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    ctest(folder)
+    for device in ("cpu", "cuda") if native.missing("cuda") is None else ("cpu",):
+        for operation in cmake.operations(device):
+            names = re.findall(r'm\.def\(\s*"(\w+)\(', (CSRC / "bindings" / f"{operation}.cpp").read_text("utf-8"))
+            assert names
+            for name in names:
+                assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mpamatch::{name}", device.upper()), name

@@ -2,83 +2,123 @@
 
 import os
 import re
-import shutil
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-CUDA = ROOT / "csrc" / "cuda"
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-TOOLS = {name: shutil.which(name, path=PATH) for name in ("cmake", "ctest", "ninja", "nvcc")}
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+import build_backend
+from mpamatch.kernels import compiled
+from tests.csrc import cmake
+from tests.csrc.cmake import CSRC, NATIVE, ROOT, needs_cmake
+
+CUDA = CSRC / "cuda"
+OPERATIONS = cmake.operations("cuda")
+ARCHITECTURES = ["80", "90"]
+NVCC = build_backend.find_nvcc(os.environ)
+needs_nvcc = pytest.mark.skipif(not NVCC, reason="needs nvcc")
+SOURCES = ["csrc/arguments", "csrc/cuda", "csrc/operations.cmake", "tests/csrc/cmake.py", "build_backend.py"]
+HOST = {"sources": [*SOURCES, "csrc/tests/cuda"], "tools": cmake.TOOLS}
+NVCC_CHECKS = {
+    "sources": [*SOURCES, "CMakeLists.txt", "setup.py", "kernels/compiled.py"],
+    "tools": [*cmake.TOOLS, str(NVCC)],
+    "packages": ["triton"],  # whose cuobjdump reads the machine code
+}
 
 REGISTERS = 65536  # of a multiprocessor, compute capability 8.0 and 9.0
 STATIC_SHARED = 48 << 10  # bytes; beyond it a launch has to ask
-KERNELS = {  # instantiations: four storage types in packs and alone, or the two working types
-    "sinkhorn_assign.cu": {"SinkhornScore": 8, "SinkhornStep": 2, "SinkhornPick": 2},
-    "prototype_update_.cu": {"PixelFactor": 8, "PrototypeSum": 8, "PrototypeAdd": 2, "PrototypeMove": 2},
-    "signed_distance.cu": {"DistanceRows": 1, "DistanceColumns": 1},
-}
+# Four storage types in packs and alone, or the two working types.
+INSTANTIATIONS = {"class Storage, int vector": 8, "class Real": 2, "": 1}
 
 
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PATH": PATH},
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
+def kernels_of(operation: str) -> dict[str, int]:
+    """The kernels in the header of an operation, and how many instantiations each of them has."""
+    source = (CUDA / f"{operation}.h").read_text(encoding="utf-8")
+    structs = re.findall(r"^(?:template <(.*)>\n)?struct (\w+) \{$(.*?)^\};$", source, re.MULTILINE | re.DOTALL)
+    return {name: INSTANTIATIONS[template] for template, name, body in structs if "blocks_per_processor =" in body}
 
 
-@pytest.mark.skipif(
-    not (COMPILER and TOOLS["cmake"] and TOOLS["ninja"]), reason="needs cmake, ninja and a C++ compiler"
-)
+@pytest.mark.native(**HOST)
+@needs_cmake
 @pytest.mark.parametrize("sanitizer", ["", "thread"])
 def test_kernels_on_the_processor(sanitizer: str) -> None:
     folder = ROOT / "build" / f"cuda-tests{'-' + sanitizer if sanitizer else ''}"
-    source = ROOT / "csrc" / "tests" / "cuda"
-    _run("cmake", "-S", source, "-B", folder, "-G", "Ninja", f"-DMPAMATCH_SANITIZE={sanitizer}")
-    _run("cmake", "--build", folder, "--parallel", "1")
-    report = _run("ctest", "--test-dir", folder, "--output-on-failure")
+    cmake.configure(folder, CSRC / "tests" / "cuda", MPAMATCH_SANITIZE=sanitizer)
+    cmake.build(folder, "all")
+    report = cmake.ctest(folder)
     # The sentence differs between versions of ctest.
-    assert re.search(r"^100% tests passed.* out of 3$", report, re.MULTILINE), report
+    assert re.search(rf"^100% tests passed.* out of {len(OPERATIONS)}$", report, re.MULTILINE), report
 
 
 def test_every_cuda_file_is_listed() -> None:
-    assert {path.name for path in CUDA.glob("*.cu")} == set(KERNELS)
+    assert {path.stem for path in CUDA.glob("*.cu")} == set(OPERATIONS)
 
 
-@pytest.mark.skipif(not TOOLS["nvcc"], reason="needs nvcc")
-@pytest.mark.parametrize("architecture", ["80", "90"])
-@pytest.mark.parametrize("name", sorted(KERNELS))
-def test_resources(name: str, architecture: str, tmp_path: Path) -> None:
+@cache
+def objects() -> Path:
+    """The folder of the compiled kernels: those that `_cuda` is linked from if they are for our architectures."""
+    folder = NATIVE
+    if settings_of(NATIVE).get("CMAKE_CUDA_ARCHITECTURES") != build_backend.architectures(build_backend.ARCHITECTURES):
+        folder = ROOT / "build" / "cuda-kernels"
+        cmake.configure(folder, ROOT, MPAMATCH_TORCH="OFF", MPAMATCH_CUDA="ON", CMAKE_CUDA_COMPILER=str(NVCC))
+    cmake.build(folder, "cuda_kernels")
+    return folder / "CMakeFiles" / "cuda_kernels.dir" / "csrc" / "cuda"
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """What CMake was configured with; nothing if it was not, or without CUDA."""
+    file = folder / "CMakeCache.txt"
+    settings = dict(re.findall(r"^(\w+):\w+=(.*)$", file.read_text(), re.MULTILINE)) if file.is_file() else {}
+    return settings if settings.get("MPAMATCH_CUDA") == "ON" else {}
+
+
+def resources(code: Path, architecture: str) -> dict[str, dict[str, int]]:
+    """Of every function of this architecture in an object: REG, STACK (bytes, spills among them), LOCAL, SHARED."""
+    listing = cmake.run(compiled.TOOLS / "cuobjdump", "--dump-resource-usage", code)
+    parts = re.split(r"^Fatbin (?=elf|ptx)", listing, flags=re.MULTILINE)
+    (part,) = [part for part in parts if part.startswith("elf") and f"\narch = sm_{architecture}\n" in part]
+    functions = re.findall(r"^ Function (\S+):\n  (REG:.*)$", part, re.MULTILINE)
+    return {name: {word: int(value) for word, value in re.findall(r"(\w+):(\d+)", line)} for name, line in functions}
+
+
+@pytest.mark.native(**NVCC_CHECKS)
+@needs_nvcc
+@needs_cmake
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_resources(operation: str, architecture: str) -> None:
     """No spills, and as many blocks fit a multiprocessor as the kernel says. All shared memory is dynamic."""
-    target = f"-arch=sm_{architecture}"
-    options = ["-std=c++17", "-O3", target, "-Xptxas=-v", "-I", CUDA.parent, "-cubin"]
-    log = _run("nvcc", *options, "-o", tmp_path / "cubin", CUDA / name)
-    resources = re.findall(
-        rf"Compiling entry function '(\S+)' for 'sm_{architecture}a?'.*?"
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
-        r"Used (\d+) registers([^\n]*)",
-        log,
-        re.DOTALL,
-    )
-    found = dict.fromkeys(KERNELS[name], 0)
-    for function, stack, stores, loads, registers, rest in resources:
+    expected = kernels_of(operation)
+    found = dict.fromkeys(expected, 0)
+    for function, used in resources(objects() / f"{operation}.cu.o", architecture).items():
         (kernel,) = [kernel for kernel in found if f"{len(kernel)}{kernel}" in function]
         found[kernel] += 1
         threads, blocks = _launch_bounds(kernel)
-        assert (stack, stores, loads) == ("0", "0", "0"), function
-        assert int(registers) * threads * blocks <= REGISTERS, function
-        shared = re.search(r"(\d+) bytes smem", rest)
-        assert shared is None or int(shared[1]) <= STATIC_SHARED, function
-    assert found == KERNELS[name]
+        assert used["STACK"] == used["LOCAL"] == 0, function
+        assert used["REG"] * threads * blocks <= REGISTERS, function
+        assert used["SHARED"] <= STATIC_SHARED, function
+    assert found == expected
+
+
+@pytest.mark.native(**NVCC_CHECKS)
+@needs_nvcc
+def test_a_spill_shows(tmp_path: Path) -> None:
+    """The check above is able to fail: 64 numbers at once do not fit the 32 registers that these bounds leave."""
+    source, code = tmp_path / "spill.cu", tmp_path / "spill.o"
+    source.write_text("""
+        __global__ void __launch_bounds__(1024, 2) spill(float* data) {
+            float value[64];
+            #pragma unroll
+            for (int i = 0; i < 64; ++i) value[i] = data[i * 1024 + threadIdx.x];
+            __syncthreads();
+            #pragma unroll
+            for (int i = 0; i < 64; ++i) data[i * 1024 + 1023 - threadIdx.x] = value[i] * value[(i + 17) % 64];
+        }
+    """)
+    log = cmake.run(str(NVCC), "-O3", "-arch=sm_80", "-Xptxas=-v", "-c", "-o", code, source)
+    assert re.search(r" [1-9]\d* bytes spill stores", log), log
+    (used,) = resources(code, "80").values()
+    assert used["STACK"] > 0
 
 
 def _launch_bounds(kernel: str) -> tuple[int, int]:

@@ -16,6 +16,17 @@ from mpamatch.kernels import compiled, prototype_contrast, prototype_distance, p
 PIXELS = 65536
 LARGEST = {"D": 384, "M": 190, "C": 150}  # where an entry has no bound: more than one tile along each axis
 DTYPES = {16: torch.bfloat16, 32: torch.float32}
+KERNELS = Path(tiles.__file__).parent
+OPERATIONS = {entry["kernel"].partition(".")[0] for table in tiles.tables().values() for entry in table.entries}
+PACKAGES = ["triton", "torch"]
+compiles_kernels = pytest.mark.native(sources=[KERNELS], packages=PACKAGES)
+
+
+def compiles(kernel: str, *settings: object) -> pytest.MarkDecorator:
+    """The mark of a test that depends on these settings, and on all files of kernels/ but those of other operations."""
+    others = OPERATIONS - {kernel.partition(".")[0]}
+    sources = [path for path in sorted(KERNELS.glob("*.py")) if path.stem not in others]
+    return pytest.mark.native(sources=sources, packages=PACKAGES, settings=settings)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +75,8 @@ def entries() -> Iterator[object]:
             if key not in seen:
                 seen.add(key)
                 label = "-".join([table.device.name.split()[1], entry["kernel"], str(dtype)[6:], *map(str, key[3:6])])
-                yield pytest.param(table, entry, dtype, sizes, id=label)
+                mark = compiles(entry["kernel"], table.device, table.shared_memory, entry)
+                yield pytest.param(table, entry, dtype, sizes, id=label, marks=mark)
 
 
 @pytest.mark.parametrize(("table", "entry", "dtype", "sizes"), entries())
@@ -85,6 +97,7 @@ def test_cost(table: tiles.Table, entry: tiles.Entry, dtype: torch.dtype, sizes:
         assert all(cost.instructions[tensor_cores] for cost in main)
 
 
+@compiles_kernels
 @pytest.mark.parametrize("kernel", ["prototype_distance.backward", "prototype_contrast.backward"])
 def test_float16(kernel: str) -> None:
     """As bfloat16 but for the scaling in `add_to_prototypes`: at the commonest size, on each kind of device."""
@@ -94,6 +107,7 @@ def test_float16(kernel: str) -> None:
             assert cost.shared_memory <= table.shared_memory, cost
 
 
+@compiles_kernels
 def test_alignment_is_that_of_the_call() -> None:
     """Rows that begin at any multiple of 2 bytes are loaded one number at a time, aligned ones 8 at a time."""
     table = tiles.tables()["NVIDIA A100-SXM4-80GB"]
@@ -105,6 +119,7 @@ def test_alignment_is_that_of_the_call() -> None:
     assert loads[1] > 2 * loads[0]
 
 
+@compiles_kernels
 def test_a_spill_shows() -> None:
     """The check is able to fail: this tile needs more registers than there are."""
     table = tiles.tables()["NVIDIA A100-SXM4-80GB"]

@@ -25,8 +25,8 @@ struct Round {
           wild(w),
           sizes(draw_sizes(r)),
           element(r.one_of({Element::f64, Element::f32, Element::f16, Element::bf16})),
-          embedding(element, numbers(sizes.n * sizes.d), sizes.n, sizes.gap, sizes.offset),
-          prototypes(working(element), numbers(sizes.c * sizes.k * sizes.d), 1, 0, sizes.offset),
+          embedding(element, rows(sizes.n), sizes.n, sizes.gap, sizes.offset),
+          prototypes(working(element), rows(sizes.c * sizes.k), 1, 0, sizes.offset),
           weight(working(element), weights(sizes.n), 1, 0, sizes.offset),
           index_type(r.one_of({IndexType::u8, IndexType::i32, IndexType::i64})) {}
 
@@ -34,7 +34,7 @@ struct Round {
         Sizes s{r.one_of<int64_t>({0, 1, 2, 3, 63, 64, 65, 127, 193, 600, 2100, 4200}),
                 r.one_of<int64_t>({1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 100, 257, 768}),
                 1 + r.below(r.chance(0.2) ? 30 : 5), 1 + r.below(r.chance(0.2) ? 40 : 12)};
-        while (s.n * s.d * s.c * s.k > 1500000) s.n /= 2, s.k = (s.k + 1) / 2;
+        while (s.n * s.d * s.c * s.k > 300000) s.n /= 2, s.k = (s.k + 1) / 2;
         s.gap = r.chance(0.5) ? r.below(9) : 0, s.offset = r.below(3);
         return s;
     }
@@ -42,6 +42,16 @@ struct Round {
         Values values;
         for (int64_t i = 0; i < count; ++i) values.push_back(wild && random.chance(0.05) ? any() : random.normal());
         if (count > sizes.d && random.chance(0.5)) std::fill_n(values.begin(), sizes.d, 0.0);
+        return values;
+    }
+    // Of the width of the round. Gradients grow with 1/‖x‖, so only wild ones are shorter than 0.5, zero rows aside.
+    Values rows(int64_t count) {
+        Values values = numbers(count * sizes.d);
+        for (auto row = values.begin(); row != values.end() && !wild; row += sizes.d) {
+            const double length = std::sqrt(std::inner_product(row, row + sizes.d, row, 0.0));
+            if (length > 0 && length < 0.5)
+                std::transform(row, row + sizes.d, row, [&](double x) { return x * 0.5 / length; });
+        }
         return values;
     }
     double any() {
