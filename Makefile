@@ -6,10 +6,15 @@ INSTALLED := $(VENV)/installed
 # Processes that share the tests, each on a core of its own; who is done first takes tests from the others.
 WORKERS ?= 2
 SHARED = --numprocesses $(WORKERS) --dist worksteal
+QUICK := "not slow and not serial and not native"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TOGETHER = $(MAKE) --no-print-directory --keep-going
+MINIMUM := .venv-minimum
+MINIMUM_PYTHON ?= python3.11
+UV = $(MINIMUM)/bin/uv pip install --quiet --python $(MINIMUM)
+EXTRAS := dev text-offline lora acdc dali-cuda13
 
-.PHONY: demo test test-quick test-parallel test-serial native-checks lint extension bench gpu-check clean
+.PHONY: demo test test-quick test-parallel test-serial test-minimum native-checks lint extension bench gpu-check clean
 demo: extension
 	$(BIN)/mpamatch-train
 
@@ -21,13 +26,21 @@ test:
 
 # For the edit loop: what takes long, compiles or measures seconds stays out.
 test-quick: extension
-	$(PYTEST) $(SHARED) -m "not slow and not serial and not native"
+	$(PYTEST) $(SHARED) -m $(QUICK)
 
 test-parallel: extension
 	$(PYTEST) $(SHARED) -m "not serial and not native" --durations=12
 
 test-serial: extension
 	$(PYTEST) -m serial --durations=12
+
+# The quick tests with the lowest versions that pyproject.toml allows, on the lowest Python, against the package as a user
+# would have installed it: PYTHONSAFEPATH and append keep the checkout's own mpamatch/ behind that. build/lib* would lend
+# the installation modules that are gone by now.
+test-minimum: $(MINIMUM)/installed
+	rm -rf build/lib build/lib.*
+	MPAMATCH_CUDA=0 $(UV) --no-deps --no-build-isolation --reinstall-package mpamatch .
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(MINIMUM)/bin/python -m pytest --import-mode=append $(SHARED) -m $(QUICK)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -59,5 +72,15 @@ $(INSTALLED): pyproject.toml setup.py build_backend.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,text-offline,lora,acdc,dali-cuda13]"
 	touch $@
 
+# uv takes the lowest version of what pyproject.toml names and the highest of what that brings along; the three named here
+# build the extension. It reads no configuration of pip: UV_DEFAULT_INDEX names another index. The .pth puts the checkout
+# last on the path, for tests/, setup.py and build_backend.py.
+$(MINIMUM)/installed: pyproject.toml constraints.txt
+	$(MINIMUM_PYTHON) -m venv --clear $(MINIMUM)
+	$(MINIMUM)/bin/python -m pip install --quiet --constraint constraints.txt uv
+	$(UV) --resolution lowest-direct --requirement pyproject.toml $(EXTRAS:%=--extra %) "setuptools>=77" "cmake>=3.22" "ninja>=1.11"
+	echo '$(CURDIR)' > "$$($(MINIMUM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info mpamatch/_C.* mpamatch/_cuda.*
+	rm -rf $(VENV) $(MINIMUM) build *.egg-info mpamatch/_C.* mpamatch/_cuda.*

@@ -93,11 +93,6 @@ class Lesson(NamedTuple):
     uncertain: Tensor  # (B, h, w) bool
     z: Tensor  # (B·h·w, D) embedding
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """h and w."""
-        return self.label.shape[-2], self.label.shape[-1]
-
 
 @METHODS.register
 class PCCS(Taught):
@@ -133,7 +128,8 @@ class PCCS(Taught):
 
         begun, contrasts = ((step >= first).to(supervised.dtype) for first in (config.start, config.contrast_start))
         label, known = taught.label.flatten(), (taught.label != ops.IGNORE).flatten().to(supervised.dtype)
-        agreed = known * (label == centre_sample(logits.detach().max(1).indices, taught.size))
+        size = (taught.label.shape[-2], taught.label.shape[-1])
+        agreed = known * (label == centre_sample(logits.detach().max(1).indices, size))
         assignment = self._update(taught, begun * agreed)
         contrast = self._level_contrast(z, taught, contrasts > 0)
         auxiliary, _ = ops.prototype_contrast(

@@ -140,7 +140,7 @@ def test_the_norm_of_the_small_encoders_is_chosen():
         ("uni2", "did you mean 'uni"),
         ("resnet18", "'resnet18' is no ViT"),
         ("vit_relpos_small_patch16_224", "'vit_relpos_small_patch16_224' is no ViT that takes any image size"),
-        ("vit_tiny_patch16_dinov3_qkvb", "expected a ViT"),
+        ("vit_small_patch16_dinov3_qkvb", "expected a ViT"),
     ],
 )
 def test_a_name_that_is_no_vit_is_refused(name, words):
