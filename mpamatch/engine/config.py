@@ -4,7 +4,7 @@ Values go one way: recipe < file < flags, a mapping of sections → the settings
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ from mpamatch.errors import InputError, unknown
 from mpamatch.files import replacing
 from mpamatch.methods import METHODS, Method
 from mpamatch.models.build import network_config
-from mpamatch.models.network import NETWORKS
+from mpamatch.models.network import NETWORKS, NetworkConfig
 from mpamatch.settings import Count, Fraction, NonNegative, fields_of, from_words, help_of, idle_fields, settings
 
 DEFAULT_METHOD = "mpamatch"
@@ -161,25 +161,27 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def field_help() -> list[tuple[str, str, str]]:
-    """Lists every field of every section, network and method: its name, its default and what it means."""
-    lines = []
-    for section, configuration in _classes(METHODS[DEFAULT_METHOD]).items():
-        if section not in ("model", "method"):
-            lines += _help(section, configuration)
+    """Lists every field of every section, network and method: its name, its default and what it means.
+
+    A field that not all networks or methods have is followed by the name of the one that has it: "model.head_kernel
+    (transunet)".
+    """
+    lines = [*_help("data", DataConfig), *_help("model", NetworkConfig)]
     for network in NETWORKS.values():
-        lines += _help("model", network.configuration, f" ({network.name})")
+        lines += _help("model", network.configuration, f" ({network.name})", fields_of(NetworkConfig))
     for method in METHODS.values():
-        lines += _help("method", method.configuration, f" ({method.name})")
-    return lines
+        lines += _help("method", method.configuration, f" ({method.name})", ["name"])
+    return [*lines, *_help("engine", EngineConfig)]
 
 
-def _help(section: str, configuration: type, of: str = "") -> list[tuple[str, str, str]]:
+def _help(section: str, configuration: type, of: str = "", told: Collection[str] = ()) -> list[tuple[str, str, str]]:
+    """The lines of the fields of a settings class but for those in `told`."""
     meaning = help_of(configuration)
     blank = configuration()
     return [
         (f"{section}.{name}{of}", str(getattr(blank, name)), meaning.get(name, ""))
         for name in fields_of(configuration)
-        if f"{section}.{name}" != "method.name"
+        if name not in told
     ]
 
 

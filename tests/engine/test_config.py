@@ -11,9 +11,10 @@ from mpamatch.engine.config import EngineConfig, field_help, load_config, load_s
 from mpamatch.errors import InputError
 from mpamatch.methods import METHODS
 from mpamatch.methods.mpamatch import MPAMatchConfig
-from mpamatch.models.network import NETWORKS
+from mpamatch.models.network import NETWORKS, NetworkConfig
 from mpamatch.models.prompt import load_descriptions
 from mpamatch.models.transunet import TransUNetConfig
+from mpamatch.settings import fields_of
 
 
 @pytest.fixture
@@ -172,7 +173,8 @@ def test_field_help_lists_the_fields_of_all_methods_and_networks_with_their_mean
             assert f"{section}.{field.name}" in listed
     for network in NETWORKS.values():
         for field in dataclasses.fields(network.configuration):
-            assert f"model.{field.name} ({network.name})" in listed
+            assert (f"model.{field.name}" in listed) is (field.name in fields_of(NetworkConfig))
+            assert (f"model.{field.name} ({network.name})" in listed) is (field.name not in fields_of(NetworkConfig))
     for method in METHODS.values():
         for field in dataclasses.fields(method.configuration)[1:]:
             assert f"method.{field.name} ({method.name})" in listed or field.name == "name"
