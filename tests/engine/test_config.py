@@ -60,6 +60,52 @@ def test_recipe_over_defaults_file_over_recipe_flags_over_file(written):
     assert load_config(file=file).recipe == "own"
 
 
+def test_a_file_takes_the_words_of_the_command_line(written):
+    """YAML reads 32 as a number and true as a truth value: here they are words, as in the flags."""
+    file = load_config(file=written("engine: {precision: 32, channels_last: true}\ndata: {split: 5}\n"))
+    words = ["--engine.precision", "32", "--engine.channels_last", "true", "--data.split", "5"]
+    flags = load_config(flags=words)
+    assert (file.engine, file.data) == (flags.engine, flags.data)
+    assert (file.engine.precision, file.engine.channels_last, file.data.split) == ("32", "true", "5")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model.lora_rank", "4"], "model.lora_rank: does nothing unless model.tuning is lora."),
+        (["--method.prompts", "generic"], "method.prompts: does nothing unless method.text_encoder is set."),
+        (
+            ["--method.assignment", "nearest", "--method.epsilon", ".1"],
+            "method.epsilon: does nothing unless method.assi",
+        ),
+        (["--model.map_weights", "[1, 1, 1]"], "model.map_weights: does nothing for mpamatch; it is a field of lpd."),
+        (["--method.name", "supervised", "--method.threshold", ".9"], "method.threshold: does nothing for supervised"),
+        (["--method.name", "supervised", "--data.unlabelled_batch", "2"], "which takes no unlabelled images."),
+    ],
+)
+def test_a_field_that_would_do_nothing_is_refused(flags, says):
+    with pytest.raises(InputError) as error:
+        load_config("demo", None, flags)
+    assert says in one_sentence(error)
+
+
+def test_an_idle_field_of_a_file_is_refused_unless_it_is_the_default_or_saved_by_a_run(written, tmp_path):
+    with pytest.raises(InputError, match=r"model\.lora_rank: does nothing unless model\.tuning is lora\."):
+        load_config(file=written("model: {lora_rank: 4}"))
+    assert load_config(file=written("model: {lora_rank: 8}")).model.lora_rank == 8
+    config = load_config("demo")  # whose prompt_set waits for a text encoder
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(file=tmp_path / "config.yaml").method == config.method
+
+
+def test_a_run_from_before_networks_had_settings_of_their_own_is_read(tmp_path):
+    save_config(load_config("ebhi-seg-weak"), tmp_path / "config.yaml")
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    content["model"] |= {"head": "maps", "decoder_width": 512, "decoder_channels": [256, 128, 64, 16], "head_kernel": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert load_saved(tmp_path / "config.yaml") == load_config("ebhi-seg-weak")
+
+
 def test_numbers_as_people_write_them(written):
     """YAML takes 1e-3, which has no dot, for a text."""
     assert load_config(file=written("engine: {learning_rate: 1e-3, power: 1}")).engine.learning_rate == 0.001
