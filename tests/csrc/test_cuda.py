@@ -34,7 +34,7 @@ INSTANTIATIONS = {"class Storage, int vector": 8, "class Real": 2, "": 1}
 def kernels_of(operation: str) -> dict[str, int]:
     """The kernels in the header of an operation, and how many instantiations each of them has."""
     source = (CUDA / f"{operation}.h").read_text(encoding="utf-8")
-    structs = re.findall(r"^(?:template <(.*)>\n)?struct (\w+) \{$(.*?)^\};$", source, re.MULTILINE | re.DOTALL)
+    structs = re.findall(r"^(?:template <([^\n]*)>\n)?struct (\w+) \{$(.*?)^\};$", source, re.MULTILINE | re.DOTALL)
     return {name: INSTANTIATIONS[template] for template, name, body in structs if "blocks_per_processor =" in body}
 
 
