@@ -25,6 +25,7 @@ def test_a_median_is_that_of_the_samples():
     assert (timing.median, timing.p20, timing.p80, timing.rounds) == pytest.approx((3.0, 1.8, 4.2, 5))
 
 
+@pytest.mark.serial
 def test_the_slower_call_takes_longer():
     timed = {"short": Timed(lambda: time.sleep(0.001)), "long": Timed(lambda: time.sleep(0.03))}
     found = measure.interleaved(timed, seconds=0.0)
