@@ -2,6 +2,7 @@
 
 import inspect
 import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,9 @@ def test_a_library_that_does_not_load_leaves_its_reason(monkeypatch):
 
 @needs_extension
 def test_a_stale_library_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        source_hash, "CSRC", Path(__file__).parents[2] / "csrc"
+    )  # an installed package has none beside it
     monkeypatch.setattr(source_hash, "of_cpu", lambda: "0123456789abcdef")
     reason, information = native._load_cpu()
     assert "_C was built from other sources than csrc/ holds now" in str(reason)
