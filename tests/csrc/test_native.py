@@ -57,9 +57,8 @@ def test_a_library_that_does_not_load_leaves_its_reason(monkeypatch):
 
 @needs_extension
 def test_a_stale_library_is_refused(monkeypatch):
-    monkeypatch.setattr(
-        source_hash, "CSRC", Path(__file__).parents[2] / "csrc"
-    )  # an installed package has none beside it
+    sources = Path(__file__).parents[2] / "csrc"  # an installed package has none beside it
+    monkeypatch.setattr(source_hash, "CSRC", sources)
     monkeypatch.setattr(source_hash, "of_cpu", lambda: "0123456789abcdef")
     reason, information = native._load_cpu()
     assert "_C was built from other sources than csrc/ holds now" in str(reason)
