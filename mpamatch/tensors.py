@@ -1,6 +1,7 @@
 """Tensors in a file: safetensors with one JSON object in its metadata, written whole or not at all; no pickle."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
             raise OSError(None, str(error)) from error
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """Reads the values beside the tensors of a file of `write_tensors`. Raises InputError as `read_tensors` does."""
+    return _opened(path, lambda file: None)[1]
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a file of `write_tensors`: the tensors, on the CPU, and the values beside them.
 
     Raises InputError if there is no such file, it cannot be read, or something else wrote it.
     """
+    return _opened(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
+
+
+def _opened(path: Path, read: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            found = read(file)
     except SafetensorError as error:
         raise InputError(f"{path}: is no readable checkpoint ({error}).") from error
     if KEY not in metadata:
         raise InputError(f"{path}: was not written by mpamatch.")
-    return tensors, json.loads(metadata[KEY])
+    return found, json.loads(metadata[KEY])

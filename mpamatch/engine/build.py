@@ -11,7 +11,8 @@ from mpamatch.engine.config import Config
 from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.methods import Method, build_method
-from mpamatch.models.build import build_model
+from mpamatch.models.build import build_model, settled_model
+from mpamatch.models.encoders import Preset, weights_line
 from mpamatch.models.learned import encoder_identity
 from mpamatch.models.licences import licence_of
 from mpamatch.models.network import Network
@@ -24,18 +25,21 @@ def open_data(config: Config) -> Prepared:
     return load_prepared(Path(config.data.root))
 
 
-def build_training(config: Config, prepared: Prepared, *, fresh: bool = True) -> Method:
+def settled(config: Config) -> Config:
+    """Replaces what "auto" stands for by what is at hand. Raises InputError as `settled_model` does."""
+    return replace(config, model=settled_model(config.model))
+
+
+def build_training(config: Config, prepared: Prepared, built_from: Preset | None = None) -> Method:
     """Builds the method on its network, with initial weights from engine.seed.
 
     The network is built first, so that runs of different methods with one seed start from the same weights.
 
     Args:
-        fresh: False if a checkpoint is loaded afterwards: an encoder that is trained in full is not loaded twice.
+        built_from: what the encoder is built from, if a checkpoint is loaded afterwards that brings its weights.
     """
     torch.manual_seed(config.engine.seed)
-    brought = not fresh and config.model.tuning == "full"
-    model = build_model(replace(config.model, encoder_weights=None) if brought else config.model, len(prepared.classes))
-    model.config = config.model
+    model = build_model(config.model, len(prepared.classes), built_from)
     return build_method(config.method, model, prepared.class_names)
 
 
@@ -79,11 +83,16 @@ def build_segmenter(config: Config, prepared: Prepared, model: Network) -> Segme
     return Segmenter(model, settings)
 
 
-def licence_notes(config: Config) -> list[str]:
+def encoder_line(config: Config) -> str:
+    """Says which weights the encoder starts from, and how to get better ones."""
+    return weights_line(config.model.encoder, config.model.encoder_weights)
+
+
+def licence_notes(config: Config, method: Method) -> list[str]:
     """Lists the terms of the pretrained weights in use that restrict their use, each once."""
-    used = [config.model.encoder] if config.model.encoder_weights else []
-    used += [name for tower in config.trains.towers if (name := tower.encoder(config.method))]
-    return [note for name in dict.fromkeys(used) if (note := licence_of(name))]
+    own = method.model.encoder.preset.licence if config.model.encoder_weights else None
+    towers = [licence_of(name) for tower in config.trains.towers if (name := tower.encoder(config.method))]
+    return [note for note in dict.fromkeys([own, *towers]) if note]
 
 
 def frozen_identity(method: Method) -> dict[str, dict[str, str]]:

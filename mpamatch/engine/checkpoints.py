@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mpamatch.errors import InputError
 from mpamatch.methods import Method
+from mpamatch.models.encoders import Preset
 from mpamatch.models.learned import learned_state, load_learned
-from mpamatch.tensors import read_tensors, write_tensors
+from mpamatch.tensors import read_about, read_tensors, write_tensors
 
 METHOD, OPTIMIZER = "method/", "optimizer/"
 
@@ -45,7 +46,18 @@ def save_last(
     tensors = {METHOD + name: value for name, value in learned_state(method).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-    write_tensors(path, tensors, {"progress": dataclasses.asdict(progress), "frozen": frozen})
+    about = {
+        "progress": dataclasses.asdict(progress),
+        "encoder": method.model.encoder.preset.record(),
+        "frozen": frozen,
+    }
+    write_tensors(path, tensors, about)
+
+
+def encoder_built_from(path: Path) -> Preset | None:
+    """Returns what the encoder of a checkpoint was built from; None for one of version 0.1.0, which does not say."""
+    record = read_about(path).get("encoder")
+    return Preset.from_record(record) if record else None
 
 
 def load_last(

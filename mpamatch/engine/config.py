@@ -46,7 +46,8 @@ class EngineConfig:
         accumulate: passes that a step's batch is cut into, for memory; each normalises by its own pixels.
         fused: whether the optimizer is one fused kernel.
         keep_memory: whether freed memory stays with the process on a CPU; if not, each step touches new pages.
-        channels_last: auto (on a GPU), true or false: the memory layout of the network.
+        channels_last: memory layout of the network: true, false or auto (on a GPU, and on a CPU for encoders that are
+            backbones of timm).
         validate_every: steps between validations; the weights that scored best are kept.
         save_every: steps between checkpoints to resume from.
         log_every: steps between lines of metrics.jsonl.

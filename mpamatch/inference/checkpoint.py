@@ -9,7 +9,9 @@ from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, precision_on, to_predict
 from mpamatch.models.adapters import merge_adapters
 from mpamatch.models.build import build_model, network_config
-from mpamatch.models.learned import check_identity, encoder_identity, learned_state, load_learned
+from mpamatch.models.encoders import Preset, preset_of
+from mpamatch.models.learned import check_identity, check_tensors, encoder_identity, learned_state, load_learned
+from mpamatch.models.network import NetworkConfig
 from mpamatch.tensors import read_tensors, write_tensors
 
 
@@ -25,6 +27,7 @@ def save_segmenter(path: Path, segmenter: Segmenter) -> None:
     about = {
         "network": network.name,
         "model": dataclasses.asdict(network.config),
+        "encoder": network.encoder.preset.record(),
         "segmenter": dataclasses.asdict(segmenter.settings),
         "frozen": {"encoder": identity} if identity else {},
     }
@@ -52,11 +55,13 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
         raise InputError(f"{path}: holds no network to predict with; it was written for something else.")
     config, place = network_config(about.get("network"), about["model"]), choose_device(device)
     settings = _settings(about)
+    classes, built_from = len(settings.class_names), encoder_of(about, config)
     if config.tuning == "full":
-        network = build_model(dataclasses.replace(config, encoder_weights=None), len(settings.class_names))
+        network = build_model(config, classes, built_from)
     else:
         check_identity(about["frozen"]["encoder"], path)
-        network = build_model(config, len(settings.class_names))
+        network = build_model(config, classes)
+        check_tensors(about["frozen"]["encoder"], network, path)
     if settings.precision == "64":
         network.double()
     load_learned(network, tensors, path)
@@ -64,6 +69,11 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
         merge_adapters(network.encoder)
     settings = dataclasses.replace(settings, precision=precision_on(place, settings.precision))
     return Segmenter(to_predict(network, place), settings)
+
+
+def encoder_of(about: dict[str, Any], config: NetworkConfig) -> Preset:
+    """Returns what the encoder of a checkpoint was built from; in one of version 0.1.0 its name tells that."""
+    return Preset.from_record(about["encoder"]) if "encoder" in about else preset_of(config.encoder)
 
 
 def _settings(about: dict[str, Any]) -> SegmenterSettings:

@@ -1,24 +1,29 @@
 """Builds the network that a configuration describes."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from mpamatch.models.encoders import build_encoder
+from mpamatch.errors import InputError
+from mpamatch.models.encoders import Preset, build_encoder, encoder_from, settled
 from mpamatch.models.network import NETWORKS, Network, NetworkConfig
 from mpamatch.models.prototype_maps import PrototypeMaps
 from mpamatch.models.transunet import TransUNet
 from mpamatch.settings import fields_of
 
+Config = TypeVar("Config", bound=NetworkConfig)
 # What model.head could be in runs from before networks had configurations of their own.
 FORMER_HEADS = {"decoder": TransUNet.name, "maps": PrototypeMaps.name}
 
 
-def build_model(config: NetworkConfig, classes: int) -> Network:
+def build_model(config: NetworkConfig, classes: int, built_from: Preset | None = None) -> Network:
     """Builds the network that a configuration describes.
 
     Args:
         config: a TransUNetConfig or PrototypeMapsConfig; its class decides which network is built.
         classes: C, the number of classes, the background among them.
+        built_from: what the encoder is built from, of a checkpoint that brings all weights of it; None: what the
+            configuration names, with its weights.
 
     Returns:
         The network on the CPU, in training mode.
@@ -28,8 +33,26 @@ def build_model(config: NetworkConfig, classes: int) -> Network:
             or the tuning does not take.
     """
     network = next(one for one in NETWORKS.values() if one.configuration is type(config))
-    encoder = build_encoder(config.encoder, config.encoder_weights, config.norm)
-    return network(encoder, classes, config)
+    how: dict[str, Any] = {"skips": config.skips, "deepest": config.deepest}
+    if built_from is not None:
+        return network(encoder_from(built_from, config.norm, **how), classes, config)
+    config = settled_model(config)
+    return network(build_encoder(config.encoder, config.encoder_weights, config.norm, **how), classes, config)
+
+
+def settled_model(config: Config) -> Config:
+    """Replaces "auto" by the weights that are at hand, or by none.
+
+    Raises:
+        InputError: no weights are at hand and the tuning needs some, or an unknown encoder.
+    """
+    weights = settled(config.encoder, config.encoder_weights)
+    if weights is None and config.tuning != "full":
+        raise InputError(
+            f"model.encoder_weights: no weights of {config.encoder} are at hand, but model.tuning {config.tuning} "
+            "needs them; give a file."
+        )
+    return config if weights == config.encoder_weights else replace(config, encoder_weights=weights)
 
 
 def network_config(name: str | None, values: Mapping[str, Any]) -> NetworkConfig:

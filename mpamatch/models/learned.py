@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mpamatch.errors import InputError
 from mpamatch.models.adapters import MARK
 from mpamatch.models.network import Network
-from mpamatch.models.weights import sha256
+from mpamatch.models.weights import digest, sha256
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
@@ -34,21 +34,39 @@ def load_learned(module: nn.Module, state: Mapping[str, Tensor], source: Path) -
 
 
 def encoder_identity(network: Network) -> dict[str, str] | None:
-    """Returns name and source of the weights of an encoder that never changes and, if they are a file, its SHA-256.
+    """Returns name and source of the weights of an encoder that never changes, and the SHA-256 of their file.
 
-    None for an encoder that is trained, whose weights the checkpoint holds.
+    Of weights that are no file of the user's it is the SHA-256 of the tensors. None for an encoder that is trained,
+    whose weights the checkpoint holds.
     """
     if not network.keeps_encoder:
         return None
     weights = str(network.config.encoder_weights)
-    found = {"sha256": sha256(Path(weights))} if Path(weights).is_file() else {}
+    file = Path(weights)
+    found = {"sha256": sha256(file)} if file.is_file() else {"tensors": _digest(network)}
     return {"name": network.config.encoder, "weights": weights, **found}
 
 
+def _digest(network: Network) -> str:
+    """Computes the SHA-256 of the encoder's own weights, without adapters."""
+    state = {
+        name.replace(".base_layer", ""): value
+        for name, value in network.encoder.state_dict().items()
+        if MARK not in name
+    }
+    return digest(state)
+
+
 def check_identity(identity: dict[str, str], source: Path) -> None:
-    """Raises InputError if the file of a frozen encoder's weights has changed or is missing."""
+    """Raises InputError if the file of a frozen encoder's weights has changed or is missing, before it is loaded."""
     weights = Path(identity["weights"])
     if "sha256" in identity and not weights.is_file():
         raise InputError(f"{source}: needs the frozen encoder's file {weights}, which is not there.")
     if "sha256" in identity and sha256(weights) != identity["sha256"]:
         raise InputError(f"{source}: was trained on another version of {weights} (its SHA-256 differs).")
+
+
+def check_tensors(identity: dict[str, str], network: Network, source: Path) -> None:
+    """Raises InputError if the weights of a frozen encoder that are no file of the user's have changed."""
+    if "tensors" in identity and identity["tensors"] != _digest(network):
+        raise InputError(f"{source}: was trained on another version of the weights {identity['weights']!r}.")

@@ -1,6 +1,7 @@
 """The base class of networks: an encoder, how it is tuned, and what a network predicts."""
 
 from abc import ABC, abstractmethod
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from mpamatch.errors import InputError
 from mpamatch.models.adapters import add_adapters
 from mpamatch.models.encoders import Encoder
 from mpamatch.registry import Registry
-from mpamatch.settings import Count, NonNegative, OnlyIf, settings
+from mpamatch.settings import Count, NonNegative, OnlyIf, Whole, settings
 
 
 @settings("model")
@@ -19,10 +20,17 @@ class NetworkConfig:
     """Which encoder a network has and how it is tuned.
 
     Attributes:
-        encoder: small_hybrid or small_conv (from scratch, for CPUs), uni, uni2-h, mit_b0 to mit_b5, or any timm ViT by
-            name, such as vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224 (TransUNet).
-        encoder_weights: nothing (random), a checkpoint file, timm or smp (published by them), hub (uni, uni2-h), or
-            hf-hub:ID.
+        encoder: a preset (`mpamatch info` lists them: tf_efficientnet_lite0, uni, kaiko-s16, small_hybrid, …), or any
+            backbone of timm by name, such as resnet50, vit_base_patch16_224 (TransUNi) or vit_base_r50_s16_224
+            (TransUNet).
+        encoder_weights: nothing (random); auto (what is at hand: a package, a cache, else random); a checkpoint file;
+            offline (packages of the extra pretrained-offline); timm or smp (published by them); hub (the preset's
+            repository); or hf-hub:ID.
+        skips: blocks of a plain ViT, counted from 0 in rising order, whose maps come before the last one; the decoder
+            takes the deepest of them at stride 8, the one before at stride 4. None: TransUNi as published.
+        encoder_norm: batch norms of a pretrained encoder: trained (by each batch's statistics), running (by the
+            statistics that it brings, factors trained) or frozen.
+        frozen_stages: shallow feature maps of a pretrained encoder whose layers are not trained.
         tuning: full, lora (adapters in the attention of a ViT) or frozen; the last two need encoder_weights.
         lora_rank: rank of the adapters.
         encoder_lr_scale: learning rate of a pretrained encoder as a factor of the other layers'.
@@ -36,11 +44,19 @@ class NetworkConfig:
 
     encoder: str = "small_hybrid"
     encoder_weights: str | None = None
+    skips: list[Whole] = field(default_factory=list)
+    encoder_norm: Annotated[Literal["trained", "running", "frozen"], OnlyIf("encoder_weights")] = "trained"
+    frozen_stages: Annotated[Whole, OnlyIf("encoder_weights")] = 0
     tuning: Literal["full", "lora", "frozen"] = "full"
     lora_rank: Annotated[Count, OnlyIf("tuning", ("lora",))] = 8
     encoder_lr_scale: Annotated[NonNegative, OnlyIf("encoder_weights")] = 0.1
     norm: Literal["batch", "group"] = "batch"
     checkpointing: bool = False
+
+    @property
+    def deepest(self) -> int:
+        """Stride of the encoder's map that the network begins with, if the encoder has several: 16."""
+        return 16
 
     def __post_init__(self) -> None:
         if self.tuning != "full" and self.encoder_weights is None:
@@ -77,6 +93,7 @@ class Network(nn.Module, ABC):
         configuration: class attribute: its settings, a subclass of NetworkConfig.
         takes_image_labels: class attribute: whether `forward` also takes image-level labels, `present`.
         frozen: whether the encoder is frozen; it stays in eval mode then.
+        mixed_layout: whether the encoder alone works channels-last.
     """
 
     name: ClassVar[str]
@@ -87,6 +104,9 @@ class Network(nn.Module, ABC):
         super().__init__()
         self.encoder, self.classes, self.config = encoder, classes, config
         self.frozen = config.tuning == "frozen"
+        self.mixed_layout = False
+        # what stays in eval mode; a tuple, so that these are no submodules a second time
+        self.still: tuple[nn.Module, ...] = (encoder,) if self.frozen else ()
 
     def tune(self) -> None:
         """Freezes the encoder or adds adapters to it, as the configuration says; the last step of construction.
@@ -96,6 +116,7 @@ class Network(nn.Module, ABC):
         """
         if self.frozen:
             self.encoder.requires_grad_(False)
+        self._keep_still()
         if self.config.tuning == "lora":
             add_adapters(self.encoder, self.config.lora_rank)
         if self.config.checkpointing:
@@ -112,9 +133,35 @@ class Network(nn.Module, ABC):
             The network itself.
         """
         super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
+        for module in self.still:
+            module.train(False)
         return self
+
+    def _keep_still(self) -> None:
+        """Freezes the batch norms and shallow stages that the configuration names.
+
+        Raises InputError if the encoder has none, so that the field would do nothing.
+        """
+        config = self.config
+        if config.encoder_weights is None:
+            return
+        norms = self.encoder.norms()
+        if config.encoder_norm != "trained":
+            if not norms:
+                raise InputError(f"model.encoder_norm: {config.encoder} has no batch norms.")
+            self.still += tuple(norms)
+        if config.encoder_norm == "frozen":
+            for norm in norms:
+                norm.requires_grad_(False)
+        if config.frozen_stages:
+            stages = self.encoder.layers_by_map()
+            if config.frozen_stages > len(stages):
+                has = f"has {len(stages)}" if stages else "takes none"
+                raise InputError(f"model.frozen_stages: {config.frozen_stages} of {config.encoder}, which {has}.")
+            still = [module for stage in stages[: config.frozen_stages] for module in stage]
+            for module in still:
+                module.requires_grad_(False)
+            self.still += tuple(still)
 
     @property
     def keeps_encoder(self) -> bool:
@@ -137,8 +184,21 @@ class Network(nn.Module, ABC):
         size = [max(1, (side + multiple // 2) // multiple) * multiple for side in image.shape[-2:]]
         if size != list(image.shape[-2:]):
             image = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        if self.mixed_layout:
+            image = image.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.encoder(image)
+            maps = self.encoder(image)
+        return tuple(x.contiguous() for x in maps) if self.mixed_layout else maps
+
+    def use_channels_last(self, *, encoder_alone: bool = False) -> None:
+        """Lays out the weights channels-last: of the whole network, or of the encoder alone, whose maps become NCHW.
+
+        Args:
+            encoder_alone: for CPUs, where convolutions want channels-last and group norms do not.
+        """
+        module = self.encoder if encoder_alone else self
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mixed_layout = encoder_alone
 
     @abstractmethod
     def forward(self, image: Tensor) -> Prediction:

@@ -66,7 +66,15 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     module.load_state_dict(dict(state))
 
 
-def load_backbone(module: nn.Module, file: str) -> None:
-    """Loads a checkpoint file without its classifier (`head.`). Raises InputError as the two above do."""
-    state = {name: value for name, value in read_state_dict(Path(file)).items() if not name.startswith("head.")}
-    load_checked(module, state, file)
+def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the classifier (`head.`) of a backbone's state dict."""
+    return {name: value for name, value in state.items() if not name.startswith("head.")}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Computes the SHA-256 over the names and values of tensors, in hexadecimal digits."""
+    total = hashlib.sha256()
+    for name, value in state.items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

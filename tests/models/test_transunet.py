@@ -42,7 +42,9 @@ def test_logits_have_the_size_of_any_image(encoder, size):
     assert logits.isfinite().all()
     multiple = model.encoder.multiple
     grid = [max(1, (side + multiple // 2) // multiple) for side in size]
-    assert embedding.shape == (2, 8, 4 * grid[0], 4 * grid[1])
+    fine = 2 if encoder == "narrow8" else 4  # stride 4 is one block from a patch of 8, two from one of 14 or 16
+    assert embedding.shape == (2, 8, fine * grid[0], fine * grid[1])
+    assert len(model.decoder.blocks) == (3 if encoder == "narrow8" else 4)
     assert model.embedding_width == 8
 
 

@@ -1,10 +1,14 @@
 """timm's ViTs on a ResNet."""
 
+from collections.abc import Mapping
+
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.models.encoders.base import Encoder
+from mpamatch.models.encoders.timm_state import fitted
+from mpamatch.models.weights import load_checked
 
 
 class HybridViTEncoder(Encoder):
@@ -22,6 +26,13 @@ class HybridViTEncoder(Encoder):
         widths = [stage.blocks[-1].conv3.out_channels for stage in backbone.stages]
         stem = next(layer.out_channels for layer in backbone.stem if isinstance(layer, nn.Conv2d))
         self.channels, self.strides, self.multiple = (stem, *widths[:2], vit.embed_dim), (2, 4, 8, 16), 16
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.vit
+
+    def load(self, state: Mapping[str, Tensor], source: str) -> None:
+        load_checked(self.vit, fitted(state, self.vit), source)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         vit, backbone = self.vit, self.vit.patch_embed.backbone

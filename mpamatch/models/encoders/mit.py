@@ -1,13 +1,13 @@
 """SegFormer's Mix Transformers (arXiv 2105.15203), those of segmentation_models_pytorch."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.models.encoders.base import Encoder
 from mpamatch.models.encoders.preset import Preset
-from mpamatch.models.weights import load_backbone
 
 
 class MiTEncoder(Encoder):
@@ -24,6 +24,10 @@ class MiTEncoder(Encoder):
         mit.reset_drop_path(0.0)
         self.channels, self.strides, self.multiple = tuple(mit.out_channels[2:]), (4, 8, 16, 16), 16
 
+    @property
+    def backbone(self) -> nn.Module:
+        return self.mit
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps, x = [], image
         for number in range(1, 5):
@@ -34,24 +38,11 @@ class MiTEncoder(Encoder):
         return tuple(maps)
 
 
-def build_mit(preset: Preset, weights: str | None, _norm: str) -> Encoder:
-    """Builds a Mix Transformer with random weights, published ones ("smp") or those of a checkpoint file.
-
-    Raises InputError for weights that do not fit or cannot be fetched.
-    """
+def build_mit(preset: Preset, _norm: str, skips: Sequence[int], _deepest: int) -> Encoder:
+    """Builds a Mix Transformer with random weights. Raises InputError for `skips`, which it does not take."""
     from segmentation_models_pytorch.encoders import get_encoder
 
-    if weights in ("timm", "hub"):
-        raise InputError(f"model.encoder_weights: {weights!r} has no weights of {preset.name!r}; give a file or 'smp'.")
-    try:
-        mit: Any = get_encoder(preset.arguments["encoder"], weights="imagenet" if weights == "smp" else None)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"model.encoder_weights: 'smp' could not be fetched for {preset.name!r} ({type(error).__name__}); "
-            "download the file and give its path."
-        ) from error
-    if weights and weights != "smp":
-        load_backbone(mit, weights)
-    encoder = MiTEncoder(mit)
-    encoder.mean, encoder.std = preset.mean, preset.std
-    return encoder
+    if skips:
+        raise InputError(f"model.skips: {preset.name} has maps at several strides, which are skips as they are.")
+    mit: Any = get_encoder(preset.arguments["encoder"], weights=None)
+    return MiTEncoder(mit)

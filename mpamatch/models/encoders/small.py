@@ -1,6 +1,6 @@
 """Small encoders for CPUs, trained from scratch."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -9,7 +9,6 @@ from mpamatch.errors import InputError
 from mpamatch.models.encoders.base import Encoder
 from mpamatch.models.encoders.preset import Preset
 from mpamatch.models.layers import conv_norm
-from mpamatch.models.weights import load_checked, read_state_dict
 
 WIDTHS = (16, 32, 64, 128)  # at strides 2, 4, 8, 16
 
@@ -32,6 +31,12 @@ class SmallEncoder(Encoder):
             *(Block(WIDTHS[-1], num_heads=4, mlp_ratio=2, qkv_bias=True) for _ in range(blocks))
         )
 
+    def layers_by_map(self) -> list[list[nn.Module]]:
+        return [
+            [module for module in stage.modules() if any(True for _ in module.parameters(False))]
+            for stage in self.stages[:-1]
+        ]
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps, x = [], image
         for stage in self.stages:
@@ -44,14 +49,8 @@ class SmallEncoder(Encoder):
         return tuple(maps)
 
 
-def build_small(preset: Preset, weights: str | None, norm: str) -> Encoder:
-    """Builds a small encoder with random weights or those of a checkpoint file. Raises InputError for other weights."""
-    encoder = SmallEncoder(**preset.arguments, norm=norm)
-    encoder.mean, encoder.std = preset.mean, preset.std
-    if weights in ("timm", "hub", "smp"):
-        raise InputError(
-            f"model.encoder_weights: nobody publishes weights of {preset.name!r}; give a file or leave it out."
-        )
-    if weights is not None:
-        load_checked(encoder, read_state_dict(Path(weights)), weights)
-    return encoder
+def build_small(preset: Preset, norm: str, skips: Sequence[int], _deepest: int) -> Encoder:
+    """Builds a small encoder with random weights. Raises InputError for `skips`, which it does not take."""
+    if skips:
+        raise InputError(f"model.skips: {preset.name} has maps at several strides, which are skips as they are.")
+    return SmallEncoder(**preset.arguments, norm=norm)

@@ -1,6 +1,6 @@
-"""timm's ViTs, plain or on a ResNet, and their weights."""
+"""timm's ViTs, plain or on a ResNet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -9,50 +9,55 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.models.encoders.base import Encoder
+from mpamatch.models.encoders.base import Encoder, between, check_skips
 from mpamatch.models.encoders.hybrid import HybridViTEncoder
-from mpamatch.models.encoders.preset import Preset, presets
-from mpamatch.models.weights import load_backbone
+from mpamatch.models.encoders.preset import Preset
+from mpamatch.models.encoders.timm_state import fitted
+from mpamatch.models.weights import load_checked
 
-HUB = "hf-hub:"
 # Layers that timm takes as a class and presets.yaml can only name.
 LAYERS: dict[str, Callable[..., nn.Module]] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
 
 
 class ViTEncoder(Encoder):
-    """A plain timm ViT: one map at the stride of its patch, prefix tokens dropped. No skips."""
+    """A plain timm ViT: its last map, and before it those of the blocks `skips`, all at the stride of its patch.
 
-    def __init__(self, vit: VisionTransformer):
+    Prefix tokens are dropped, and every map is normalised by the ViT's last norm. Without skips it is TransUNi's
+    encoder as published. Raises InputError if `skips` are no blocks of it.
+    """
+
+    def __init__(self, vit: VisionTransformer, preset: Preset, skips: Sequence[int] = ()):
         super().__init__()
-        self.vit = vit
+        check_skips(preset, skips, len(vit.blocks))
+        self.vit, self.taken = vit, tuple(skips)
         self.multiple = int(vit.patch_embed.patch_size[0])
-        self.channels, self.strides = (vit.embed_dim,), (self.multiple,)
+        maps = len(skips) + 1
+        self.channels, self.strides = (vit.embed_dim,) * maps, (self.multiple,) * maps
+        self.between = between(len(skips))
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.vit
+
+    def load(self, state: Mapping[str, Tensor], source: str) -> None:
+        load_checked(self.vit, fitted(state, self.vit), source)
 
     def recompute(self) -> None:
         self.vit.set_grad_checkpointing()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        tokens = self.vit.forward_features(image)[:, self.vit.num_prefix_tokens :]
+        if self.taken:
+            found: Any = self.vit.forward_intermediates(image, indices=list(self.taken), norm=True)
+            last, maps = found
+        else:
+            last, maps = self.vit.forward_features(image), []
+        tokens = last[:, self.vit.num_prefix_tokens :]
         height, width = image.shape[-2] // self.multiple, image.shape[-1] // self.multiple
-        return (tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width),)
+        return (*maps, tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width))
 
 
-def build_vit(preset: Preset, weights: str | None, _norm: str) -> Encoder:
-    """Builds a ViT with random weights, timm's ("timm"), those of a hub ("hub", "hf-hub:…") or a checkpoint file's.
-
-    Weights of timm or of an hf-hub id bring their publisher's mean and std; others take the preset's. Raises InputError
-    if the name is no ViT that takes any image size, and for weights that do not fit or cannot be fetched.
-    """
-    vit = _timm_vit(preset, weights)
-    encoder = HybridViTEncoder(vit) if hasattr(vit.patch_embed, "backbone") else ViTEncoder(vit)
-    encoder.mean, encoder.std = preset.mean, preset.std
-    if weights and (weights == "timm" or weights.startswith(HUB)):
-        published: Any = vit.pretrained_cfg
-        encoder.mean, encoder.std = tuple(published["mean"]), tuple(published["std"])
-    return encoder
-
-
-def _timm_vit(preset: Preset, weights: str | None) -> VisionTransformer:
+def build_vit(preset: Preset, _norm: str, skips: Sequence[int], _deepest: int) -> Encoder:
+    """Builds a ViT with random weights. Raises InputError if it does not take any image size, or for other `skips`."""
     arguments: dict[str, Any] = {
         "num_classes": 0,
         "dynamic_img_size": True,
@@ -60,31 +65,14 @@ def _timm_vit(preset: Preset, weights: str | None) -> VisionTransformer:
         **{key: LAYERS[value] if key.endswith("_layer") else value for key, value in preset.arguments.items()},
     }
     model_name = arguments.pop("model_name")
-    hub = _hub(preset, weights)
     try:
-        if hub:
-            vit = timm.create_model(hub, pretrained=True, **arguments)
-        else:
-            vit = timm.create_model(model_name, pretrained=weights == "timm", **arguments)
+        vit = timm.create_model(model_name, pretrained=False, **arguments)
     except (TypeError, AssertionError) as error:
         raise InputError(f"model.encoder: {preset.name!r} is no ViT that takes any image size ({error}).") from error
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"model.encoder_weights: {weights!r} could not be fetched for {preset.name!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); download the file and give its path."
-        ) from error
     if not isinstance(vit, VisionTransformer):
         raise InputError(f"model.encoder: {preset.name!r} is a {type(vit).__name__}, expected a ViT.")
-    if weights and weights != "timm" and not hub:
-        load_backbone(vit, weights)
-    return vit
-
-
-def _hub(preset: Preset, weights: str | None) -> str | None:
-    """Returns the hf-hub id that `weights` stand for, if any. Raises InputError if "hub" has none for this preset."""
-    if weights == "hub" and preset.hub is None:
-        there = " and ".join(one.name for one in presets().values() if one.hub)
-        raise InputError(f"model.encoder_weights: 'hub' goes with {there}; for {preset.name!r} give a file or 'timm'.")
-    if weights == "hub":
-        return preset.hub
-    return weights if weights and weights.startswith(HUB) else None
+    if not hasattr(vit.patch_embed, "backbone"):
+        return ViTEncoder(vit, preset, skips)
+    if skips:
+        raise InputError(f"model.skips: {preset.name} has the maps of its ResNet as skips.")
+    return HybridViTEncoder(vit)
