@@ -177,9 +177,15 @@ def _shown(text: str) -> str:
 
 
 def _split(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.usage = "mpamatch split DATA (--labelled N | --images N | --list FILE) [--seed N] [--name NAME]"
     parser.add_argument("data", metavar="DATA", help="a prepared folder")
-    parser.add_argument("--labelled", required=True, help="how many patients: 10%% or 4")
-    parser.add_argument("--seed", type=int, default=0, help="which draw (0); smaller budgets lie within larger ones")
+    parser.add_argument("--labelled", metavar="N", help="how many patients, with all their images: 10%% or 4")
+    parser.add_argument("--images", metavar="N", help="how many images, whichever patients they are of: 10%% or 8")
+    parser.add_argument(
+        "--list", metavar="FILE", help="the images named in it, one in a line, as published splits come"
+    )
+    parser.add_argument("--seed", type=int, help="which draw (0); smaller budgets lie within larger ones")
+    parser.add_argument("--name", help="of the split of a --list (the list's own)")
     return parser
 
 
@@ -231,7 +237,7 @@ def _study(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--methods", help="with commas (what the study compares)")
     parser.add_argument("--seeds", type=int, default=3, help="how many; each draws patients, weights and crops (3)")
     parser.add_argument("--first-seed", type=int, default=0, help="where they begin (0)")
-    parser.add_argument("--labelled", help="how many patients are labelled: 10%% or 4 (10%%)")
+    parser.add_argument("--labelled", help="how many patients are labelled: 10%% or 4 (10%%); or '8 images'")
     parser.add_argument("--steps", type=int, help="short for --engine.steps")
     parser.add_argument(
         "--test", action="store_true", help="score the test part too, once per run; else validation alone"

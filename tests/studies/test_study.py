@@ -10,7 +10,7 @@ from PIL import Image
 
 from mpamatch.cli import main
 from mpamatch.data.prepared import load_prepared
-from mpamatch.data.splits import draw_split
+from mpamatch.data.splits import draw_split, read_budget
 from mpamatch.engine.loop import train
 from mpamatch.errors import InputError
 from mpamatch.studies import sweep as sweep_module
@@ -74,7 +74,7 @@ def test_seeds_draw_their_own_patients_the_same_for_every_value(done):
     assert [splits[name] for name in NAMES] == ["labelled-2-seed0"] * 2 + ["labelled-2-seed1"] * 2
     for seed in (0, 1):
         written = json.loads((folder / "data" / "splits" / f"labelled-2-seed{seed}.json").read_text())
-        assert written["labelled"] == list(draw_split(prepared, "2", seed).images)
+        assert written["labelled"] == list(draw_split(prepared, read_budget("2"), seed).images)
 
 
 def test_table_and_figure(done):
@@ -189,6 +189,8 @@ def test_two_processes_never_train_one_run(done, run, tmp_path):
         ("prototypes", ["--labelled", "2", "--data.split", "labelled-1-seed0"], "--labelled: draws a split per seed"),
         ("labels", ["--labelled", "2"], "--labelled: study labels draws its own splits"),
         ("labels", ["--values", "0%"], "--labelled 0%: must be above 0"),
+        ("labels", ["--values", "2,90 images"], "--labelled 90 images: must be from 1 to"),
+        ("labels", ["--values", "2 imgs"], "or of images (8 images, 10% images)."),
         ("seeds", ["--values", "2"], "--values: study seeds compares methods"),
         ("seeds", ["--method.threshhold", "2"], "did you mean 'method.threshold'?"),
         ("prototypes", ["--engine.step", "3"], "did you mean 'engine.steps'?"),
