@@ -30,7 +30,7 @@ def main(words: list[str] | None = None) -> int:
     run.add_argument("data", type=Path)
     run.add_argument("out", type=Path)
     run.add_argument("--recipe", required=True)
-    run.add_argument("--labelled", default="4")
+    run.add_argument("--labelled", default="4", help="budgets with commas: 4,10%% of patients, '8 images,10%% images'")
     run.add_argument("--methods", default="supervised,fixmatch,unimatch,mpamatch")
     run.add_argument("--seeds", default="0-4")
     run.add_argument("--trials", type=Path, help="YAML: method → trial → {field: value}")
@@ -49,7 +49,7 @@ def run_all(arguments: argparse.Namespace, flags: list[str]) -> int:
     """Does every run that has no result yet; the exit code is 1 where one failed."""
     prepared = load_prepared(arguments.data)
     trials = yaml.safe_load(arguments.trials.read_text()) if arguments.trials else {}
-    drawn = draw_splits(prepared, arguments.labelled.split(","), seeds_of(arguments))
+    drawn = draw_splits(prepared, budgets_of(arguments), seeds_of(arguments))
     splits = {key: save_split(prepared, split).stem for key, split in drawn.items()}
     sweep = Sweep(str(arguments.out), str(arguments.data), arguments.recipe, test=arguments.test)
     runs = list(make_runs(arguments, splits, trials, flags))
@@ -62,12 +62,16 @@ def seeds_of(arguments: argparse.Namespace) -> range:
     return range(int(low), int(high or low) + 1)
 
 
+def budgets_of(arguments: argparse.Namespace) -> list[str]:
+    return [budget.strip() for budget in arguments.labelled.split(",")]
+
+
 def make_runs(
     arguments: argparse.Namespace, splits: Mapping[tuple[str, int], str], trials: dict[str, Any], flags: list[str]
 ) -> Iterator[StudyRun]:
     """Seeds outermost, so that an interrupted comparison holds whole pairs."""
     for seed in seeds_of(arguments):
-        for labelled in arguments.labelled.split(","):
+        for labelled in budgets_of(arguments):
             for method in arguments.methods.split(","):
                 for trial, settings in (trials.get(method) or {"recipe": {}}).items():
                     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]

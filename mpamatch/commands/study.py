@@ -119,9 +119,8 @@ def draw(
         if difference and references[point.key] != point.key:
             curve.differences[along] = (difference.mean, difference.low, difference.high)
     values = list(dict.fromkeys(plans.along(study, point) for point in points))
-    draw_study(
-        path, list(curves.values()), values, title=study.question, axis=study.axis, part=part, reference=reference
-    )
+    axis = plans.axis_name(study, points)
+    draw_study(path, list(curves.values()), values, title=study.question, axis=axis, part=part, reference=reference)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mpamatch.data.splits import Split
+from mpamatch.data.splits import Split, read_budget
 from mpamatch.engine.config import Config, flags_for
 from mpamatch.errors import InputError, unknown
 from mpamatch.methods import METHODS
@@ -82,7 +82,7 @@ STUDIES = {
         ),
         Study(
             "labels",
-            "How many labelled patients does a method need?",
+            "How many labels does a method need?",
             varies="labels",
             axis="labelled patients",
             values=("1%", "5%", "10%", "25%", "50%", "100%"),
@@ -137,6 +137,13 @@ def along(study: Study, point: Point) -> str:
     return {"labels": point.labelled, "methods": point.method}.get(study.varies, point.value)
 
 
+def axis_name(study: Study, found: Sequence[Point]) -> str:
+    """Says what lies along the study's axis; for `labels` what its budgets count, patients or images."""
+    if study.varies != "labels":
+        return study.axis
+    return f"labelled {' or '.join(sorted({read_budget(point.labelled).unit for point in found}))}"
+
+
 def possible(found: Sequence[Point], splits: Mapping[tuple[str, int], Split]) -> list[Point]:
     """Leaves out points whose method learns from unlabelled images if their budget leaves none."""
     full = {budget for (budget, _), split in splits.items() if len(split.images) == split.of_images}
@@ -162,7 +169,7 @@ def references(study: Study, found: Sequence[Point]) -> dict[tuple[str, str, str
 def reference_name(study: Study, found: Sequence[Point]) -> str:
     """Says in words what `references` compares with."""
     if study.reference is None:
-        return f"{found[0].method} on the same patients"
+        return f"{found[0].method} on the same labelled images"
     values = [point.value for point in found]
     return f"{study.varies} {study.reference if study.reference in values else values[0]}"
 

@@ -118,6 +118,11 @@ def test_cases_come_in_whole_pairs_with_the_settings_of_their_trial():
     assert cases[1].flags == ("--engine.steps", "9", "--method.prototypes", "2")
     assert cases[5].name == "mpamatch-high-10pct-seed0"
     assert len({case.name for case in cases}) == len(cases)
+    by_image = argparse.Namespace(**{**vars(arguments), "labelled": "8 images, 10% images"})
+    drawn = {(labelled, seed): f"{labelled} of {seed}" for labelled in ("8 images", "10% images") for seed in (0, 1)}
+    cases = list(make_runs(by_image, drawn, {}, []))
+    assert [case.split for case in cases[:3]] == ["8 images of 0", "8 images of 0", "10% images of 0"]
+    assert cases[-1].name == "mpamatch-recipe-10pct_images-seed1"
     only = argparse.Namespace(**{**vars(arguments), "seeds": "3"})
     assert [case.seed for case in make_runs(only, splits, {}, [])] == [3] * 4
 

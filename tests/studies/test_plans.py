@@ -97,12 +97,27 @@ def test_the_first_value_takes_the_place_of_a_reference_that_is_not_run():
     assert plans.reference_name(STUDIES["threshold"], found) == "method.threshold 0.5"
 
 
-def test_methods_are_compared_with_the_first_on_the_same_patients():
+def test_methods_are_compared_with_the_first_on_the_same_labelled_images():
     found, _ = planned("labels", values=("5%", "10%"))
     compared = references(STUDIES["labels"], found)
     assert compared["5%", "mpamatch", "recipe"] == ("5%", "supervised", "recipe")
     assert compared["10%", "supervised", "recipe"] == ("10%", "supervised", "recipe")
-    assert plans.reference_name(STUDIES["labels"], found) == "supervised on the same patients"
+    assert plans.reference_name(STUDIES["labels"], found) == "supervised on the same labelled images"
+
+
+@pytest.mark.parametrize(
+    ("values", "axis"),
+    [
+        (("5%", "4"), "labelled patients"),
+        (("8 images", "10% images"), "labelled images"),
+        (("4", "8 images"), "labelled images or patients"),
+    ],
+)
+def test_the_axis_of_labels_says_what_its_budgets_count(values, axis):
+    found, runs = planned("labels", values=values)
+    assert plans.axis_name(STUDIES["labels"], found) == axis
+    assert len({run.name for run in runs}) == len(runs)
+    assert plans.axis_name(STUDIES["tokens"], found) == "CoOp context tokens"
 
 
 def test_a_budget_that_leaves_nothing_unlabelled_is_for_supervised_training():
