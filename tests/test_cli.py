@@ -245,6 +245,18 @@ def test_info_says_which_feeds_are_here(there, says, capsys, monkeypatch):
     assert found["dali"].startswith(says)
 
 
+def test_info_says_what_text_encoders_lack_and_their_licences(capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["text encoders"]
+    assert found["plip"] == (
+        "weights not here: vinid/plip is fetched from Hugging Face on first use, or give --method.text_weights FILE "
+        "(licence: none published)"
+    )
+    assert found["conch"].endswith("(licence: CC BY-NC-ND 4.0)")
+    assert list(found) == ["minilm", "conch", "plip", "keep", "quiltnet", "biomedclip", "open_clip:MODEL"]
+
+
 def test_info_names_the_reason_where_there_is_no_extension(capsys, monkeypatch):
     monkeypatch.setitem(native._MISSING, "cpu", "no compiler was found")
     dispatch.missing.cache_clear()

@@ -21,7 +21,7 @@ from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import choose_run, train
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.methods.towers import TEXT
-from mpamatch.models.text_encoder import MINILM, text_encoders
+from mpamatch.models.text_encoders import MINILM, text_encoders
 from mpamatch.report.figures import draw_examples, draw_training
 
 TRAIN, VALIDATION, TEST = 128, 24, 48

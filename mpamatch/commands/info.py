@@ -14,7 +14,7 @@ from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
 from mpamatch.models.encoders import presets
-from mpamatch.models.text_encoder import text_encoders
+from mpamatch.models.text_encoders import text_encoders, text_licences
 from mpamatch.ops import dispatch, native
 from mpamatch.ops.operation import operations
 
@@ -47,7 +47,7 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "feeds": {name: missing or "available" for name, missing in feeds().items()},
         "methods": list(METHODS),
         "encoders": [*presets(), "any ViT of timm by name"],
-        "text encoders": {name: missing or "available" for name, missing in text_encoders().items()},
+        "text encoders": _text_encoders(),
         "recipes": recipes(),
     }
 
@@ -76,6 +76,11 @@ def _operation(name: str, check: bool) -> str:
         others = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items() if reason)
         lines.append(f"{device}: {running}{' (checked)' if check else ''}" + (f" ({others})" if others else ""))
     return ", ".join(lines)
+
+
+def _text_encoders() -> dict[str, str]:
+    licences = text_licences()
+    return {name: f"{missing or 'available'} (licence: {licences[name]})" for name, missing in text_encoders().items()}
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from mpamatch.models.image_encoder import build_image_encoder
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
-from mpamatch.models.text_encoder import build_text_encoder
+from mpamatch.models.text_encoders import build_text_encoder
 from mpamatch.settings import OnlyIf, Whole, settings
 
 
@@ -37,9 +37,12 @@ class TextSettings:
     """Settings of text prototypes: the frozen text encoder and the descriptions of the classes.
 
     Attributes:
-        text_encoder: none, minilm, conch, or open_clip:MODEL; contrast with text prototypes.
-        text_weights: checkpoint file of conch; checkpoint file or pretrained tag of an open_clip model.
-        text_tokenizer: tokenizer file of conch, if it does not lie beside the checkpoint.
+        text_encoder: none, minilm, conch, plip, keep, quiltnet, biomedclip, or open_clip:MODEL; contrast with text
+            prototypes.
+        text_weights: checkpoint file (plip, keep, quiltnet, biomedclip are fetched without one), or the pretrained tag
+            of an open_clip model.
+        text_tokenizer: tokenizer file of conch, vocab.txt of keep or biomedclip, if it does not lie beside the
+            checkpoint.
         prompts: pathology or generic descriptions of the classes, or a file of your own; as controls, shuffled
             (each class gets another's pathology descriptions) or random (everyday words in their place).
         prompt_set: whose pathology descriptions; the recipe fills it in.
@@ -63,8 +66,10 @@ class ImageSettings:
     """Settings of the frozen image encoder that embeds what the class maps cut out of an image.
 
     Attributes:
-        image_encoder: none, conch, or open_clip:MODEL; contrast of what the maps cut out, seen by this frozen encoder.
-        image_weights: checkpoint file of conch; checkpoint file or pretrained tag of an open_clip model.
+        image_encoder: none, conch, plip, keep, quiltnet, biomedclip, or open_clip:MODEL; contrast of what the maps cut
+            out, seen by this frozen encoder.
+        image_weights: checkpoint file (plip, keep, quiltnet, biomedclip are fetched without one), or the pretrained tag
+            of an open_clip model.
     """
 
     image_encoder: str = "none"

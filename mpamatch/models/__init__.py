@@ -11,7 +11,7 @@ from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
 from mpamatch.models.prototype_maps import PrototypeMaps, PrototypeMapsConfig
 from mpamatch.models.prototypes import PrototypeBank
-from mpamatch.models.text_encoder import TextEncoder, build_text_encoder, text_encoders
+from mpamatch.models.text_encoders import TextEncoder, build_text_encoder, text_encoders
 from mpamatch.models.transunet import TransUNet, TransUNetConfig
 
 __all__ = [

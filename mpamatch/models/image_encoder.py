@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError, unknown
-from mpamatch.models.towers import CONCH, CONCH_NEEDED, OPEN_CLIP, open_clip_config, open_clip_weights, without_draws
+from mpamatch.models.clip import OPEN_CLIP, image_part, open_clip_model
+from mpamatch.models.published import CLIP_MEAN, CLIP_STD, CONCH, CONCH_NEEDED, PUBLISHED, fetched
+from mpamatch.models.towers import without_draws
 from mpamatch.models.weights import load_checked, read_state_dict, sha256
 
 KIND = "image encoder"
@@ -73,29 +75,26 @@ def build_image_encoder(name: str, weights: str | None) -> ImageEncoder:
     """Builds a frozen image encoder; never one with random weights.
 
     Args:
-        name: "conch" (Nature Medicine 2024), "open_clip:MODEL", or "open_clip:hf-hub:ORG/REPO" and
-            "open_clip:local-dir:FOLDER", which bring their weights.
-        weights: the checkpoint file of CONCH; for a model of open_clip a checkpoint file (whole CLIP or image tower) or
-            a pretrained tag.
+        name: "conch" (Nature Medicine 2024), "plip", "keep", "quiltnet", "biomedclip", "open_clip:MODEL", or
+            "open_clip:hf-hub:ORG/REPO" and "open_clip:local-dir:FOLDER", which bring their weights.
+        weights: the checkpoint file (whole or image tower); for a model of open_clip a file or a pretrained tag. None:
+            plip, keep, quiltnet and biomedclip are fetched from Hugging Face once. A file with OpenAI's weights needs
+            the model's -quickgelu name.
 
     Returns:
         The encoder, on the CPU.
 
     Raises:
-        InputError: an unknown name, missing weights, or weights that do not fit (the first differences are listed) or
-            cannot be fetched.
+        InputError: an unknown name, missing weights, or weights that do not fit (the first differences are listed)
+            or cannot be fetched.
     """
     if name == CONCH:
         return _conch(weights)
+    if name in PUBLISHED:
+        return _published(name, weights)
     if name.startswith(OPEN_CLIP):
         return _open_clip(name, weights)
-    raise unknown(KIND, name, ("none", CONCH, f"{OPEN_CLIP}ViT-B-32"))
-
-
-def image_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Picks the image tower's weights from a checkpoint: the entries under `visual.`, or all if there are none."""
-    part = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
-    return part or state
+    raise unknown(KIND, name, ("none", CONCH, *PUBLISHED, f"{OPEN_CLIP}ViT-B-32"))
 
 
 def _conch(weights: str | None) -> ImageEncoder:
@@ -108,23 +107,29 @@ def _conch(weights: str | None) -> ImageEncoder:
     return ImageEncoder(tower, side=tower.side, width=tower.width, mean=tower.mean, std=tower.std, identity=identity)
 
 
+def _published(name: str, weights: str | None) -> ImageEncoder:
+    model = PUBLISHED[name]
+    file = Path(weights) if weights else fetched(name, model.files, f"{KIND} {name!r}", "--method.image_weights")
+    tower = without_draws(model.image.build)
+    load_checked(tower, model.image.part(read_state_dict(file)), str(file))
+    identity = {"name": name, "source": weights or model.hub, "sha256": sha256(file)}
+    return ImageEncoder(tower, side=model.side, width=model.width, mean=model.mean, std=model.std, identity=identity)
+
+
 def _open_clip(name: str, weights: str | None) -> ImageEncoder:
-    import open_clip
     from open_clip.model import _build_vision_tower
 
-    config = open_clip_config(name, KIND)
-    file, tag = open_clip_weights(name, weights, KIND)
-    state = image_part(read_state_dict(file))
-    vision = {**config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
-    quick_gelu = bool(tag.get("quick_gelu", config.get("quick_gelu", False)))
-    tower = without_draws(lambda: _build_vision_tower(config["embed_dim"], vision, quick_gelu))
-    load_checked(tower, state, str(file))
+    model = open_clip_model(name, weights, KIND)
+    width: int = model.config["embed_dim"]
+    vision = {**model.config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
+    tower = without_draws(lambda: _build_vision_tower(width, vision, model.quick_gelu))
+    load_checked(tower, image_part(model.state), str(model.file))
     side = tower.image_size
     return ImageEncoder(
         tower,
         side=side if isinstance(side, int) else side[0],
-        width=config["embed_dim"],
-        mean=tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        std=tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
-        identity={"name": name, "source": str(weights or file), "sha256": sha256(file)},
+        width=width,
+        mean=tuple(model.tag.get("mean") or CLIP_MEAN),
+        std=tuple(model.tag.get("std") or CLIP_STD),
+        identity={"name": name, "source": str(weights or model.file), "sha256": sha256(model.file)},
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.models.prompt_controls import random_words, shuffled
-from mpamatch.models.text_encoder import TextEncoder
+from mpamatch.models.text_encoders import TextEncoder
 from mpamatch.models.towers import BesideTower
 from mpamatch.ops.unit import unit
 

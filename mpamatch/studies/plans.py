@@ -8,7 +8,7 @@ from mpamatch.engine.config import Config, flags_for
 from mpamatch.errors import InputError, unknown
 from mpamatch.methods import METHODS
 from mpamatch.methods.towers import TEXT, descriptions
-from mpamatch.models.text_encoder import MINILM, text_encoders
+from mpamatch.models.text_encoders import MINILM, text_encoders
 from mpamatch.settings import fields_of
 from mpamatch.studies.sweep import StudyRun, Sweep
 

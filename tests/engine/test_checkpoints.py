@@ -19,7 +19,7 @@ from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.methods import towers
 from mpamatch.models.build import build_model
 from mpamatch.models.encoders import build_encoder
-from mpamatch.models.text_encoder import TextEncoder
+from mpamatch.models.text_encoders import TextEncoder
 from tests.tiny import bitwise_equal, file_limit, make_set, read_checkpoint, silent, tiny_config, train_until
 
 pytestmark = pytest.mark.slow

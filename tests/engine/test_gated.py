@@ -12,8 +12,9 @@ from mpamatch.data.cache import ImageCache
 from mpamatch.engine import loop
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.inference.checkpoint import load_segmenter
-from mpamatch.models import conch_image, text_encoder
+from mpamatch.models import conch_image
 from mpamatch.models.encoders import build_encoder
+from mpamatch.models.text_encoders import conch as conch_text
 from mpamatch.models.weights import sha256
 from tests.models.narrow import narrow as narrow_preset
 from tests.models.published import conch_image_shapes, conch_text_shapes, filled, write_conch_tokenizer
@@ -31,8 +32,8 @@ def prepared(tmp_path_factory):
 def narrow(monkeypatch):
     """UNI2-h and CONCH as the loaders know them, but narrow and of one block."""
     narrow_preset(monkeypatch, "uni2-h", embed_dim=48, depth=1, num_heads=4)
-    conch = text_encoder.CONCH_TEXT | {"width": 32, "heads": 2, "layers": 1, "output_dim": 16}
-    monkeypatch.setattr(text_encoder, "CONCH_TEXT", conch)
+    conch = conch_text.CONCH_TEXT | {"width": 32, "heads": 2, "layers": 1, "output_dim": 16}
+    monkeypatch.setattr(conch_text, "CONCH_TEXT", conch)
 
 
 @pytest.fixture

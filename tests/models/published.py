@@ -18,7 +18,7 @@ def filled(shapes: Shapes, seed: int = 0, scale: float = 0.05) -> dict[str, Tens
 
 def is_norm_weight(name: str) -> bool:
     *_, layer, last = ("", *name.split("."))
-    return last == "weight" and layer.startswith(("ln_", "norm"))
+    return last == "weight" and (layer.startswith("ln_") or "norm" in layer.lower())
 
 
 def conch_text_shapes(layers: int = 12, width: int = 768, out: int = 512, vocabulary: int = 32007) -> Shapes:
@@ -75,6 +75,105 @@ def conch_image_shapes(layers: int = 12, width: int = 768, out: int = 512, side:
     }
     trunk = {f"trunk.{name}": shape for name, shape in vit.items() if ".ls" not in name}
     return {f"visual.{name}": shape for name, shape in (trunk | pool).items()}
+
+
+def plip_shapes() -> Shapes:
+    """PLIP's model.safetensors, as transformers' CLIPModel names its entries."""
+    shapes: Shapes = {
+        "logit_scale": (),
+        "text_projection.weight": (512, 512),
+        "visual_projection.weight": (512, 768),
+        "text_model.embeddings.token_embedding.weight": (49408, 512),
+        "text_model.embeddings.position_embedding.weight": (77, 512),
+        "vision_model.embeddings.class_embedding": (768,),
+        "vision_model.embeddings.patch_embedding.weight": (768, 3, 32, 32),
+        "vision_model.embeddings.position_embedding.weight": (50, 768),
+        # buffers of older libraries
+        "text_model.embeddings.position_ids": (1, 77),
+        "vision_model.embeddings.position_ids": (1, 50),
+    }
+    shapes |= norm("text_model.final_layer_norm", 512)
+    shapes |= norm("vision_model.pre_layrnorm", 768) | norm("vision_model.post_layernorm", 768)
+    for tower, width in (("text_model", 512), ("vision_model", 768)):
+        for layer in range(12):
+            parts = norm("layer_norm1", width) | norm("layer_norm2", width)
+            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                parts |= linear(f"self_attn.{part}", width, width)
+            parts |= linear("mlp.fc1", 4 * width, width) | linear("mlp.fc2", width, 4 * width)
+            shapes |= {f"{tower}.encoder.layers.{layer}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def quiltnet_shapes() -> Shapes:
+    """QuiltNet-B-32's open_clip_pytorch_model.bin: CLIP's ViT-B/32 as OpenAI and open_clip name its entries."""
+    shapes: Shapes = {
+        "logit_scale": (),
+        "positional_embedding": (77, 512),
+        "text_projection": (512, 512),
+        "token_embedding.weight": (49408, 512),
+        "visual.class_embedding": (768,),
+        "visual.positional_embedding": (50, 768),
+        "visual.proj": (768, 512),
+        "visual.conv1.weight": (768, 3, 32, 32),
+        **norm("ln_final", 512),
+        **norm("visual.ln_pre", 768),
+        **norm("visual.ln_post", 768),
+    }
+    for tower, width in (("", 512), ("visual.", 768)):
+        for layer in range(12):
+            parts = norm("ln_1", width) | norm("ln_2", width) | linear("attn.out_proj", width, width)
+            parts |= {"attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,)}
+            parts |= linear("mlp.c_fc", 4 * width, width) | linear("mlp.c_proj", width, 4 * width)
+            shapes |= {f"{tower}transformer.resblocks.{layer}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def pubmedbert_shapes() -> Shapes:
+    """PubMedBERT, a BertModel without its pooling layer."""
+    shapes: Shapes = {
+        "embeddings.word_embeddings.weight": (30522, 768),
+        "embeddings.position_embeddings.weight": (512, 768),
+        "embeddings.token_type_embeddings.weight": (2, 768),
+        "embeddings.position_ids": (1, 512),  # a buffer of older libraries
+        **norm("embeddings.LayerNorm", 768),
+    }
+    for layer in range(12):
+        parts = norm("attention.output.LayerNorm", 768) | norm("output.LayerNorm", 768)
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            parts |= linear(f"attention.{part}", 768, 768)
+        parts |= linear("intermediate.dense", 3072, 768) | linear("output.dense", 768, 3072)
+        shapes |= {f"encoder.layer.{layer}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def keep_shapes() -> Shapes:
+    """KEEP's model.safetensors."""
+    vit = UNI  # the same ViT-L/16 with layer scale
+    head = linear("visual_head.0", 768, 1024) | linear("visual_head.2", 768, 768)
+    text = pubmedbert_shapes() | linear("pooler.dense", 768, 768)
+    return {
+        "logit_scale": (),
+        **{f"visual.{name}": shape for name, shape in vit.items()},
+        **head,
+        **{f"text.{name}": shape for name, shape in text.items()},
+    }
+
+
+def biomedclip_shapes() -> Shapes:
+    """BiomedCLIP's open_clip_pytorch_model.bin."""
+    vit = vit_shapes(768, 12, 3072, 16) | {
+        "cls_token": (1, 1, 768),
+        "pos_embed": (1, 197, 768),
+        **{f"blocks.{block}.mlp.fc2.weight": (768, 3072) for block in range(12)},
+    }
+    return {
+        "logit_scale": (),
+        **{f"visual.trunk.{name}": shape for name, shape in vit.items() if ".ls" not in name},
+        "visual.head.proj.weight": (512, 768),
+        **{f"text.transformer.{name}": shape for name, shape in pubmedbert_shapes().items()},
+        "text.proj.0.weight": (640, 768),
+        "text.proj.2.weight": (512, 640),
+    }
 
 
 # What only CONCH's captions need, by a few of its entries.
@@ -176,6 +275,10 @@ def norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
+def linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
 WIDE = (64, 128, 320, 512)
 # The state dict that a preset's checkpoint file holds.
 PUBLISHED: dict[str, Shapes] = {
@@ -210,4 +313,13 @@ def write_conch_tokenizer(file: Path, texts: list[str], special: tuple[str, ...]
         single="<start_of_text> $A <end_of_text>", special_tokens=ends
     )
     tokenizer.save(str(file))
+    return file
+
+
+def write_vocabulary(file: Path, words: list[str], special: tuple[str, ...] = (), size: int = 30522) -> Path:
+    """A vocabulary of PubMedBERT's size that knows these words and single letters."""
+    special = special or ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    letters = [*"abcdefghijklmnopqrstuvwxyz.,-()&"]
+    known = [*special, *dict.fromkeys([*letters, *(f"##{letter}" for letter in letters), *words])]
+    file.write_text("\n".join([*known, *(f"[none{number}]" for number in range(size - len(known)))]) + "\n")
     return file

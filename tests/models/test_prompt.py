@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from mpamatch.errors import InputError
 from mpamatch.models import prompt
 from mpamatch.models.prompt import TextPrototypes, load_descriptions
-from mpamatch.models.text_encoder import TextEncoder, build_text_encoder
+from mpamatch.models.text_encoders import TextEncoder, build_text_encoder
 
 RECIPE_CLASSES = {
     "glas": ["background", "gland"],

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.models import text_encoder
+from mpamatch.models import towers
 from mpamatch.models.prompt import TextPrototypes
-from mpamatch.models.text_encoder import CONCH_TOKENIZER, TextEncoder, build_text_encoder
+from mpamatch.models.text_encoders import TextEncoder, build_text_encoder, conch
+from mpamatch.models.text_encoders.conch import CONCH_TOKENIZER
 from mpamatch.models.weights import sha256
 from tests.models.published import BESIDE_TEXT, conch_text_shapes, filled, write_conch_tokenizer
 
@@ -35,7 +36,7 @@ def tokenizer(tmp_path_factory) -> Path:
 @pytest.fixture
 def narrow(monkeypatch):
     """CONCH of three narrow layers, through the real loader."""
-    monkeypatch.setattr(text_encoder, "CONCH_TEXT", text_encoder.CONCH_TEXT | NARROW)
+    monkeypatch.setattr(conch, "CONCH_TEXT", conch.CONCH_TEXT | NARROW)
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_the_tokenizer_beside_the_checkpoint_is_taken(narrow, tmp_path, tokenize
 
 @pytest.mark.parametrize("name", list(conch_text_shapes(1)))
 def test_each_entry_that_is_missing_renamed_or_misshapen_is_named(name, narrow, tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(text_encoder, "CONCH_TEXT", text_encoder.CONCH_TEXT | {"layers": 1, "vocab_size": 512})
+    monkeypatch.setattr(conch, "CONCH_TEXT", conch.CONCH_TEXT | {"layers": 1, "vocab_size": 512})
     whole = filled(conch_text_shapes(1, 32, 16, vocabulary=512))
     own = name.removeprefix("text.")
     for change, words in (
@@ -262,11 +263,13 @@ def test_a_tokenizer_that_adds_no_ends_is_refused(narrow, tmp_path, tokenizer):
 
 def test_other_towers_take_no_tokenizer(tokenizer):
     for name in ("minilm", "open_clip:ViT-B-32"):
-        with pytest.raises(InputError, match="text_tokenizer: only conch takes one"):
+        with pytest.raises(
+            InputError, match=f"text_tokenizer: goes with conch, keep, biomedclip; {name} brings its own"
+        ):
             build_text_encoder(name, None, tokenizer)
 
 
 def test_conch_without_its_packages_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(text_encoder, "_has", lambda package: package != "tokenizers")
+    monkeypatch.setattr(towers, "has", lambda package: package != "tokenizers")
     with pytest.raises(InputError, match=r"'conch': pip install 'mpamatch\[text-offline\]'"):
         build_text_encoder("conch", "conch.bin")

