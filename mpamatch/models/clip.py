@@ -15,9 +15,12 @@ from mpamatch.models.weights import read_state_dict
 OPEN_CLIP = "open_clip:"
 # What a folder or repository in open_clip's own format calls its weights (open_clip 3, constants.py).
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# What only the state dicts of OpenAI's own archives hold beside the weights (github.com/openai/CLIP, clip/model.py).
+OPENAI = frozenset({"input_resolution", "context_length", "vocab_size"})
 # Entries of whole checkpoints that belong to neither tower, and buffers that older libraries stored.
-NOT_WEIGHTS = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
+NOT_WEIGHTS = OPENAI | {"logit_scale", "logit_bias", "attn_mask"}
 # What a name of transformers' CLIPModel begins with → what open_clip calls it; below, parts of a block's.
+TRANSFORMERS = ("text_model.", "vision_model.")
 OPEN_CLIP_NAMES = {
     "text_model.embeddings.token_embedding.": "token_embedding.",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -76,11 +79,20 @@ def open_clip_model(name: str, weights: str | None, kind: str) -> OpenClipModel:
         Both.
 
     Raises:
-        InputError: an unknown model; weights that are missing or cannot be fetched.
+        InputError: an unknown model; weights that are missing, cannot be fetched, want another activation than the
+            model has, or have names of transformers, which leave the activation open.
     """
     config = open_clip_config(name, kind)
     file, tag = open_clip_weights(name, weights, kind)
-    return OpenClipModel(config, tag, file, read_state_dict(file))
+    model = OpenClipModel(config, tag, file, read_state_dict(file))
+    if any(entry.startswith(TRANSFORMERS) for entry in model.state):
+        raise InputError(
+            f"{file}: has the names of transformers' CLIPModel, which leave the activation open: PLIP's file goes with "
+            f"the {kind} plip, another model's must have open_clip's names."
+        )
+    if OPENAI & model.state.keys() and not model.quick_gelu:
+        raise InputError(f"{file}: holds OpenAI's weights, whose activation is QuickGELU: {_with_quick_gelu(name)}")
+    return model
 
 
 def open_clip_config(name: str, kind: str) -> dict[str, Any]:
@@ -181,3 +193,13 @@ def _open_clip_name(name: str) -> str:
         for theirs, ours in OPEN_CLIP_BLOCK.items():
             name = name.replace(theirs, ours)
     return name
+
+
+def _with_quick_gelu(name: str) -> str:
+    """Says how the model of `name` is had with QuickGELU."""
+    import open_clip
+
+    quick = f"{name}-quickgelu"
+    if quick.removeprefix(OPEN_CLIP) in open_clip.list_models():
+        return f"give them to {quick}."
+    return f'{name} must say "quick_gelu": true in its configuration.'

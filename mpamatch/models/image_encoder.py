@@ -85,8 +85,8 @@ def build_image_encoder(name: str, weights: str | None) -> ImageEncoder:
         The encoder, on the CPU.
 
     Raises:
-        InputError: an unknown name, missing weights, or weights that do not fit (the first differences are listed)
-            or cannot be fetched.
+        InputError: an unknown name, missing weights, or weights that do not fit (the first differences are listed),
+            want another activation or cannot be fetched.
     """
     if name == CONCH:
         return _conch(weights)

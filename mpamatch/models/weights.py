@@ -1,6 +1,7 @@
 """Reads checkpoints of other projects: no pickle is executed, and what does not fit is refused with the differences."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file.")
+    if _is_torchscript(path):
+        raise InputError(
+            f"{path}: is a TorchScript archive, which is code (OpenAI publishes CLIP so): save its state_dict(), "
+            "or take the tag openai of the open_clip model."
+        )
     try:
         content = (
             load_file(path)
@@ -47,6 +53,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path}: holds no state dict of tensors.")
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

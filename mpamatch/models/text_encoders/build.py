@@ -66,7 +66,7 @@ def build_text_encoder(
 
     Raises:
         InputError: an unknown name, a missing package, missing weights, or weights that do not fit (the first
-            differences are listed) or cannot be fetched; weights or a tokenizer for an
+            differences are listed), want another activation or cannot be fetched; weights or a tokenizer for an
             encoder that brings its own.
     """
     entry = ENTRIES.get(ANY_OPEN_CLIP if name.startswith(OPEN_CLIP) else name)
