@@ -16,4 +16,9 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("engine.device: cuda was asked for, but torch sees no GPU here; take auto or cpu.")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if on_gpu(device) else "cpu")
+
+
+def on_gpu(device: str) -> bool:
+    """Tells whether auto, cpu or cuda means a GPU here; False for cuda where torch sees none."""
+    return device in ("auto", "cuda") and torch.cuda.is_available()

@@ -14,6 +14,7 @@ import yaml
 from annotated_types import Ge, Lt
 
 from mpamatch.data.config import DataConfig
+from mpamatch.device import on_gpu
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import replacing
 from mpamatch.methods import METHODS, Method
@@ -22,6 +23,8 @@ from mpamatch.models.network import NETWORKS, NetworkConfig
 from mpamatch.settings import Count, Fraction, NonNegative, fields_of, from_words, help_of, idle_fields, settings
 
 DEFAULT_METHOD = "mpamatch"
+START = "_start"  # in the folder of recipes: what all others start from, unless one says `start: false`
+OF_ENCODER = ("encoder_norm", "frozen_stages", "skips")  # what a recipe says of its own encoder alone
 OPTIONS = ("recipe", "config", "run", "resume")  # of `mpamatch train` beside the fields
 SECTIONS = ("data", "model", "method", "engine")
 _UNLABELLED = {"data.unlabelled_batch"}  # fields that do nothing for a method without unlabelled images
@@ -100,7 +103,8 @@ class Config:
 def recipes() -> list[str]:
     """Lists the names of the recipes that come with the package."""
     folder = resources.files("mpamatch.recipes")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = (entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(name for name in names if name != START)
 
 
 def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequence[str] = ()) -> Config:
@@ -116,8 +120,11 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
             or flag would do nothing with the method, network and values chosen.
     """
     own = _read_yaml(file) if file is not None else {}
-    content = _merged(_recipe(recipe) if recipe is not None else {}, own)
     given = dict(_pairs(flags))
+    device = str(given.get("engine.device") or (own.get("engine") or {}).get("device") or "auto")
+    base = _recipe(recipe, on_gpu=on_gpu(device)) if recipe is not None else {}
+    encoder = str(given.get("model.encoder") or (own.get("model") or {}).get("encoder") or "")
+    content = _merged(_for_encoder(base, encoder), own)
     written = str((content.get("method") or {}).get("name") or "")  # the method that file and recipe are for
     method = METHODS.find(str(given.get("method.name") or written or DEFAULT_METHOD))
     classes = _classes(method)
@@ -201,10 +208,28 @@ def _made(chosen: Content, classes: Mapping[str, type]) -> dict[str, Any]:
     return {section: configuration(**chosen.get(section, {})) for section, configuration in classes.items()}
 
 
-def _recipe(name: str) -> Content:
+def _recipe(name: str, *, on_gpu: bool) -> Content:
+    """Reads a recipe on top of what all start from, each with its part for a GPU. Raises InputError for another name."""
     if name not in recipes():
         raise unknown("recipe", name, recipes())
+    own = _shipped(name)
+    content: Content = {}
+    for part in (_shipped(START), own) if own.pop("start", True) else (own,):
+        of_gpu = part.pop("gpu", {})
+        content = _merged(_merged(content, part), of_gpu if on_gpu else {})
+    return content
+
+
+def _shipped(name: str) -> Content:
     return yaml.safe_load((resources.files("mpamatch.recipes") / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+
+
+def _for_encoder(recipe: Content, encoder: str) -> Content:
+    """Leaves out what a recipe says of its own encoder if another one is chosen."""
+    model = recipe.get("model") or {}
+    if encoder in ("", model.get("encoder")):
+        return recipe
+    return {**recipe, "model": {name: value for name, value in model.items() if name not in OF_ENCODER}}
 
 
 def _read_yaml(path: Path) -> Content:

@@ -28,8 +28,8 @@ class NetworkConfig:
             repository); or hf-hub:ID.
         skips: blocks of a plain ViT, counted from 0 in rising order, whose maps come before the last one; the decoder
             takes the deepest of them at stride 8, the one before at stride 4. None: TransUNi as published.
-        encoder_norm: batch norms of a pretrained encoder: trained (by each batch's statistics), running (by the
-            statistics that it brings, factors trained) or frozen.
+        encoder_norm: batch norms of a pretrained encoder, if it has some: frozen, running (by the statistics that it
+            brings, factors trained) or trained (by each batch's statistics).
         frozen_stages: shallow feature maps of a pretrained encoder whose layers are not trained.
         tuning: full, lora (adapters in the attention of a ViT) or frozen; the last two need encoder_weights.
         lora_rank: rank of the adapters.
@@ -45,7 +45,7 @@ class NetworkConfig:
     encoder: str = "small_hybrid"
     encoder_weights: str | None = None
     skips: list[Whole] = field(default_factory=list)
-    encoder_norm: Annotated[Literal["trained", "running", "frozen"], OnlyIf("encoder_weights")] = "trained"
+    encoder_norm: Annotated[Literal["trained", "running", "frozen"], OnlyIf("encoder_weights")] = "frozen"
     frozen_stages: Annotated[Whole, OnlyIf("encoder_weights")] = 0
     tuning: Literal["full", "lora", "frozen"] = "full"
     lora_rank: Annotated[Count, OnlyIf("tuning", ("lora",))] = 8
@@ -146,9 +146,9 @@ class Network(nn.Module, ABC):
         if config.encoder_weights is None:
             return
         norms = self.encoder.norms()
+        if not norms and config.encoder_norm != "frozen":
+            raise InputError(f"model.encoder_norm: {config.encoder} has no batch norms.")
         if config.encoder_norm != "trained":
-            if not norms:
-                raise InputError(f"model.encoder_norm: {config.encoder} has no batch norms.")
             self.still += tuple(norms)
         if config.encoder_norm == "frozen":
             for norm in norms:
