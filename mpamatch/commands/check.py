@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mpamatch.console import new_console, say
 from mpamatch.data.checks import Report, examine, write_contact_sheet
 
 
@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks the folder `arguments.data`; returns 1 if a problem would spoil training, else 0."""
     root = Path(arguments.data)
     report = examine(root)
-    console = Console()
+    console = new_console()
     console.print(_counts(report))
     console.print(_classes(report))
     if report.problems:
@@ -22,9 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     sheet = root / "check.png"
     samples = write_contact_sheet(report, sheet)
     if samples:
-        console.print(f"{sheet}: {samples} samples to look at", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{sheet}: {samples} samples to look at")
     blocking = sum(problem.blocking for problem in report.problems)
-    console.print(f"{blocking} problems that spoil training, {len(report.problems) - blocking} to know about")
+    say(console, f"{blocking} problems that spoil training, {len(report.problems) - blocking} to know about")
     return 1 if report.blocking else 0
 
 

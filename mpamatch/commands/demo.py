@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mpamatch import ranks
 from mpamatch.commands.evaluate import percent
+from mpamatch.console import say
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import Item, Prepared, load_prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
@@ -44,14 +45,13 @@ def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Con
     began = time.perf_counter()
     ranks.join(config.engine.device)
     run = ranks.from_first(lambda: choose_run(folder, config))
-    say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
-    say(f"making {TRAIN + VALIDATION + TEST} images of tissue in {run / 'tissue'}")
+    say(console, f"making {TRAIN + VALIDATION + TEST} images of tissue in {run / 'tissue'}")
     prepared, split = ranks.from_first(lambda: prepare(run / "tissue", config.engine.seed))
     config = replace(config, data=replace(config.data, root=str(prepared.root), split=split))
     other = load_config("demo", None, [*flags_for("supervised", flags), "--method.name", "supervised"])
     supervised = replace(other, data=config.data)
     config, text = use_text(config)
-    say(f"text prototypes: {text}")
+    say(console, f"text prototypes: {text}")
 
     runs = {"supervised": run / "supervised", config.method.name: run / config.method.name}
     results = {}
@@ -67,12 +67,13 @@ def demo(config: Config, folder: Path | None, flags: Sequence[str], console: Con
         return 0
     console.print(table(results, prepared))
     picture = draw_unseen(run / "figures" / "unseen.png", prepared, runs)
-    say(f"overlays on unseen images: {picture}")
+    say(console, f"overlays on unseen images: {picture}")
     best = runs[config.method.name]
-    say(f"curves: {best / 'figures' / 'training.png'}   all of it took {time.perf_counter() - began:.0f} s")
+    say(console, f"curves: {best / 'figures' / 'training.png'}   all of it took {time.perf_counter() - began:.0f} s")
     say(
+        console,
         "next, on your own data: mpamatch prepare folder IMAGES_AND_MASKS data/mine, then "
-        "mpamatch-train --recipe folder --data.root data/mine"
+        "mpamatch-train --recipe folder --data.root data/mine",
     )
     return 0
 

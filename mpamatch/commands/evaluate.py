@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mpamatch import ranks
+from mpamatch.console import new_console, say
 from mpamatch.engine.evaluation import evaluate_run
 
 
@@ -15,11 +15,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates `arguments.run`, prints the scores and writes RUN/evaluation-PART.json; returns 0."""
     data = Path(arguments.data) if arguments.data else None
     scores = evaluate_run(Path(arguments.run), data, arguments.part, arguments.device)
-    console = Console(quiet=ranks.rank() > 0)
+    console = new_console(quiet=ranks.rank() > 0)
     console.print(table(scores))
     for line in summary(scores):
         console.print(line, highlight=False)
-    console.print(f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}", highlight=False, soft_wrap=True)
+    say(console, f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}")
     return 0
 
 

@@ -7,9 +7,9 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from mpamatch.console import new_console
 from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     table.add_column()
     for name, value in facts.items():
         table.add_row(name, _shown(value))
-    Console().print(table)
+    new_console().print(table)
     return 0
 
 

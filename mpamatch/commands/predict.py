@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from mpamatch import ranks
+from mpamatch.console import new_console, say
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.files import Areas, check_empty, list_images, predict_files, square_millimetres
 from mpamatch.inference.segmenter import Segmenter
@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.overlap is not None:
         segmenter = Segmenter(segmenter.model, replace(segmenter.settings, overlap=arguments.overlap))
     areas = predict_files(segmenter, inputs, out, rank=ranks.rank(), ranks=ranks.size(), gather=ranks.gather)
-    console = Console(quiet=ranks.rank() > 0)
+    console = new_console(quiet=ranks.rank() > 0)
     console.print(summary(areas, segmenter))
-    console.print(f"masks, overlays and areas.csv are in {out}", soft_wrap=True)
+    say(console, f"masks, overlays and areas.csv are in {out}")
     return 0
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mpamatch.console import new_console, say
 from mpamatch.data.kinds import Kind, every_option, kind_named, kinds
 from mpamatch.data.prepared import PARTS, Prepared, RawSet, write_prepared
 from mpamatch.errors import InputError
@@ -22,20 +22,18 @@ def run(arguments: argparse.Namespace) -> int:
     raw = _raw_set(kind, arguments)
     dest = Path(arguments.dest)
     prepared = write_prepared(dest, raw)
-    console = Console()
+    console = new_console()
     console.print(_table(prepared))
     for remark in (prepared.note, *raw.remarks):
         if remark:
-            console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"note: {remark}")
     recipe = kind.recipes.get(prepared.name, "folder")
     split = f"      mpamatch split {dest} --labelled 10%        (count few of the images as labelled)\n"
-    console.print(
+    say(
+        console,
         f"next: mpamatch check {dest}\n"
         f"{'' if prepared.present else split}"
         f"      mpamatch-train --recipe {recipe} --data.root {dest}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     return 0
 

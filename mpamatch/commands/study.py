@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mpamatch import ranks
 from mpamatch.commands.train import quiet_libraries
+from mpamatch.console import new_console, say
 from mpamatch.data.prepared import Prepared
 from mpamatch.data.splits import draw_splits, save_split
 from mpamatch.engine.build import open_data
@@ -27,14 +28,13 @@ LABELLED = "10%"
 def run(arguments: argparse.Namespace) -> int:
     """Does the runs that are missing, then writes table and figure; returns 1 if a run failed, else 0."""
     study = plans.find_study(arguments.study)
-    console = Console()
+    console = new_console()
     sweep, runs, points, left_out = plan(study, arguments)
-    console.print(f"{study.question} {len(runs)} runs in {sweep.out}", highlight=False, soft_wrap=True)
+    say(console, f"{study.question} {len(runs)} runs in {sweep.out}")
     for point in left_out:
-        console.print(f"left out: {point.method} at {point.labelled}, where no image is unlabelled", highlight=False)
+        say(console, f"left out: {point.method} at {point.labelled}, where no image is unlabelled")
     quiet_libraries()
-    say = lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
-    failed = do_runs(sweep, runs, jobs=arguments.jobs, say=say)
+    failed = do_runs(sweep, runs, jobs=arguments.jobs, say=lambda text: say(console, text))
     report(study, points, runs, Path(sweep.out), console)
     return 1 if failed else 0
 
@@ -91,14 +91,14 @@ def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out:
     for row in rows:
         shown.add_row(*scores.cells(row))
     console.print(shown)
-    console.print("The checkpoint of every run is the best on validation.", highlight=False)
+    say(console, "The checkpoint of every run is the best on validation.")
     if part == "validation":
-        console.print("So validation scores flatter every point; --test adds the test part.", highlight=False)
+        say(console, "So validation scores flatter every point; --test adds the test part.")
     scores.write_csv(out / "table.csv", rows, part)
     with replacing(out / "table.md") as temporary:
         temporary.write_text(f"{study.question} {about[0].upper()}{about[1:]}.\n\n{scores.markdown(rows)}", "utf-8")
     draw(study, points, results, out / "figure.png", part, reference)
-    console.print(f"wrote {out / 'table.csv'}, table.md and figure.png", highlight=False, soft_wrap=True)
+    say(console, f"wrote {out / 'table.csv'}, table.md and figure.png")
 
 
 def draw(

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mpamatch import ranks
+from mpamatch.console import new_console, say
 from mpamatch.engine.config import field_help, load_config
 from mpamatch.engine.loop import TrainingResult, resume, train
 from mpamatch.errors import InputError
@@ -21,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, default, meaning in field_help():
             print(f"--{name}: {meaning} (default: {default})")
         return 0
-    console = Console(quiet=ranks.rank() > 0)
+    console = new_console(quiet=ranks.rank() > 0)
     quiet_libraries()
     if arguments.resume:
         if arguments.flags or arguments.recipe or arguments.config or arguments.run:
@@ -51,20 +52,17 @@ def report(result: TrainingResult, console: Console) -> None:
         if math.isnan(result.best_mdice)
         else f"best validation mDice {100 * result.best_mdice:.2f} at step {result.best_step}"
     )
-    console.print(f"{found}; {result.seconds_per_step:.2f} s a step", highlight=False)
+    say(console, f"{found}; {result.seconds_per_step:.2f} s a step")
     if result.skipped:
         names = sorted(result.skipped)
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        console.print(
-            f"images skipped because they could not be used: {len(names)} ({shown})", highlight=False, soft_wrap=True
-        )
-        console.print(f"the first: {result.skipped[names[0]]}", highlight=False, soft_wrap=True)
+        say(console, f"images skipped because they could not be used: {len(names)} ({shown})")
+        say(console, f"the first: {result.skipped[names[0]]}")
     for figure in figures:
-        console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
-    console.print(
+        say(console, f"wrote {figure}")
+    say(
+        console,
         f"next: mpamatch evaluate {result.run}   or: mpamatch predict {result.run} IMAGES --out out",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -78,6 +78,11 @@ def load_last(
         index, _, name = key.partition("/")
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # a fused step walks through memory: the moments of a channels-last weight must lie as the weight does
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return Progress(**about["progress"])
 
 

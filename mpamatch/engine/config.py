@@ -209,7 +209,7 @@ def _made(chosen: Content, classes: Mapping[str, type]) -> dict[str, Any]:
 
 
 def _recipe(name: str, *, on_gpu: bool) -> Content:
-    """Reads a recipe on top of what all start from, each with its part for a GPU. Raises InputError for another name."""
+    """Reads a recipe on top of what all start from, each with its part for a GPU. Raises InputError for other names."""
     if name not in recipes():
         raise unknown("recipe", name, recipes())
     own = _shipped(name)

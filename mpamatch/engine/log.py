@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from mpamatch.console import say
 from mpamatch.files import replacing
 
 
@@ -99,9 +100,9 @@ class RunLog:
             speed = (time.perf_counter() - self.began) / max(step - self.start, 1)
             mark = " (best so far)" if best else ""
             left = (self.steps - step) * speed
-            self.console.print(
+            say(
+                self.console,
                 f"step {step}/{self.steps}: {self.validation}{mark}, {speed:.2f} s a step, {left:.0f} s left",
-                highlight=False,
             )
 
     def _line(self, content: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpamatch import ranks
 from mpamatch.batch import Batch, pieces, to_device
+from mpamatch.console import new_console, say
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import Prepared
 from mpamatch.engine.build import (
@@ -80,7 +81,7 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
     ranks.join(config.engine.device, config.engine.precision)
     config = ranks.from_first(lambda: settled(config))
     folder = ranks.from_first(lambda: choose_run(run, config))
-    return Trainer(config, prepared, console or Console()).fit(folder)
+    return Trainer(config, prepared, console or new_console()).fit(folder)
 
 
 def resume(run: Path, *, console: Console | None = None) -> TrainingResult:
@@ -99,7 +100,7 @@ def resume(run: Path, *, console: Console | None = None) -> TrainingResult:
     last = last_checkpoint(run)  # none if it stopped before its first: from the start
     brought = last.is_file() and config.model.tuning == "full"
     built_from = encoder_built_from(last) if brought else None
-    trainer = Trainer(config, open_data(config), console or Console(), built_from)
+    trainer = Trainer(config, open_data(config), console or new_console(), built_from)
     return trainer.fit(run)
 
 
@@ -188,23 +189,23 @@ class Trainer:
         return {name: why for of_rank in ranks.gather(self.feed.skipped) for name, why in of_rank.items()}
 
     def _announce(self, run: Path, progress: Progress) -> None:
-        say: Callable[[str], None] = lambda text: self.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
-        config = self.config
-        say(encoder_line(config))
+        console, config = self.console, self.config
+        say(console, encoder_line(config))
         say(
+            console,
             f"{config.method.name} with {config.model.encoder} on {self.prepared.name}: "
             f"{len(self.feed.labelled)} labelled and {len(self.feed.unlabelled)} unlabelled images, "
-            f"{config.engine.steps} steps on {self.fabric.device}, in {run}"
+            f"{config.engine.steps} steps on {self.fabric.device}, in {run}",
         )
         for note in licence_notes(config, self.method):
-            say(note)
+            say(console, note)
         by_backend = {name: [op for op, used in self.backends.items() if used == name] for name in dispatch.NAMES}
-        say("operations: " + "; ".join(f"{name}: {', '.join(ops)}" for name, ops in by_backend.items() if ops))
+        say(console, "operations: " + "; ".join(f"{name}: {', '.join(ops)}" for name, ops in by_backend.items() if ops))
         if progress.step:
-            say(f"resumed at step {progress.step}")
+            say(console, f"resumed at step {progress.step}")
         shares = self.fabric.world_size * config.engine.accumulate
         if self.method.mixes and config.data.unlabelled_batch == shares:
-            say("one unlabelled image per pass has no neighbour to mix with: CutMix is off")
+            say(console, "one unlabelled image per pass has no neighbour to mix with: CutMix is off")
 
     def _steps(self, run: Path, progress: Progress, log: RunLog | None) -> None:
         engine, device = self.config.engine, self.fabric.device

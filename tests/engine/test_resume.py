@@ -109,6 +109,16 @@ def test_a_stopped_run_resumes_to_the_same_numbers(method, root, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_channels_last_run_resumes_to_the_same_numbers(optimizer, root, tmp_path):
+    """A checkpoint keeps values, not layouts, and a fused optimizer walks through memory: both must lie alike."""
+    config = tiny_config(root, "supervised", {**SHORT, "engine.channels_last": "true", "engine.optimizer": optimizer})
+    train(config, tmp_path / "whole", console=silent())
+    train_until(3, config, tmp_path / "stopped")
+    resume(tmp_path / "stopped", console=silent())
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_finished_run_resumes_to_itself(root, tmp_path):
     config = tiny_config(root, "supervised", {**SHORT, "engine.optimizer": "sgd", "engine.save_every": 1})
     train(config, tmp_path / "whole", console=silent())
