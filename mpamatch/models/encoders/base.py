@@ -49,11 +49,19 @@ class Encoder(nn.Module):
         return self
 
     def norms(self) -> list[_BatchNorm]:
-        """Lists its batch norms."""
+        """Lists its batch norms.
+
+        Returns:
+            The modules, in order.
+        """
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
     def layers_by_map(self) -> list[list[nn.Module]]:
-        """Lists, for each map, the modules with parameters that compute it from the one before; none if it cannot."""
+        """Lists the modules with parameters that compute each map from the one before.
+
+        Returns:
+            A list for each map, shallow to deep; no list at all if its layers cannot be told apart.
+        """
         return []
 
     def load(self, state: Mapping[str, Tensor], source: str) -> None:

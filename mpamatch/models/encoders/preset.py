@@ -69,13 +69,24 @@ class Preset:
     offline: Offline | None = None
 
     def record(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds, ready for JSON; `from_record` reads it back."""
+        """Returns what a checkpoint holds.
+
+        Returns:
+            Values that JSON has, by field; `from_record` reads them back.
+        """
         content = dataclasses.asdict(self)
         return {name: content[name] for name in RECORDED}
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Preset":
-        """Reads what `record` returned."""
+        """Reads what `record` returned.
+
+        Args:
+            record: from a checkpoint.
+
+        Returns:
+            The preset, without the places that its weights can be had from.
+        """
         return _preset(**record)
 
 
