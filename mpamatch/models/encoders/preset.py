@@ -77,8 +77,8 @@ class Preset:
         content = dataclasses.asdict(self)
         return {name: content[name] for name in RECORDED}
 
-    @staticmethod
-    def from_record(record: Mapping[str, Any]) -> "Preset":
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Preset":
         """Reads what `record` returned.
 
         Args:
