@@ -89,7 +89,7 @@ def encoder_line(config: Config) -> str:
 
 
 def licence_notes(config: Config, method: Method) -> list[str]:
-    """Lists the terms of the pretrained weights in use that restrict their use, each once."""
+    """Lists the terms of the pretrained weights in use, each once."""
     own = method.model.encoder.preset.licence if config.model.encoder_weights else None
     towers = [licence_of(name) for tower in config.trains.towers if (name := tower.encoder(config.method))]
     return [note for note in dict.fromkeys([own, *towers]) if note]

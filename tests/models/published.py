@@ -148,7 +148,7 @@ def pubmedbert_shapes() -> Shapes:
 
 def keep_shapes() -> Shapes:
     """KEEP's model.safetensors."""
-    vit = UNI  # the same ViT-L/16 with layer scale
+    vit = timm_vit(1024, 24, 16, 197)  # UNI's ViT-L/16
     head = linear("visual_head.0", 768, 1024) | linear("visual_head.2", 768, 768)
     text = pubmedbert_shapes() | linear("pooler.dense", 768, 768)
     return {
@@ -220,17 +220,87 @@ def vit_shapes(width: int, depth: int, hidden: int, patch: int) -> Shapes:
     return shapes
 
 
-UNI = vit_shapes(1024, 24, 4096, 16) | {
-    "cls_token": (1, 1, 1024),
-    "pos_embed": (1, 197, 1024),  # 14² places of 224 and the class token
-    **{f"blocks.{block}.mlp.fc2.weight": (1024, 4096) for block in range(24)},
-}
-UNI2 = vit_shapes(1536, 24, 8192, 14) | {
-    "cls_token": (1, 1, 1536),
-    "reg_token": (1, 8, 1536),
-    "pos_embed": (1, 256, 1536),  # 16² places of 224, none for the prefix
-    **{f"blocks.{block}.mlp.fc2.weight": (1536, 4096) for block in range(24)},  # SwiGLU halves the hidden width
-}
+def timm_vit(
+    width: int,
+    depth: int,
+    patch: int,
+    positions: int,
+    *,
+    registers: int = 0,
+    hidden: int = 0,
+    swiglu: bool = False,
+    scaled: bool = True,
+) -> Shapes:
+    """The whole of it under timm's names; `hidden` of fc1, 4 · width unless given, of which SwiGLU's fc2 takes half."""
+    hidden = hidden or 4 * width
+    shapes = vit_shapes(width, depth, hidden, patch) | {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, positions, width),
+        **({"reg_token": (1, registers, width)} if registers else {}),
+        **{f"blocks.{block}.mlp.fc2.weight": (width, hidden // 2 if swiglu else hidden) for block in range(depth)},
+    }
+    return {name: shape for name, shape in shapes.items() if scaled or ".ls" not in name}
+
+
+def dinov2_vit(width: int, depth: int, patch: int, positions: int, registers: int, hidden: int = 0) -> Shapes:
+    """The same under DINOv2's own names, as training leaves it; `hidden`: of SwiGLU, between w12 and w3."""
+    shapes = timm_vit(width, depth, patch, positions)
+    del shapes["cls_token"]
+    if hidden:
+        shapes = {name: shape for name, shape in shapes.items() if ".mlp." not in name}
+        for block in range(depth):
+            shapes |= linear(f"blocks.{block}.mlp.w12", 2 * hidden, width)
+            shapes |= linear(f"blocks.{block}.mlp.w3", width, hidden)
+    return {
+        "cls_token": (1, 1, width),
+        "register_tokens": (1, registers, width),
+        "mask_token": (1, width),
+        **shapes,
+    }
+
+
+def transformers_vit(width: int, depth: int, patch: int, positions: int) -> Shapes:
+    """The same under the names of transformers' ViTModel without its pooling; no layer scale."""
+    shapes = transformers_start(width, patch, positions)
+    for layer in range(depth):
+        parts = norm("layernorm_before", width) | norm("layernorm_after", width)
+        parts |= transformers_attention(width)
+        parts |= linear("intermediate.dense", 4 * width, width) | linear("output.dense", width, 4 * width)
+        shapes |= {f"encoder.layer.{layer}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def transformers_dinov2(
+    width: int, depth: int, patch: int, positions: int, *, registers: int = 0, hidden: int = 0
+) -> Shapes:
+    """The same under the names of transformers' Dinov2Model; `hidden`: of SwiGLU, instead of an MLP."""
+    shapes = transformers_start(width, patch, positions) | {"embeddings.mask_token": (1, width)}
+    if registers:
+        shapes["embeddings.register_tokens"] = (1, registers, width)
+    for layer in range(depth):
+        parts = norm("norm1", width) | norm("norm2", width) | transformers_attention(width)
+        parts |= {"layer_scale1.lambda1": (width,), "layer_scale2.lambda1": (width,)}
+        if hidden:
+            parts |= linear("mlp.weights_in", 2 * hidden, width) | linear("mlp.weights_out", width, hidden)
+        else:
+            parts |= linear("mlp.fc1", 4 * width, width) | linear("mlp.fc2", width, 4 * width)
+        shapes |= {f"encoder.layer.{layer}.{name}": shape for name, shape in parts.items()}
+    return shapes
+
+
+def transformers_start(width: int, patch: int, positions: int) -> Shapes:
+    return {
+        "embeddings.cls_token": (1, 1, width),
+        "embeddings.position_embeddings": (1, positions, width),
+        "embeddings.patch_embeddings.projection.weight": (width, 3, patch, patch),
+        "embeddings.patch_embeddings.projection.bias": (width,),
+        **norm("layernorm", width),
+    }
+
+
+def transformers_attention(width: int) -> Shapes:
+    parts = ("attention.query", "attention.key", "attention.value", "output.dense")
+    return {name: shape for part in parts for name, shape in linear(f"attention.{part}", width, width).items()}
 
 
 def mit_shapes(widths: tuple[int, ...], depths: tuple[int, ...]) -> Shapes:
@@ -280,16 +350,39 @@ def linear(name: str, outputs: int, inputs: int) -> Shapes:
 
 
 WIDE = (64, 128, 320, 512)
+# Of ViTs: 14², 28², 37² or 16² places of 224 or 518, and one for the class token where it has a position.
 # The state dict that a preset's checkpoint file holds.
 PUBLISHED: dict[str, Shapes] = {
-    "uni": UNI,
-    "uni2-h": UNI2,
+    "kaiko-s16": timm_vit(384, 12, 16, 197, scaled=False),
+    "kaiko-s8": timm_vit(384, 12, 8, 785, scaled=False),
+    "kaiko-b16": timm_vit(768, 12, 16, 197, scaled=False),
+    "kaiko-b8": timm_vit(768, 12, 8, 785, scaled=False),
+    "kaiko-l14": timm_vit(1024, 24, 14, 1369, registers=4),
+    "lunit-s16": timm_vit(384, 12, 16, 197, scaled=False),
+    "lunit-s8": timm_vit(384, 12, 8, 785, scaled=False),
+    "uni": timm_vit(1024, 24, 16, 197),
+    "uni2-h": timm_vit(1536, 24, 14, 256, registers=8, hidden=8192, swiglu=True),
+    "virchow2": timm_vit(1280, 32, 14, 261, registers=4, hidden=6832, swiglu=True),
+    "gigapath": timm_vit(1536, 40, 16, 197, hidden=8192, swiglu=True),
+    "h-optimus-0": timm_vit(1536, 40, 14, 256, registers=4, hidden=8192, swiglu=True),
+    "h0-mini": timm_vit(768, 12, 14, 256, registers=4, hidden=4096, swiglu=True),
     "mit_b0": mit_shapes((32, 64, 160, 256), (2, 2, 2, 2)),
     "mit_b1": mit_shapes(WIDE, (2, 2, 2, 2)),
     "mit_b2": mit_shapes(WIDE, (3, 4, 6, 3)),
     "mit_b3": mit_shapes(WIDE, (3, 4, 18, 3)),
     "mit_b4": mit_shapes(WIDE, (3, 8, 27, 3)),
     "mit_b5": mit_shapes(WIDE, (3, 6, 40, 3)),
+}
+# Those whose file has the names of another library than the one that builds them: preset → of each such file.
+RENAMED: dict[str, list[Shapes]] = {
+    "phikon": [transformers_vit(768, 12, 16, 197)],
+    "phikon-v2": [transformers_dinov2(1024, 24, 16, 197)],
+    "hibou-b": [
+        transformers_dinov2(768, 12, 14, 257, registers=4, hidden=2048),
+        dinov2_vit(768, 12, 14, 257, 4, hidden=2048),
+    ],
+    "hibou-l": [transformers_dinov2(1024, 24, 14, 257, registers=4, hidden=2736)],
+    "kaiko-l14": [dinov2_vit(1024, 24, 14, 1370, 4)],
 }
 
 

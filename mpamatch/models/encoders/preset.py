@@ -31,7 +31,8 @@ class Offline:
         file: path of the weights within it.
         sha256: of that file.
         keys: the map of key_maps.py that its names need.
-        about: what the weights were trained on, and their licence.
+        about: what the weights were trained on.
+        licence: its name.
     """
 
     package: str
@@ -40,6 +41,7 @@ class Offline:
     sha256: str
     keys: str
     about: str
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Preset:
         arguments: of the family, such as timm's `model_name`.
         mean: of R, G and B in 0..1, which images were normalised by in training.
         std: as `mean`.
-        licence: terms of its weights in one sentence, unless everybody may use them.
+        licence: terms of its published weights in one sentence, if it has some of its own.
         hub: the hf-hub id of its weights, if there is one.
         gated: whether the hub gives them on request only.
         offline: a package that holds its weights, if there is one.

@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
 from timm.models import PretrainedCfg
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from mpamatch.models.encoders.timm_state import KEY_MAPS
 from mpamatch.models.weights import read_state_dict, sha256
 
 AUTO, OFFLINE, TIMM, SMP, PRESET_HUB, HUB = "auto", "offline", "timm", "smp", "hub", "hf-hub:"
-NAMED = (AUTO, OFFLINE, TIMM, SMP, PRESET_HUB)
+HERE = (OFFLINE, PRESET_HUB, SMP, TIMM)  # what "auto" looks for, in this order
+NAMED = (AUTO, *HERE)
+HUB_PAGE = "https://huggingface.co/"
 EXTRA = "pip install 'mpamatch[pretrained-offline]'"
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a hub's repository calls its weights
 
@@ -38,7 +41,7 @@ def settled(name: str, weights: str | None) -> str | None:
     """
     if weights != AUTO:
         return weights
-    return next((word for word in (OFFLINE, PRESET_HUB, SMP, TIMM) if at_hand(preset_of(name), word)), None)
+    return next((word for word in HERE if at_hand(preset_of(name), word)), None)
 
 
 def at_hand(preset: Preset, weights: str) -> bool:
@@ -114,9 +117,20 @@ def published_state(preset: Preset, weights: str) -> tuple[dict[str, Tensor], st
         return _from_timm(preset), f"timm's weights of {preset.name}"
     if weights == PRESET_HUB or weights.startswith(HUB):
         repository = str(preset.hub if weights == PRESET_HUB else weights)
-        with _fetching(repository, preset.name):
+        with _fetching(repository, preset.name, gated=preset.gated):
             return timm.models.load_state_dict_from_hf(repository.removeprefix(HUB)), repository
     return read_state_dict(Path(weights)), weights
+
+
+def origin(preset: Preset) -> str:
+    """Says in a few words where the weights of a preset come from."""
+    if preset.hub is not None:
+        return f"{'on request' if preset.gated else 'hub'}: {preset.hub.removeprefix(HUB)}"
+    if preset.offline is not None:
+        return f"package: {preset.offline.install}"
+    if preset.family == "mit":
+        return "smp: ImageNet"
+    return "timm" if _published(preset) is not None else "none: from scratch"
 
 
 def weights_line(name: str, weights: str | None, licence: str | None = None) -> str:
@@ -125,7 +139,8 @@ def weights_line(name: str, weights: str | None, licence: str | None = None) -> 
     if weights is None:
         return f"encoder: {name} from scratch, with random weights{_better(preset)}"
     if weights == OFFLINE and preset.offline is not None:
-        return f"encoder: {name} with {preset.offline.about}, from the package {preset.offline.install}"
+        what = f"{preset.offline.about} ({preset.offline.licence})"
+        return f"encoder: {name} with {what}, from the package {preset.offline.install}"
     where = {TIMM: "the weights that timm publishes", SMP: "ImageNet weights (segmentation_models_pytorch)"}
     if weights == PRESET_HUB:
         return f"encoder: {name} with the weights of {str(preset.hub).removeprefix(HUB)}"
@@ -210,7 +225,7 @@ def _from_timm(preset: Preset) -> dict[str, Tensor]:
 
 def _published(preset: Preset) -> Any:
     """Returns timm's PretrainedCfg of the weights that timm publishes for a preset, if it does."""
-    name = preset.arguments.get("model_name")
+    name = preset.arguments.get("model_name") if preset.hub is None else None  # a hub's are others of its architecture
     found = timm.get_pretrained_cfg(name) if name else None
     return found if found is not None and found.has_weights else None
 
@@ -229,13 +244,23 @@ def _downloaded(url: str) -> Path:
 
 
 @contextmanager
-def _fetching(weights: str, name: str) -> Iterator[None]:
-    """Turns what a download raises into an InputError."""
+def _fetching(weights: str, name: str, *, gated: bool = False) -> Iterator[None]:
+    """Turns what a download raises into an InputError; `gated` if the hub gives the weights on request only."""
     try:
         yield
+    except GatedRepoError as error:
+        raise InputError(
+            f"model.encoder_weights: {weights!r} is {_on_request(weights)}, or download the file and give its path."
+        ) from error
     except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked = f"it is {_on_request(weights)}, or " if gated else ""
         raise InputError(
             f"model.encoder_weights: {weights!r} could not be fetched for {name!r} ({type(error).__name__}: {first}); "
-            "download the file and give its path."
+            f"{asked}download the file and give its path."
         ) from error
+
+
+def _on_request(repository: str) -> str:
+    page = repository.removeprefix(HUB).partition("@")[0]
+    return f"given on request: ask at {HUB_PAGE}{page} and log in (hf auth login)"

@@ -12,7 +12,9 @@ Renaming = Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
 
 COUNTS = ".num_batches_tracked"  # older files lack these; a batch norm with momentum never reads them
 PATCHES = "embeddings.patch_embeddings.projection.weight"  # of transformers' ViT and Dinov2
-# transformers' name of a part → timm's, for its ViTModel and Dinov2Model.
+LAYER = r"(?:encoder\.layer|layers)\.(\d+)\."
+# transformers' name of a part → timm's, for its ViTModel and Dinov2Model, with or without registers. Files have the
+# names of transformers 4, which save_pretrained still writes; modules of transformers 5 have q_proj, o_proj, ….
 OUTSIDE = {
     "embeddings.cls_token": "cls_token",
     "embeddings.register_tokens": "reg_token",
@@ -28,17 +30,28 @@ INSIDE = {
     "output.dense.": "mlp.fc2.",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
-    "mlp.weights_in.": "mlp.fc1.",  # SwiGLU
+    "mlp.weights_in.": "mlp.fc1.",  # SwiGLU, whose first half is the gate as in timm's SwiGLUPacked
     "mlp.weights_out.": "mlp.fc2.",
+    "attention.o_proj.": "attn.proj.",
+    "mlp.down_proj.": "mlp.fc2.",
 }
-UNUSED = ("embeddings.mask_token", "pooler.")  # of training by masks, and of ViTModel's pooling
+# Parts of which timm's tensor consists, in its order.
+PIECES = {
+    "attn.qkv": (
+        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    ),
+    "mlp.fc1": (("mlp.gate_proj", "mlp.up_proj"),),
+}
+PIECE_OF = {part: (whole, parts) for whole, choices in PIECES.items() for parts in choices for part in parts}
+UNUSED = ("embeddings.mask_token", "pooler.", "classifier.")  # of training by masks, and behind the last norm
 
 
 def fitted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Renames and resamples a published state dict for `model`, without its classifier.
 
     Args:
-        state: tensors under timm's names, or those of transformers' ViTModel or Dinov2Model.
+        state: tensors under timm's names, those of DINOv2, or those of transformers' ViTModel or Dinov2Model.
         model: a whole model of timm without a classifier.
 
     Returns:
@@ -46,6 +59,8 @@ def fitted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """
     if any(name.endswith(PATCHES) for name in state):
         state = from_transformers(state)
+        if getattr(model, "no_embed_class", False):
+            state = without_class_position(state)
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None:  # timm's own, which also resamples position tables and patches
         with contextlib.suppress(
@@ -59,25 +74,41 @@ def fitted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the tensors of transformers' ViTModel or Dinov2Model; query, key and value become timm's `qkv`."""
+    """Renames the tensors of transformers' ViTModel or Dinov2Model; query, key and value become timm's `qkv`.
+
+    Pieces that do not make a whole keep their names, for a strict loader to name them.
+    """
     first = next(name for name in state if name.endswith(PATCHES))
     prefix = first.removesuffix(PATCHES)
+    own = {name.removeprefix(prefix): value for name, value in state.items()}
     found: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        inner = name.removeprefix(prefix)
-        if inner.startswith(UNUSED):
+    for name, value in own.items():
+        layer = re.match(LAYER, name)
+        if layer is None:
+            found[_renamed(name, OUTSIDE)] = value
             continue
-        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", inner):
-            parts.setdefault(f"blocks.{match[1]}.attn.qkv.{match[3]}", {})[match[2]] = value
-        elif match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", inner):
-            found[f"blocks.{match[1]}.{_renamed(match[2], INSIDE)}"] = value
+        block, inside = f"blocks.{layer[1]}.", name[layer.end() :]
+        module, _, kind = inside.rpartition(".")
+        if module not in PIECE_OF:
+            found[block + _renamed(inside, INSIDE)] = value
+            continue
+        whole, parts = PIECE_OF[module]
+        pieces = [own.get(f"{layer[0]}{part}.{kind}") for part in parts]
+        if all(piece is not None and piece.shape == value.shape for piece in pieces):
+            if module == parts[0]:
+                found[f"{block}{whole}.{kind}"] = torch.cat([piece for piece in pieces if piece is not None])
         else:
-            found[_renamed(inner, OUTSIDE)] = value
-    for name, three in parts.items():
-        if set(three) == {"query", "key", "value"}:
-            found[name] = torch.cat([three["query"], three["key"], three["value"]])
-    return found
+            found[name] = value
+    return {name: value for name, value in found.items() if not name.startswith(UNUSED)}
+
+
+def without_class_position(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the class token's position to the token, for models of timm whose position table has places alone."""
+    state = dict(state)
+    token, table = state.get("cls_token"), state.get("pos_embed")
+    if token is not None and table is not None and token.shape[-1] == table.shape[-1]:
+        state |= {"cls_token": token + table[:, :1], "pos_embed": table[:, 1:]}
+    return state
 
 
 def by_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpamatch.errors import InputError
+from mpamatch.models import TransUNetConfig, build_model
 from mpamatch.models.encoders import Encoder, build_encoder, preset, presets
 from mpamatch.models.encoders.build import FAMILIES
 from mpamatch.models.encoders.features import FeaturesEncoder
 from mpamatch.models.encoders.timm_state import COUNTS
-from mpamatch.models.licences import licence_of
+from mpamatch.models.licences import licence_of, short
+from tests.models.encoders.hub import empty_cache
 from tests.models.narrow import narrow
-from tests.models.published import PUBLISHED, Shapes, filled, vit_shapes
+from tests.models.published import PUBLISHED, RENAMED, Shapes, filled, vit_shapes
 
 MAHMOOD = (
     "{} weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); do not redistribute them or "
     "models tuned from them."
 )
+KAIKO = "kaiko.ai weights: Kaiko non-commercial licence, for no commercial purpose and in no patent application."
 NVIDIA = (
     "MiT weights as published with SegFormer: NVIDIA Source Code License, for research or evaluation only, not "
     "commercially."
@@ -104,14 +107,52 @@ def test_the_presets_have_the_published_names_and_shapes(name, shapes):
     assert {key: tuple(value.shape) for key, value in found.items()} == shapes
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("uni", 1), ("uni2-h", 9)])
-def test_gated_vits_are_as_published_in_what_no_shape_tells(name, prefix):
-    encoder, shapes = whole(name), PUBLISHED[name]
-    assert encoder.vit.num_prefix_tokens == prefix
-    assert encoder.channels == (shapes["norm.weight"][0],)
-    assert encoder.multiple == shapes["patch_embed.proj.weight"][-1]
-    if name == "uni2-h":
-        assert isinstance(encoder.vit.blocks[0].mlp.act, nn.SiLU)
+# Class token and registers, and heads, which no shape of a checkpoint tells.
+INVISIBLE = {
+    "kaiko-s16": (1, 6),
+    "kaiko-s8": (1, 6),
+    "kaiko-b16": (1, 12),
+    "kaiko-b8": (1, 12),
+    "kaiko-l14": (5, 16),
+    "lunit-s16": (1, 6),
+    "lunit-s8": (1, 6),
+    "phikon": (1, 12),
+    "phikon-v2": (1, 16),
+    "uni": (1, 16),
+    "uni2-h": (9, 24),
+    "virchow2": (5, 16),
+    "gigapath": (1, 24),
+    "h-optimus-0": (5, 24),
+    "h0-mini": (5, 12),
+    "hibou-b": (5, 12),
+    "hibou-l": (5, 16),
+}
+SWIGLU = ("uni2-h", "virchow2", "gigapath", "h-optimus-0", "h0-mini", "hibou-b", "hibou-l")
+
+
+@pytest.mark.parametrize(("name", "prefix", "heads"), [(name, *numbers) for name, numbers in INVISIBLE.items()])
+def test_pathology_vits_are_as_published_in_what_no_shape_tells(name, prefix, heads):
+    vit = whole(name).vit
+    assert vit.num_prefix_tokens == prefix
+    assert vit.blocks[0].attn.num_heads == heads
+    gated = getattr(vit.blocks[0].mlp, "gate_last", None)
+    assert gated is (False if name in SWIGLU else None)
+    assert isinstance(vit.blocks[0].mlp.act, nn.SiLU if name in SWIGLU else nn.GELU)
+
+
+def test_every_preset_of_a_hub_is_of_the_pathology_vits():
+    assert {name for name, entry in presets().items() if entry.hub} == set(INVISIBLE)
+    assert {name for name, entry in presets().items() if entry.gated} == {*SWIGLU, "uni"}
+
+
+@pytest.mark.parametrize("name", ["kaiko-s8", "kaiko-b8", "lunit-s8"])
+def test_a_patch_of_8_leaves_three_blocks_to_the_decoder(name):
+    with torch.device("meta"), Quickly():
+        model = build_model(TransUNetConfig(encoder=name, decoder_width=8, decoder_channels=[16, 8, 6, 4]), 3)
+    logits, embedding = model(torch.empty(2, 3, 48, 64, device="meta"))
+    assert len(model.decoder.blocks) == 3
+    assert logits.shape == (2, 3, 48, 64)
+    assert embedding.shape == (2, 8, 12, 16)
 
 
 @pytest.mark.filterwarnings("ignore:.*no-op")
@@ -136,10 +177,34 @@ def test_the_whole_published_state_loads_strictly(name, tmp_path):
         assert words in str(refusal.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*no-op")
+@pytest.mark.parametrize(("name", "number"), [(name, n) for name, files in RENAMED.items() for n in range(len(files))])
+@pytest.mark.slow
+def test_a_file_with_the_names_of_another_library_loads_strictly(name, number, tmp_path):
+    path, shapes = tmp_path / "model.bin", RENAMED[name][number]
+    torch.save(spread(shapes), path)
+    build_whole(name, path)
+    token = next(key for key in shapes if key.endswith("cls_token"))
+    bias = next(key for key in shapes if key.endswith(("query.bias", "qkv.bias")))
+    state = spread(shapes) | {token: torch.zeros(1, 2, 8)}
+    state[f"{bias}es"] = state.pop(bias)
+    torch.save(state, path)
+    with pytest.raises(InputError) as refusal:
+        build_whole(name, path)
+    for words in (
+        "blocks.0.attn.qkv.bias is missing",
+        f"cls_token is (1, 2, 8), the model has (1, 1, {shapes[token][-1]})",
+        str(path),
+    ):
+        assert words in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("name", "terms"),
     [("uni", MAHMOOD.format("UNI")), ("uni2-h", MAHMOOD.format("UNI2-h")), ("conch", MAHMOOD.format("CONCH"))]
     + [(f"mit_b{size}", NVIDIA) for size in range(6)]
+    + [(f"kaiko-{size}", KAIKO) for size in ("s16", "s8", "b16", "b8", "l14")]
+    + [("h-optimus-0", "H-optimus-0 weights: Apache-2.0 (Bioptimus).")]
     + [(name, None) for name in ("small_hybrid", "small_conv", "vit_base_patch16_224", "none", "minilm")],
 )
 def test_terms_of_weights_that_not_everybody_may_use(name, terms):
@@ -150,6 +215,22 @@ def test_terms_of_weights_that_not_everybody_may_use(name, terms):
 def test_terms_are_one_sentence(name):
     terms = licence_of(name)
     assert terms is None or (terms.endswith(".") and "\n" not in terms)
+
+
+@pytest.mark.parametrize(
+    ("name", "licence"),
+    [
+        ("uni", "CC BY-NC-ND 4.0"),
+        ("mit_b0", "NVIDIA Source Code License"),
+        ("kaiko-s16", "Kaiko non-commercial licence"),
+        ("lunit-s8", "Lunit Public License"),
+        ("phikon-v2", "Owkin non-commercial licence"),
+        ("hibou-b", "Apache-2.0"),
+        ("gigapath", "Prov-GigaPath terms"),
+    ],
+)
+def test_the_name_of_a_licence_stands_in_its_sentence(name, licence):
+    assert short(str(licence_of(name))) == licence
 
 
 def test_an_entry_is_all_that_a_new_preset_needs(monkeypatch, tmp_path):
@@ -167,6 +248,7 @@ def test_an_entry_is_all_that_a_new_preset_needs(monkeypatch, tmp_path):
         "    nobody.\n"
     )
     monkeypatch.setattr(preset, "TABLE", table)
+    empty_cache(monkeypatch, tmp_path)
     presets.cache_clear()
     try:
         encoder = build_encoder("own", None, "batch")

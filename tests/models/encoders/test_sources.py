@@ -1,19 +1,23 @@
 """Where weights come from: packages, caches, files; what "auto" takes, and what is told where nothing is at hand."""
 
 import hashlib
+import json
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import skimage.data
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 from torch.nn import functional
 
 from mpamatch.errors import InputError
-from mpamatch.models.encoders import build_encoder, presets, settled, sources, weights_line
+from mpamatch.models.encoders import Preset, build_encoder, presets, settled, sources, weights_line
 from tests.models.encoders.hub import empty_cache, put
-from tests.models.narrow import WIDTH, add_variants
+from tests.models.narrow import WIDTH, add_variants, narrow
 
 LITE = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 OURS = {"mean": (0.7, 0.6, 0.5), "std": (0.1, 0.2, 0.3)}
@@ -97,6 +101,15 @@ def test_auto_takes_the_package_then_the_caches_then_nothing(monkeypatch, cache)
         assert settled(name, weights) == weights
 
 
+def test_weights_of_timm_are_not_those_of_a_hub_s_preset(cache):
+    """A cached ImageNet ViT-S/16 has the architecture of kaiko's: it would load in silence."""
+    put(cache, timm.get_pretrained_cfg("vit_small_patch16_224").hf_hub_id, {"a": torch.zeros(1)})
+    assert settled("vit_small_patch16_224", "auto") == "timm"
+    assert settled("kaiko-s16", "auto") is None
+    with pytest.raises(InputError, match="timm publishes no weights of 'kaiko-s16' that load"):
+        build_encoder("kaiko-s16", "timm", "group")
+
+
 def test_auto_finds_what_torch_hub_has_downloaded(cache, tmp_path):
     assert settled("small_conv", "auto") is None
     published = {name: timm.get_pretrained_cfg(name) for name in timm.list_models(pretrained=True)}
@@ -133,7 +146,8 @@ def test_a_repository_of_another_architecture_is_built_as_it_states(cache, monke
         build_encoder("narrow16", "hf-hub:someone/odd", "group")
 
 
-def test_a_hub_checkpoint_that_does_not_fit_says_so(cache):
+def test_a_hub_checkpoint_that_does_not_fit_says_so(cache, monkeypatch):
+    narrow(monkeypatch, "uni", **WIDTH)
     state = {"cls_token": torch.zeros(1, 1, 3)}
     put(cache, "MahmoodLab/UNI", state)
     with pytest.raises(InputError) as caught:
@@ -142,13 +156,38 @@ def test_a_hub_checkpoint_that_does_not_fit_says_so(cache):
     assert "fetched" not in str(caught.value)
 
 
-def test_what_cannot_be_fetched_is_told_in_one_sentence(cache):
+def test_what_cannot_be_fetched_is_told_in_one_sentence(cache, monkeypatch):
+    narrow(monkeypatch, "uni", **WIDTH)
     for name, weights in (("uni", "hub"), ("resnet18", "timm"), ("resnet18", "hf-hub:someone/model")):
         with pytest.raises(InputError) as caught:
             build_encoder(name, weights, "group")
         assert "could not be fetched" in str(caught.value)
         assert "download the file and give its path" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def refusal(*_: object, **__: object) -> None:
+    """What the hub's client raises for weights that this user was not given."""
+    response: Any = SimpleNamespace(headers={}, request=None)
+    raise GatedRepoError("401 Client Error.\n\nAccess to it is restricted.", response=response)
+
+
+def test_weights_on_request_say_where_to_ask(cache, monkeypatch):
+    for name in ("uni", "kaiko-s16"):
+        narrow(monkeypatch, name, **WIDTH)
+    ask = "given on request: ask at https://huggingface.co/MahmoodLab/UNI and log in (hf auth login), or download the "
+    with pytest.raises(InputError) as caught:
+        build_encoder("uni", "hub", "group")
+    assert "'hf-hub:MahmoodLab/UNI' could not be fetched for 'uni' (LocalEntryNotFound" in str(caught.value)
+    assert f"; it is {ask}file and give its path." in str(caught.value)
+    monkeypatch.setattr(timm.models, "load_state_dict_from_hf", refusal)
+    for name, weights in (("uni", "hub"), ("resnet18", "hf-hub:MahmoodLab/UNI")):
+        with pytest.raises(InputError) as caught:
+            build_encoder(name, weights, "group")
+        assert str(caught.value) == (f"model.encoder_weights: 'hf-hub:MahmoodLab/UNI' is {ask}file and give its path.")
+    with pytest.raises(InputError) as caught:
+        build_encoder("kaiko-s16", "hf-hub:someone/open", "group")
+    assert "on request" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +213,30 @@ def test_a_local_file_takes_the_constants_of_its_preset(tmp_path):
         build_encoder("vit_tiny_patch16_224", None, "group").mean
         == timm.get_pretrained_cfg("vit_tiny_patch16_224").mean
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("kaiko-s16", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("kaiko-l14", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("lunit-s8", (0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)),
+        ("h-optimus-0", (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)),
+        ("h0-mini", (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)),
+        ("hibou-l", (0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)),
+        ("gigapath", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("phikon", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_a_local_file_of_a_pathology_encoder_takes_its_constants(name, mean, std, tmp_path, monkeypatch):
+    narrow(monkeypatch, name, **{**WIDTH, "embed_dim": 48})  # SwiGLU's two halves of hibou-l need an even number
+    state = build_encoder(name, None, "group").backbone.state_dict()
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, file)
+    encoder = build_encoder(name, str(file), "group")
+    assert (encoder.mean, encoder.std) == (mean, std)
+    again = Preset.from_record(json.loads(json.dumps(encoder.preset.record())))
+    assert (again.mean, again.std) == (mean, std)
 
 
 def test_the_line_of_a_run_names_the_weights_and_the_way_to_better_ones():
