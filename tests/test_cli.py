@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -21,8 +22,10 @@ from mpamatch.engine.config import load_saved, recipes
 from mpamatch.errors import InputError
 from mpamatch.images import read_mask
 from mpamatch.methods import METHODS
+from mpamatch.models.encoders import presets
 from mpamatch.ops import dispatch, native
 from mpamatch.ops.operation import operations
+from tests.models.encoders.hub import empty_cache, put
 from tests.tiny import FIELDS, tiny_flags
 
 
@@ -246,7 +249,7 @@ def test_info_says_which_feeds_are_here(there, says, capsys, monkeypatch):
 
 
 def test_info_says_what_text_encoders_lack_and_their_licences(capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["text encoders"]
     assert found["plip"] == (
@@ -255,6 +258,33 @@ def test_info_says_what_text_encoders_lack_and_their_licences(capsys, monkeypatc
     )
     assert found["conch"].endswith("(licence: CC BY-NC-ND 4.0)")
     assert list(found) == ["minilm", "conch", "plip", "keep", "quiltnet", "biomedclip", "open_clip:MODEL"]
+
+
+def test_info_says_where_the_encoders_weights_are_and_their_terms(capsys, monkeypatch, tmp_path):
+    cache = empty_cache(monkeypatch, tmp_path)
+    put(cache, "MahmoodLab/UNI", {"a": torch.zeros(1)})
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["encoders"]
+    assert found["uni"] == {
+        "at hand": ["hub"],
+        "from": "on request: MahmoodLab/UNI",
+        "hub": "hf-hub:MahmoodLab/UNI",
+        "on request": True,
+        "licence": presets()["uni"].licence,
+    }
+    assert (found["h0-mini"]["at hand"], found["h0-mini"]["on request"]) == ([], True)
+    assert (found["kaiko-s16"]["from"].split("/")[0], found["kaiko-s16"]["on request"]) == ("hub: 1aurent", False)
+    assert list(found) == list(presets())
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    rows = {line.split()[0]: line.split(maxsplit=1)[1].rstrip() for line in lines if line and line[0] != " "}
+    assert re.fullmatch(r"at hand: hub cache +CC BY-NC-ND 4.0", rows["uni"])
+    assert re.fullmatch(r"on request: paige-ai/Virchow2 +CC BY-NC-ND 4.0", rows["virchow2"])
+    assert re.fullmatch(r"hub: 1aurent/\S+… +Kaiko non-commercial licence", rows["kaiko-s16"])
+    assert re.fullmatch(r"smp: ImageNet +NVIDIA Source Code License", rows["mit_b0"])
+    assert re.fullmatch(r"none: from scratch", rows["small_conv"])
 
 
 def test_info_names_the_reason_where_there_is_no_extension(capsys, monkeypatch):

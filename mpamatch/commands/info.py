@@ -14,11 +14,16 @@ from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
 from mpamatch.methods import METHODS
 from mpamatch.models.encoders import presets
+from mpamatch.models.encoders.sources import HERE, at_hand, origin
+from mpamatch.models.licences import short
 from mpamatch.models.text_encoders import text_encoders, text_licences
 from mpamatch.ops import dispatch, native
 from mpamatch.ops.operation import operations
 
 PACKAGES = ("mpamatch", "torch", "torchvision", "timm", "open_clip_torch", "lightning-fabric", "transformers")
+
+GAPS = 4  # two between columns
+WHERE = {"offline": "offline package", "hub": "hub cache", "smp": "hub cache", "timm": "timm cache"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,8 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     table.add_column(style="bold")
     table.add_column()
     for name, value in facts.items():
-        table.add_row(name, _shown(value))
-    new_console().print(table)
+        if name != "encoders":
+            table.add_row(name, _shown(value))
+    console = new_console()
+    console.print(table)
+    console.print(_encoder_table(facts["encoders"], console.width))
     return 0
 
 
@@ -46,7 +54,7 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "tiles": dispatch.tiles(),
         "feeds": {name: missing or "available" for name, missing in feeds().items()},
         "methods": list(METHODS),
-        "encoders": [*presets(), "any ViT of timm by name"],
+        "encoders": _encoders(),
         "text encoders": _text_encoders(),
         "recipes": recipes(),
     }
@@ -76,6 +84,39 @@ def _operation(name: str, check: bool) -> str:
         others = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items() if reason)
         lines.append(f"{device}: {running}{' (checked)' if check else ''}" + (f" ({others})" if others else ""))
     return ", ".join(lines)
+
+
+def _encoders() -> dict[str, dict[str, Any]]:
+    """Returns, for each preset, where weights are at hand, where they come from, and their terms; asks no network."""
+    return {
+        name: {
+            "at hand": [word for word in HERE if at_hand(preset, word)],
+            "from": origin(preset),
+            "hub": preset.hub,
+            "on request": preset.gated,
+            "licence": preset.licence or (preset.offline.licence if preset.offline else None),
+        }
+        for name, preset in presets().items()
+    }
+
+
+def _encoder_table(encoders: dict[str, dict[str, Any]], width: int) -> Table:
+    """Lists encoders, a line each, in `width` columns; only where weights come from may be cut."""
+    rows = [(name, _weights(facts), short(facts["licence"] or "")) for name, facts in encoders.items()]
+    rows.append(("any backbone of timm", "timm, by its name", "by its card"))
+    others = sum(max(len(row[column]) for row in rows) for column in (0, 2))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("encoder", no_wrap=True)
+    table.add_column("weights", no_wrap=True, max_width=max(20, width - others - GAPS))
+    table.add_column("licence", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _weights(facts: dict[str, Any]) -> str:
+    here = ", ".join(dict.fromkeys(WHERE[word] for word in facts["at hand"]))
+    return f"at hand: {here}" if here else facts["from"]
 
 
 def _text_encoders() -> dict[str, str]:
