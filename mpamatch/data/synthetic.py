@@ -94,22 +94,22 @@ class _Patient:
 
 
 def _patient(rng: Generator) -> _Patient:
-    """Draws a patient."""
-    stains = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, [[0.05], [0.05]], (2, 3))
+    """Draws a patient, whose stains and glands may be far from another's: a few patients do not show what all have."""
+    stains = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.085, (2, 3))
     stains = np.clip(stains, 0.02, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    thickness = rng.uniform(0.8, 1.25)
+    thickness = np.exp(rng.normal(0, 0.255))
     return _Patient(
-        stains=stains * thickness * rng.uniform(0.8, 1.2, (2, 1)),
-        light=rng.uniform(0.88, 0.98) * (1 - rng.uniform(0, 0.06, 3)),
-        blur=rng.uniform(0.45, 0.85),
-        grade=rng.beta(1, 1.3),
+        stains=stains * thickness * np.exp(rng.normal(0, 0.204, (2, 1))),
+        light=rng.uniform(0.88, 0.98) * (1 - rng.uniform(0, 0.102, 3)),
+        blur=rng.uniform(0.45, 1.1),
+        grade=rng.beta(0.6, 0.7),
         goblets=rng.uniform(0, 1) ** 1.3,
         strata=rng.uniform(1, 2.6),
-        nucleus=rng.uniform(0.9, 1.2),
-        chromatin=rng.uniform(0.95, 1.45),
-        cytoplasm=np.array([rng.uniform(0.15, 0.50), rng.uniform(0.30, 0.60)]),
-        collagen=np.array([rng.uniform(0.05, 0.25), rng.uniform(0.30, 0.60)]),
+        nucleus=rng.uniform(0.75, 1.4),
+        chromatin=rng.uniform(0.7, 1.6),
+        cytoplasm=np.array([rng.uniform(0.10, 0.65), rng.uniform(0.15, 0.75)]),
+        collagen=np.array([rng.uniform(0.05, 0.35), rng.uniform(0.15, 0.75)]),
         lymphocytes=rng.uniform(0.1, 0.6),
         halo=max(0.0, rng.uniform(-0.6, 0.6)),
     )
