@@ -14,7 +14,7 @@ from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.models.encoders import build_encoder, presets, sources
 from tests.models.encoders.hub import empty_cache, put
 from tests.models.narrow import WIDTH, add_variants, narrow
-from tests.models.published import UNI, filled
+from tests.models.published import PUBLISHED, filled
 from tests.tiny import assert_same_run, make_set, read_checkpoint, silent, tiny_config, train_until
 
 FAMILIES = [
@@ -131,7 +131,7 @@ def test_frozen_weights_of_a_hub_that_have_changed_are_refused(root, tmp_path, c
 def test_uni_with_skips_trains_two_steps_and_predicts(root, tmp_path, monkeypatch):
     """UNI itself, every name and shape as published, made-up numbers."""
     file = tmp_path / "pytorch_model.bin"
-    torch.save(filled(UNI, scale=0.02), file)
+    torch.save(filled(PUBLISHED["uni"], scale=0.02), file)
     fields = {"model.encoder": "uni", "model.encoder_weights": file, "model.skips": "[2, 9]", "model.norm": "group"}
     small = {"data.batch": 1, "data.unlabelled_batch": 1, "engine.steps": 2, "model.tuning": "frozen"}
     run = tmp_path / "run"
