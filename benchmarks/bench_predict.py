@@ -1,4 +1,4 @@
-"""Prediction against the straightforward loop: tiles and images per second of the small recipe model and of ViT-L.
+"""Prediction against the straightforward loop: tiles and images per second of small_hybrid and of ViT-L.
 
     python -m mpamatch.benchmarks.bench_predict [--model small,uni] [--device cpu|cuda] [--data ROOT] [--out FILE]
 

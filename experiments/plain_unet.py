@@ -81,8 +81,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--labelled", default="4")
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--test", action="store_true")
-    arguments = parser.parse_args(words)
-    prepared, config = load_prepared(arguments.data), load_config(arguments.recipe)
+    arguments, flags = parser.parse_known_args(words)
+    prepared, config = load_prepared(arguments.data), load_config(arguments.recipe, None, flags)
     low, _, high = arguments.seeds.partition("-")
     cache, preset = ImageCache(prepared, config.data.cache_mb), presets()[ENCODER]
     settings = SegmenterSettings(
@@ -116,7 +116,7 @@ def main(words: list[str] | None = None) -> int:
         result |= {"trial": "recipe", "name": name, "seconds": seconds, "prototypes": {}}
         result["validation_mdice"] = evaluate(segmenter, cache, "validation", objects=False)["mdice"]
         if arguments.test:
-            result["test"] = evaluate(segmenter, cache, "test")
+            result["test"] = evaluate(segmenter, cache, "test", objects=True)
         write_results(arguments.out, [*read_results(arguments.out), result])
         print(f"{name}: {score_line(result)}", flush=True)
     return 0

@@ -290,7 +290,7 @@ def test_broken_json(refused, data):
         (["--method.name", "mpamtch"], "unknown method.name 'mpamtch': did you mean 'mpamatch'?"),
         (["--model.encoder", "small_hybird"], "unknown model.encoder 'small_hybird': did you mean 'small_hybrid'?"),
         (["--model.encoder", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'?"),
-        (["--model.encoder", "resnet50"], "resnet50"),
+        (["--model.encoder", "inception_v3"], "takes no other image size"),
         (["--method.text_encoder", "minlm"], "did you mean 'minilm'?"),
         (["--data.split", "labelled-2-seed0"], "did you mean 'labelled-1-seed0'?"),
         (["--engine.learning_rate", "-1"], "engine.learning_rate"),

@@ -97,7 +97,8 @@ def test_a_batch_that_does_not_divide_into_passes(root):
     "field", [{"engine.fused": False}, {"engine.channels_last": "true"}, {"engine.keep_memory": False}]
 )
 def test_speed_switches_leave_the_numbers(root, tmp_path, optimizer, field):
-    fields = GROUP | {"engine.steps": 3, "engine.optimizer": optimizer, "engine.learning_rate": 0.01}
+    # Adam's first steps have one size whatever the gradient, so rounding grows with the rate
+    fields = GROUP | {"engine.steps": 3, "engine.optimizer": optimizer, "engine.learning_rate": 0.003}
     runs = []
     for name, more in (("plain", {}), ("switched", field)):
         train(tiny_config(root, "supervised", fields | more), tmp_path / name, console=silent())
