@@ -80,15 +80,16 @@ def make_runs(
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: per budget, method and trial the mean ± sd over seeds of the test (else validation) mDice in percent,
-    and the paired differences to supervised and unimatch with their 95 % t intervals."""
+    the paired differences to supervised and unimatch with their 95 % t intervals, and the mean object scores."""
     part = scores.part_scored(results)
     score = {
         (*key, seed): value for key, values in scores.by_key(results, part).items() for seed, value in values.items()
     }
     rows = sorted({key[:3] for key in score})
     lines = [
-        f"| labelled | method | trial | seeds | {part} mDice | − supervised | − unimatch | s/step | confident |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| labelled | method | trial | seeds | {part} mDice | − supervised | − unimatch | object F1 | object Dice "
+        "| s/step | confident |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for labelled, method, trial in rows:
         mine = {key[3]: value for key, value in score.items() if key[:3] == (labelled, method, trial)}
@@ -109,11 +110,18 @@ def table(results: list[dict[str, Any]]) -> str:
             len(values),
             f"{values.mean():.2f}{spread}",
             *differences,
+            *(mean_of_objects(of, name) for name in ("f1", "dice")),
             f"{seconds:.2f}",
             confident,
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def mean_of_objects(results: list[dict[str, Any]], name: str) -> str:
+    """The mean over seeds of an object score of the test part, in percent."""
+    values = [result["test"]["objects"][name] for result in results if result.get("test", {}).get("objects")]
+    return f"{100 * np.mean(values):.1f}" if values else "–"
 
 
 def scores_of(

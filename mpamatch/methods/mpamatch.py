@@ -69,11 +69,9 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
     weight_alignment: NonNegative = 1.0
     start: Whole = 0
     ramp: Whole = 0
-    second_opinion: Literal["none", "agree", "average"] = "none"
+    second_opinion: Annotated[Literal["none", "agree", "average"], OnlyIf("image_prototypes")] = "none"
 
     def __post_init__(self) -> None:
-        if self.second_opinion != "none" and not self.image_prototypes:
-            raise InputError("method.second_opinion: needs method.image_prototypes true.")
         if not self.image_prototypes and self.text_encoder == "none":
             raise InputError(
                 "method.image_prototypes: without image and text prototypes there is nothing to contrast; take "

@@ -73,6 +73,17 @@ def test_a_file_takes_the_words_of_the_command_line(written):
     ("flags", "says"),
     [
         (["--model.lora_rank", "4"], "model.lora_rank: does nothing unless model.tuning is lora."),
+        (
+            [
+                "--method.image_prototypes",
+                "false",
+                "--method.text_encoder",
+                "minilm",
+                "--method.second_opinion",
+                "agree",
+            ],
+            "method.second_opinion: does nothing unless method.image_prototypes is set.",
+        ),
         (["--method.prompts", "generic"], "method.prompts: does nothing unless method.text_encoder is set."),
         (
             ["--method.assignment", "nearest", "--method.epsilon", ".1"],

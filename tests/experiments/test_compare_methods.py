@@ -44,9 +44,8 @@ def results():
 
 def test_means_deviations_and_paired_differences(results):
     head, cells = rows(table(results))
-    assert head == "labelled method trial seeds|test mDice|− supervised|− unimatch|s/step|confident".replace(
-        " ", "|", 3
-    ).split("|")
+    names = "labelled|method|trial|seeds|test mDice|− supervised|− unimatch|object F1|object Dice|s/step|confident"
+    assert head == names.split("|")
     of = cells["4", "mpamatch", "recipe"]
     assert of["seeds"] == "3"
     assert of["test mDice"] == "84.00 ± 3.00"
@@ -59,6 +58,14 @@ def test_means_deviations_and_paired_differences(results):
     assert plain["− supervised"] == plain["confident"] == "–"
     assert plain["test mDice"] == "82.00 ± 2.00"
     assert plain["− unimatch"] == "-1.00 [-3.48, +1.48]"
+
+
+def test_object_scores_are_means_in_percent_of_runs_that_have_them(results):
+    for share, one in zip((0.5, 0.7), results[:2], strict=True):
+        one["test"]["objects"] = {"f1": share, "dice": share + 0.2, "hausdorff": 40.0}
+    _, cells = rows(table(results))
+    assert [cells["4", "supervised", "recipe"][name] for name in ("object F1", "object Dice")] == ["60.0", "80.0"]
+    assert cells["4", "mpamatch", "recipe"]["object F1"] == "–"
 
 
 def test_only_seeds_that_both_have_are_paired(results):

@@ -387,7 +387,6 @@ def test_numbers_that_cannot_be_are_refused_before_the_first_step(settings: dict
     [
         ({"assignment": "sinkhorm"}, "sinkhorn"),
         ({"second_opinion": "agrees"}, "agree"),
-        ({"second_opinion": "agree", "image_prototypes": False, "text": True}, "method.second_opinion"),
         ({"image_prototypes": False}, "unimatch"),
         ({"prototypes": 0}, "prototypes"),
         ({"embedding_width": 0}, "embedding_width"),
