@@ -29,7 +29,25 @@ def check(method: object) -> MPAMatch:
     plain = (config.second_opinion, config.unlabelled_loss, config.assignment, config.same_class_negatives)
     if plain != ("none", "ce", "sinkhorn", True):
         raise InputError("the straightforward loop knows second_opinion none, unlabelled_loss ce, assignment sinkhorn.")
+    switches = (
+        config.align_classes,
+        config.teacher,
+        config.unlabelled_start,
+        config.unlabelled_ramp,
+        config.weight_head,
+    )
+    if isinstance(config.threshold, str) or any(switches):
+        raise InputError(
+            "the straightforward loop knows none of threshold adaptive or corrmatch, align_classes, teacher, "
+            "unlabelled_start, unlabelled_ramp, weight_head."
+        )
     return method
+
+
+def threshold_of(method: MPAMatch) -> float:
+    """Returns the fixed threshold, which `check` has made sure of."""
+    assert not isinstance(method.config.threshold, str)
+    return method.config.threshold
 
 
 def forward(method: MPAMatch, batch: Batch, step: Tensor) -> dict[str, Tensor]:  # step: () i64
@@ -44,8 +62,8 @@ def forward(method: MPAMatch, batch: Batch, step: Tensor) -> dict[str, Tensor]: 
         label, sure, valid = pseudo.clone(), confidence.clone(), u.valid.clone()
         label[chosen], sure[chosen] = mixed_pseudo[chosen], mixed_confidence[chosen]
         valid[chosen] = neighbours(u.valid)[chosen]
-        strong.append(consistency(logits, label, sure >= config.threshold, valid))
-    feature = consistency(seen.dropped, pseudo, confidence >= config.threshold, u.valid)
+        strong.append(consistency(logits, label, sure >= threshold_of(method), valid))
+    feature = consistency(seen.dropped, pseudo, confidence >= threshold_of(method), u.valid)
     supervised = labelled(seen.labelled.logits, batch.labelled.label)
     unlabelled = config.weight_strong * (strong[0] + strong[1]) / 2 + config.weight_feature * feature
     prototype = prototype_terms(method, seen, batch, pseudo, confidence)
@@ -106,7 +124,7 @@ def prototype_terms(method: MPAMatch, seen: Views, batch: Batch, pseudo: Tensor,
     assert bank is not None
     size = (seen.labelled.embedding.shape[-2], seen.labelled.embedding.shape[-1])
     assert batch.unlabelled is not None
-    sure = (confidence >= config.threshold) & batch.unlabelled.valid
+    sure = (confidence >= threshold_of(method)) & batch.unlabelled.valid
     z = torch.cat([pixel_embeddings(method.project, one.embedding) for one in (seen.labelled, seen.weak)])
     label = torch.cat([batch.labelled.label.long(), torch.where(sure, pseudo, IGNORE)])
     label = centre_sample(label, size)

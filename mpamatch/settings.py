@@ -211,8 +211,14 @@ def _of_words(kind: Any) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    """Tells whether the values of a field are text: free, or words to choose from."""
-    return any(one is str or any(isinstance(word, str) for word in get_args(one)) for one in _alternatives(kind))
+    """Tells whether the values of a field are text: free, or words to choose from, unless a number is a choice too."""
+    known = _alternatives(kind)
+    words = any(isinstance(word, str) for one in known for word in get_args(one))
+    return str in known or (words and not _numbers(kind))
+
+
+def _numbers(kind: Any) -> bool:
+    return any(one in (int, float) for one in _alternatives(kind))
 
 
 def _as_word(value: Any) -> Any:
@@ -239,12 +245,15 @@ def _sentence(section: str, configuration: type, error: ValidationError) -> Inpu
     if name not in known:
         return unknown("field", field, [f"{section}.{one}" for one in fields_of(configuration)])
     kind = known[name]
+    words = _choices(kind) if _numbers(kind) else []
+    if words and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return unknown(field, str(value), [*words, "a number"])
     if fault["type"] == "literal_error":
         return unknown(field, str(value), _choices(kind))
     if fault["type"].startswith(("greater_than", "less_than")):
-        inner = len(fault["loc"]) > 1  # an item of a list
+        inner = get_origin(_bare(kind)) in (list, tuple)  # an item of a list
         limits = _range(_marks(get_args(_bare(kind))[0] if inner else kind), name)
-        return InputError(f"{field}: expected {limits}{' each' if inner else ''}, got {value}.")
+        return InputError(f"{field}: expected {' or '.join([limits, *words])}{' each' if inner else ''}, got {value}.")
     if fault["type"] in ("too_short", "too_long"):
         return InputError(f"{field}: expected {_length(_marks(kind))}, got {value}.")
     return InputError(f"{field}: expected {_described(kind)}, got {_shown(value)}.")
@@ -263,10 +272,11 @@ def _alternatives(kind: Any) -> Sequence[Any]:
 
 def _marks(kind: Any) -> list[Any]:
     """Lists the metadata of Annotated, of a type or of the members of a union."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return [mark for one in get_args(kind) for mark in _marks(one)]
     said = getattr(kind, "__metadata__", ())
-    return [one for mark in said for one in (mark if isinstance(mark, GroupedMetadata) else (mark,))]
+    own = [one for mark in said for one in (mark if isinstance(mark, GroupedMetadata) else (mark,))]
+    bare = _bare(kind)
+    members = get_args(bare) if get_origin(bare) in (Union, types.UnionType) else ()
+    return own + [mark for one in members for mark in _marks(one)]
 
 
 def _choices(kind: Any) -> list[str]:

@@ -50,6 +50,7 @@ class OvenConfig:
     sizes: Annotated[list[Count], Len(2, 2)] = field(default_factory=lambda: [40, 60])
     steps: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [1.0])
     deep: Annotated[int, Ge(2)] = 2
+    probe: Share | Literal["auto", "deep"] = 0.5
 
     def __post_init__(self) -> None:
         if self.timer and not self.racks > 1:
@@ -75,6 +76,9 @@ class SteamConfig(OvenConfig):
         ({"racks": 2.5}, "oven.racks: expected int, got 2.5."),
         ({"racks": True}, "oven.racks: expected int, got True."),
         ({"racks": None}, "oven.racks: expected int, got None."),
+        ({"probe": 1.5}, "oven.probe: expected 0 to 1 or auto or deep, got 1.5."),
+        ({"probe": "autoo"}, "unknown oven.probe 'autoo': did you mean 'auto'?"),
+        ({"probe": True}, "unknown oven.probe 'True': choose from a number, auto, deep."),
         ({"heat": 0}, "oven.heat: expected more than 0, got 0."),
         ({"heat": float("nan")}, "oven.heat: expected float, got nan."),
         ({"heat": float("inf")}, "oven.heat: expected float, got inf."),
@@ -165,3 +169,8 @@ def test_idle_fields_say_what_would_change_that() -> None:
     assert idle_fields(OvenConfig()) == {"label": "name is set"}
     assert idle_fields(OvenConfig(mode="grill", name="mine")) == {"speed": "mode is fan"}
     assert idle_fields(OvenConfig(name="none")) == {"label": "name is set"}
+
+
+def test_a_field_takes_a_number_or_a_word():
+    read = [OvenConfig(probe=from_words(OvenConfig, "probe", word)).probe for word in (".25", "1", "deep")]
+    assert read == [0.25, 1.0, "deep"]

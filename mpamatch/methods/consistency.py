@@ -1,31 +1,9 @@
-"""What FixMatch, UniMatch and MPAMatch share: pseudo-labels of the weak view, and CutMix between neighbours."""
-
-from typing import Literal, NamedTuple
+"""CutMix between neighbours, which FixMatch, UniMatch, UniMatch V2 and MPAMatch share."""
 
 import torch
 from torch import Tensor
 
-from mpamatch import ops
-
-UnlabelledLoss = Literal["ce", "dice", "both"]
-
-
-class Targets(NamedTuple):
-    """What the strong views should predict."""
-
-    label: Tensor  # (B, H, W) u8, pseudo-label
-    weight: Tensor  # (B, H, W) f32: 1 if the pixel is confident and valid, else 0
-    valid: Tensor  # (B, H, W) bool, False if the crop was padded there
-
-
-def pseudo_targets(
-    logits: Tensor,  # (B, C, H, W) of the weak view
-    valid: Tensor,  # (B, H, W) bool
-    threshold: float,
-) -> Targets:
-    """Makes pseudo-labels, which count if their softmax is at least `threshold` (FixMatch, NeurIPS 2020)."""
-    label, confidence = ops.pseudo_label(logits.detach())
-    return Targets(label, ((confidence >= threshold) & valid).to(confidence.dtype), valid)
+from mpamatch.methods.pseudo_labels import Targets
 
 
 def neighbours(x: Tensor) -> Tensor:  # (B, …) -> (B, …)

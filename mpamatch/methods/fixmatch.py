@@ -6,28 +6,22 @@ import torch
 from torch import Tensor
 
 from mpamatch.batch import Batch
-from mpamatch.methods.base import METHODS, Method
-from mpamatch.methods.consistency import UnlabelledLoss, cutmix, cutmix_targets, inside, pseudo_targets
+from mpamatch.methods.base import METHODS
+from mpamatch.methods.consistency import cutmix, cutmix_targets, inside
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
-from mpamatch.settings import Share, settings
+from mpamatch.methods.pseudo_labels import PseudoLabelling, TeacherSettings
+from mpamatch.settings import settings
 
 
 @settings("method")
-class FixMatchConfig:
-    """Settings of FixMatch.
-
-    Attributes:
-        threshold: least confidence of a pseudo-label that counts.
-        unlabelled_loss: ce, dice (of confident pixels) or both.
-    """
+class FixMatchConfig(TeacherSettings):
+    """Settings of FixMatch: those of its pseudo-labels."""
 
     name: Literal["fixmatch"] = "fixmatch"
-    threshold: Share = 0.95
-    unlabelled_loss: UnlabelledLoss = "ce"
 
 
 @METHODS.register
-class FixMatch(Method):
+class FixMatch(PseudoLabelling):
     """FixMatch (NeurIPS 2020): loss (L_labelled + L_strong)/2, as in UniMatch's repository."""
 
     name = "fixmatch"
@@ -43,14 +37,15 @@ class FixMatch(Method):
         x, u = batch.labelled, batch.unlabelled
         m = len(u.weak)
         mixed = inside(u.box1, *u.valid.shape[1:])
-        logits = self.model(torch.cat([x.image, u.weak, cutmix(u.strong1, mixed)])).logits
-        labelled, weak, strong1 = logits.split([len(x.image), m, m])
-        clean = pseudo_targets(weak, u.valid, self.config.threshold)
+        own = [u.weak] if self.teacher is None or "student" in self.asked else []
+        logits = self.model(torch.cat([x.image, *own, cutmix(u.strong1, mixed)])).logits
+        labelled, *weak, strong1 = logits.split([len(x.image)] + [m] * (len(own) + 1))
+        clean = self.pseudo_labels(batch, *(weak or [None]))
 
         supervised = labelled_loss(labelled, x.label)
         strong = unlabelled_loss(strong1, *cutmix_targets(clean, mixed), self.config.unlabelled_loss)
         return {
-            "loss": (supervised + strong) / 2,
+            "loss": (supervised + self.grown(step) * strong) / 2,
             "labelled": supervised.detach(),
             "strong": strong.detach(),
             "confident": share(clean.weight, u.valid),

@@ -1,15 +1,14 @@
 """Mean teacher (Tarvainen and Valpola, NeurIPS 2017): consistency with an average of the network's past weights."""
 
-import copy
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpamatch.batch import Batch
-from mpamatch.methods.base import METHODS, Method
+from mpamatch.methods.base import METHODS
 from mpamatch.methods.losses import labelled_loss, weighted_mean
-from mpamatch.models.network import Network
+from mpamatch.methods.teacher import Taught, ema_
 from mpamatch.settings import Count, Fraction, NonNegative, settings
 
 
@@ -27,23 +26,6 @@ class MeanTeacherConfig:
     decay: Fraction = 0.99
     weight: NonNegative = 1.0
     ramp: Count = 200
-
-
-class Taught(Method):
-    """A method with a `teacher`, an average of the network's past weights, which predicts; always in eval mode."""
-
-    def __init__(self, model: Network, config: Any, **towers: nn.Module | None):
-        super().__init__(model, config, **towers)
-        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "Taught":
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    @property
-    def deployed(self) -> Network:
-        return self.teacher
 
 
 @METHODS.register
@@ -70,22 +52,5 @@ class MeanTeacher(Taught):
         loss = supervised + weight * consistency
         return {"loss": loss, "labelled": supervised.detach(), "consistency": consistency.detach()}
 
-    @torch.no_grad()
     def after_step(self, step: Tensor) -> None:
         ema_(self.teacher, self.model, step, self.config.decay)
-
-
-def ema_(teacher: torch.nn.Module, student: torch.nn.Module, step: Tensor, decay: float) -> None:
-    """Moves the teacher: teacher ← teacher + (1−m)·(student − teacher), m = min(1 − 1/(t+1), decay).
-
-    Buffers move too, and integer counters are copied. All tensors move in four calls, as a launch for each would cost
-    more than the arithmetic.
-    """
-    mine, theirs = ([*network.parameters(), *network.buffers()] for network in (teacher, student))
-    averaged = [index for index, tensor in enumerate(mine) if tensor.is_floating_point()]
-    change = torch._foreach_sub([theirs[i] for i in averaged], [mine[i] for i in averaged])
-    torch._foreach_mul_(change, 1 - (1 - 1 / (step + 1)).clamp(max=decay))
-    torch._foreach_add_([mine[i] for i in averaged], change)
-    for tensor, other in zip(mine, theirs, strict=True):
-        if not tensor.is_floating_point():
-            tensor.copy_(other)

@@ -1,17 +1,17 @@
 """MPAMatch (arXiv 2508.19574): UniMatch, and pixels contrasted with image prototypes and text prototypes."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mpamatch import ops
-from mpamatch.batch import Batch
+from mpamatch.batch import Batch, Labelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
-from mpamatch.methods.consistency import Targets, pseudo_targets
 from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
 from mpamatch.methods.losses import labelled_loss, share, weighted_mean
+from mpamatch.methods.pseudo_labels import Opinion, Targets, growth, softmax
 from mpamatch.methods.towers import TEXT, TextSettings
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
 from mpamatch.models.network import Network
@@ -42,14 +42,18 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
         weight_image: of the image prototypes' terms among them.
         weight_text: of the text prototypes' terms among them.
         weight_alignment: of alignment beside contrast.
-        start: step at which prototypes and their terms begin, once the classifier is better than random.
+        start: step at which prototypes, their terms and their opinions begin, once the classifier is better than
+            random.
         ramp: steps over which they grow.
-        second_opinion: none; agree (a pseudo-label counts only if the nearest prototype has the same class); or average
-            (the pseudo-label is that of the mean of both softmaxes). From `start` on.
+        weight_head: of the cross-entropy of cosine heads on labelled pixels: image and text prototypes as classifiers
+            (UniSemAlign, arXiv 2604.09169); 0: no heads.
+        head_share: of each head's logits, added to those that make the pseudo-labels. From `start` on.
 
     Raises:
         InputError: a value out of its range, or neither image nor text prototypes.
     """
+
+    others: ClassVar[tuple[str, ...]] = ("image", "text", "dropped", "student", "mirror")
 
     name: Literal["mpamatch"] = "mpamatch"  # type: ignore[assignment]
     image_prototypes: bool = True
@@ -69,7 +73,8 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
     weight_alignment: NonNegative = 1.0
     start: Whole = 0
     ramp: Whole = 0
-    second_opinion: Annotated[Literal["none", "agree", "average"], OnlyIf("image_prototypes")] = "none"
+    weight_head: NonNegative = 0.0
+    head_share: Annotated[NonNegative, OnlyIf("weight_head")] = 0.1
 
     def __post_init__(self) -> None:
         if not self.image_prototypes and self.text_encoder == "none":
@@ -77,6 +82,7 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
                 "method.image_prototypes: without image and text prototypes there is nothing to contrast; take "
                 "unimatch."
             )
+        super().__post_init__()
 
 
 @METHODS.register
@@ -91,7 +97,7 @@ class MPAMatch(UniMatch):
     configuration = MPAMatchConfig
     config: MPAMatchConfig
     towers = (TEXT,)
-    losses = (*UniMatch.losses, "image_contrast", "image_alignment", "text_contrast", "text_alignment")
+    losses = (*UniMatch.losses, "image_contrast", "image_alignment", "text_contrast", "text_alignment", "head")
     progress = ("labelled", "strong", "image_contrast", "text_contrast")
 
     def __init__(self, model: Network, config: MPAMatchConfig, text: TextPrototypes | None = None):
@@ -108,18 +114,24 @@ class MPAMatch(UniMatch):
         seen = self.see(batch)
         z = torch.cat([pixel_embeddings(self.project, one.embedding) for one in (seen.labelled, seen.weak)])  # (N, D)
         begun = (step >= config.start).to(z.dtype)
-        started = begun * ((step - config.start + 1) / (config.ramp + 1)).clamp(max=1)
+        started = growth(step, config.start, config.ramp).to(z.dtype)
+        words = self.text()[:, None] if self.text is not None else None  # float32 also if autocast made z half
 
-        targets = self.targets(seen, z, batch, started)
+        heads = self.heads(seen, z, words)
+        targets = self.targets(seen, heads, batch, begun)
         supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
         strong, feature = self.consistency(seen, targets)
         unlabelled = config.weight_strong * strong + config.weight_feature * feature
-        prototype, parts = self.prototype_terms(seen, z, targets, batch, begun)
+        prototype, parts = self.prototype_terms(seen, z, words, targets, batch, begun)
         loss = (
             config.weight_labelled * supervised
-            + config.weight_unlabelled * unlabelled
+            + config.weight_unlabelled * self.grown(step) * unlabelled
             + config.weight_prototype * started * prototype
         )
+        if config.weight_head:
+            head = self.head_term(heads, batch.labelled)
+            loss = loss + config.weight_head * started * head
+            parts |= {"head": head.detach()}
         return {
             "loss": loss,
             "labelled": supervised.detach(),
@@ -129,27 +141,43 @@ class MPAMatch(UniMatch):
             "confident": share(targets.weight, targets.valid),
         }
 
-    def targets(self, seen: Views, z: Tensor, batch: Batch, started: Tensor) -> Targets:
-        """Makes the classifier's pseudo-labels, with the prototypes' second opinion if the settings ask for it."""
-        assert batch.unlabelled is not None
-        config, logits, valid = self.config, seen.weak.logits.detach(), batch.unlabelled.valid
-        own = pseudo_targets(logits, valid, config.threshold)
-        if config.second_opinion == "none" or self.bank is None:
-            return own
-        height, width = seen.weak.embedding.shape[-2:]
-        distance, _ = ops.prototype_distance(z.detach()[-len(valid) * height * width :], self.bank.prototypes)
-        second = (-distance / config.temperature).unflatten(0, (len(valid), height, width)).movedim(-1, 1)
-        second = nn.functional.interpolate(second, size=logits.shape[-2:], mode="bilinear", align_corners=False)
-        on = started > 0
-        if config.second_opinion == "agree":
-            agrees = second.max(1).indices == own.label
-            return own._replace(weight=torch.where(on & ~agrees, 0.0, own.weight))
-        mean = (logits.float().softmax(1) + second.softmax(1)) / 2
-        both = pseudo_targets(mean.clamp(min=1e-12).log(), valid, config.threshold)
-        return Targets(torch.where(on, both.label, own.label), torch.where(on, both.weight, own.weight), valid)
+    def heads(self, seen: Views, z: Tensor, words: Tensor | None) -> dict[str, Tensor]:
+        """Classifies every pixel of the labelled images and the weak view by its nearest prototype: cosine/temperature.
+
+        Those kinds of prototypes that are asked for an opinion, and all of them if the cosine heads are trained. The
+        logits (B, C, H, W) are interpolated from the grid of the embedding.
+        """
+        grid = (len(seen.labelled.logits) + len(seen.weak.logits), *seen.weak.embedding.shape[-2:])
+        found: dict[str, Tensor] = {}
+        if self.bank is not None and ("image" in self.asked or self.config.weight_head):
+            found["image"], _ = ops.prototype_distance(z, self.bank.prototypes)
+        if self.to_text is not None and words is not None and ("text" in self.asked or self.config.weight_head):
+            found["text"], _ = ops.prototype_distance(self.to_text(unit(z)), words)
+        return {name: self._as_map(distance, grid, seen.weak.logits) for name, distance in found.items()}
+
+    def _as_map(self, distance: Tensor, grid: tuple[int, ...], like: Tensor) -> Tensor:  # (N, C) -> (B, C, H, W)
+        logits = (-distance / self.config.temperature).unflatten(0, grid).movedim(-1, 1)
+        return nn.functional.interpolate(logits, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+    def head_term(self, heads: dict[str, Tensor], labelled: Labelled) -> Tensor:
+        """Averages the cross-entropy of the heads on the labelled pixels."""
+        pixels = (labelled.label != ops.IGNORE).sum()
+        losses = [ops.segmentation_loss(logits[: len(labelled.label)], labelled.label)[0] for logits in heads.values()]
+        return weighted_mean(torch.stack(losses).mean(), pixels)
+
+    def targets(self, seen: Views, heads: dict[str, Tensor], batch: Batch, begun: Tensor) -> Targets:
+        """Makes the pseudo-labels; from `start` on the prototypes are asked and the heads' logits are added."""
+        labelled = len(seen.labelled.logits)
+        weak = {name: logits.detach()[labelled:] for name, logits in heads.items()}
+        opinions = self.opinions(seen)
+        opinions |= {name: Opinion(softmax(logits), begun) for name, logits in weak.items() if name in self.asked}
+        bonus = (
+            begun * self.config.head_share * torch.stack([*weak.values()]).sum(0) if self.config.weight_head else None
+        )
+        return self.pseudo_labels(batch, seen.weak.logits, opinions, bonus)
 
     def prototype_terms(
-        self, seen: Views, z: Tensor, targets: Targets, batch: Batch, begun: Tensor
+        self, seen: Views, z: Tensor, words: Tensor | None, targets: Targets, batch: Batch, begun: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Assigns pixels, updates prototypes, then contrasts: labelled pixels by label, the weak view by pseudo-label.
         Before `start` the prototypes stay: embeddings of an untrained projection have a mean cosine of .99 with each
@@ -168,9 +196,8 @@ class MPAMatch(UniMatch):
             terms = self._image_terms(z, label, weight, correct)
             total = total + self.config.weight_image * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"image_contrast": terms[0].detach(), "image_alignment": terms[1].detach()}
-        if self.text is not None and self.to_text is not None:
-            prototypes = self.text()[:, None]  # float32 also if autocast made the embedding half
-            terms = self._mean_contrast(self.to_text(unit(z)), prototypes, ops.assignment_from_label(label), weight)
+        if self.to_text is not None and words is not None:
+            terms = self._mean_contrast(self.to_text(unit(z)), words, ops.assignment_from_label(label), weight)
             total = total + self.config.weight_text * (terms[0] + self.config.weight_alignment * terms[1])
             parts |= {"text_contrast": terms[0].detach(), "text_alignment": terms[1].detach()}
         return total, parts
@@ -198,9 +225,8 @@ class MPAMatch(UniMatch):
 
     @classmethod
     def settled(cls, config: Any) -> int:
-        return config.start + config.ramp
+        return max(super().settled(config), config.start + config.ramp)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        if self.bank is None:
-            return {}
-        return {f"prototypes/{name}": value for name, value in self.bank.health().items()}
+        health = self.bank.health() if self.bank is not None else {}
+        return super().diagnostics() | {f"prototypes/{name}": value for name, value in health.items()}

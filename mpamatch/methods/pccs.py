@@ -13,7 +13,6 @@ from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
 from mpamatch.methods.losses import labelled_loss, share, weighted_mean
-from mpamatch.methods.mean_teacher import Taught, ema_
 from mpamatch.methods.pccs_terms import (
     consistency,
     entropy,
@@ -23,6 +22,7 @@ from mpamatch.methods.pccs_terms import (
     pooled,
     prototypes_of,
 )
+from mpamatch.methods.teacher import Taught, ema_
 from mpamatch.models.network import Network
 from mpamatch.models.prototypes import PrototypeBank
 from mpamatch.models.transunet import TransUNet

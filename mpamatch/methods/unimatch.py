@@ -6,30 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from mpamatch.batch import Batch
-from mpamatch.methods.base import METHODS, Method
-from mpamatch.methods.consistency import Targets, UnlabelledLoss, cutmix, cutmix_targets, inside, pseudo_targets
+from mpamatch.methods.base import METHODS
+from mpamatch.methods.consistency import cutmix, cutmix_targets, inside
 from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
+from mpamatch.methods.pseudo_labels import Opinion, PseudoLabelling, Targets, TeacherSettings, softmax
 from mpamatch.models.layers import ChannelDropout
 from mpamatch.models.network import Network, Prediction
 from mpamatch.models.transunet import TransUNet
-from mpamatch.settings import Fraction, NonNegative, Share, settings
+from mpamatch.settings import Fraction, NonNegative, settings
 
 
 @settings("method")
-class UniMatchConfig:
-    """Settings of UniMatch.
+class UniMatchConfig(TeacherSettings):
+    """Settings of UniMatch, those of its pseudo-labels among them.
 
     Attributes:
-        threshold: least confidence of a pseudo-label that counts.
-        unlabelled_loss: ce, dice (of confident pixels) or both.
         feature_dropout: share of encoder channels dropped in the feature-perturbed view.
         weight_strong: of the two strong views together.
         weight_feature: of the feature-perturbed view.
     """
 
+    others: ClassVar[tuple[str, ...]] = ("dropped", "student", "mirror")
+
     name: Literal["unimatch"] = "unimatch"
-    threshold: Share = 0.95
-    unlabelled_loss: UnlabelledLoss = "ce"
     feature_dropout: Fraction = 0.5
     weight_strong: NonNegative = 0.5
     weight_feature: NonNegative = 0.5
@@ -48,7 +47,7 @@ class Views(NamedTuple):
 
 
 @METHODS.register
-class UniMatch(Method):
+class UniMatch(PseudoLabelling):
     """UniMatch (CVPR 2023): loss (L_labelled + ½·weight_strong·(s1 + s2) + weight_feature·fp)/2.
 
     s1 and s2 are the terms of the strong views, fp that of the weak view with channels dropped (`unlabelled_loss`).
@@ -71,12 +70,12 @@ class UniMatch(Method):
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
         seen = self.see(batch)
-        targets = pseudo_targets(seen.weak.logits, batch.unlabelled.valid, self.config.threshold)
+        targets = self.pseudo_labels(batch, seen.weak.logits, self.opinions(seen))
         supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
         strong, feature = self.consistency(seen, targets)
         unlabelled = self.config.weight_strong * strong + self.config.weight_feature * feature
         return {
-            "loss": (supervised + unlabelled) / 2,
+            "loss": (supervised + self.grown(step) * unlabelled) / 2,
             "labelled": supervised.detach(),
             "strong": strong.detach(),
             "feature": feature.detach(),
@@ -103,6 +102,10 @@ class UniMatch(Method):
         labelled, weak, strong1, strong2, feature = logits.split([n, m, m, m, m])
         clean, pseudo = Prediction(labelled, embedding[:n]), Prediction(weak, embedding[n : n + m])
         return Views(clean, pseudo, strong1, strong2, feature, mixed1, mixed2)
+
+    def opinions(self, seen: Views) -> dict[str, Opinion]:
+        """Collects the opinion of the view with channels dropped, if it is asked."""
+        return {"dropped": Opinion(softmax(seen.dropped.detach()))} if "dropped" in self.asked else {}
 
     def consistency(self, seen: Views, targets: Targets) -> tuple[Tensor, Tensor]:
         """Computes the mean of the two strong terms, and the term of the feature-dropped view."""

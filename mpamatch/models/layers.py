@@ -46,3 +46,31 @@ class ChannelDropout(nn.Module):
         keep = (noise >= self.p).to(maps[0].dtype) / (1 - self.p)
         parts = torch.split(keep, list(self.channels), dim=1)
         return tuple(x * part[:, :, None, None] for x, part in zip(maps, parts, strict=True))
+
+
+class ComplementaryDropout(nn.Module):
+    """Drops channels of two views of an image: what one view lacks the other has, doubled (UniMatch V2, 2410.10777).
+
+    Every second image is left as it is: in the public code half of a batch is. The random numbers come with the batch.
+    """
+
+    def __init__(self, channels: tuple[int, ...]):
+        super().__init__()
+        self.channels = channels
+
+    def forward(
+        self,
+        first: tuple[Tensor, ...],  # each (B, channels[i], h, w)
+        second: tuple[Tensor, ...],
+        noise: Tensor,  # (B, sum(channels)) uniform in [0, 1)
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Multiplies the first view by 2 where the draw is at least .5, else by 0, and the second by 2 minus that."""
+        factor = 2 * (noise >= 0.5).to(first[0].dtype)
+        whole = torch.arange(len(noise), device=noise.device)[:, None] % 2 == 1
+        masks = (torch.where(whole, 1.0, one) for one in (factor, 2 - factor))
+        parts = [torch.split(mask, list(self.channels), dim=1) for mask in masks]
+        found = [
+            tuple(x * part[:, :, None, None] for x, part in zip(maps, of, strict=True))
+            for maps, of in zip((first, second), parts, strict=True)
+        ]
+        return found[0], found[1]

@@ -18,7 +18,7 @@ CLASSES = 3
 SIDE = 32
 CHANNELS = 16 + 32 + 64 + 128  # of the encoder's maps, which channel noise covers
 TEXT_WIDTH = 6
-METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "mpamatch", "pccs", "lpd")
+METHODS = ("supervised", "mean_teacher", "fixmatch", "unimatch", "unimatch_v2", "mpamatch", "pccs", "lpd")
 MAPS: dict[str, Any] = {"prototypes": 3, "prototype_width": 6}
 # About half of the pixels of an untrained `network` are this sure, so a threshold here splits them.
 THRESHOLD = 0.65
@@ -62,7 +62,7 @@ def method(
 ) -> Method:
     """The method called `name` on `network(norm=norm)`, in training mode; mpamatch with K = 3 and D = 8, pccs with
     D = 8 and all its stages begun, lpd with K = 3 and D = 6 from step 0 on."""
-    if name in ("fixmatch", "unimatch", "mpamatch"):
+    if name in ("fixmatch", "unimatch", "unimatch_v2", "mpamatch"):
         settings = {"threshold": THRESHOLD} | settings
     if name == "mpamatch":
         settings = {"prototypes": 3, "embedding_width": 8} | settings

@@ -7,8 +7,8 @@ from torch import Tensor
 from mpamatch import ops
 from mpamatch.errors import InputError
 from mpamatch.methods import consistency
-from mpamatch.methods.consistency import Targets
 from mpamatch.methods.fixmatch import FixMatchConfig
+from mpamatch.methods.pseudo_labels import Targets, pseudo_targets
 from tests.methods import truth
 
 
@@ -90,7 +90,7 @@ def test_a_pseudo_label_counts_from_the_threshold_on_and_where_valid() -> None:
     valid[:, :, 3:] = False
     _, confidence = ops.pseudo_label(logits)
     threshold = float(confidence[0, 2, 1])  # one pixel is exactly this sure
-    targets = consistency.pseudo_targets(logits.requires_grad_(), valid, threshold)
+    targets = pseudo_targets(logits.requires_grad_(), valid, threshold)
     p = logits.detach().softmax(1)
     assert torch.equal(targets.label, p.argmax(1).to(torch.uint8))
     assert targets.weight[0, 2, 1] == 1
@@ -105,7 +105,7 @@ def test_a_pseudo_label_counts_from_the_threshold_on_and_where_valid() -> None:
 @pytest.mark.parametrize(("threshold", "counted"), [(0.0, 1.0), (1.0, 0.0)])
 def test_the_ends_of_the_threshold(threshold: float, counted: float) -> None:
     logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    targets = consistency.pseudo_targets(logits, torch.ones(1, 4, 4, dtype=torch.bool), threshold)
+    targets = pseudo_targets(logits, torch.ones(1, 4, 4, dtype=torch.bool), threshold)
     assert float(targets.weight.mean()) == counted
 
 

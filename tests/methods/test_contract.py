@@ -16,7 +16,8 @@ from tests.methods.test_lpd import with_encoder
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_logged_is_what_is_declared(name):
     """With every part of the loss on: a part that is not declared would be missing in curves and progress line."""
-    ours = with_encoder(torch.float64) if name == "lpd" else method(name, text=name == "mpamatch")
+    on = {"text": True, "weight_head": 1.0} if name == "mpamatch" else {}
+    ours = with_encoder(torch.float64) if name == "lpd" else method(name, **on)
     found = set(ours(batch(views=ours.strong_views), at(5)))
     assert found == {"loss", *ours.losses, *ours.shares}
     assert set(ours.progress or ()) <= set(ours.losses)
