@@ -12,7 +12,18 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
@@ -200,7 +211,10 @@ def _with_words(plain: Class) -> Class:
     """
     hints = get_type_hints(plain, include_extras=True)
     own = inspect.get_annotations(plain)
-    plain.__annotations__ = {name: _of_words(hints[name]) if name in hints else kind for name, kind in own.items()}
+    plain.__annotations__ = {
+        name: _of_words(hints[name]) if name in hints and get_origin(hints[name]) is not ClassVar else kind
+        for name, kind in own.items()
+    }
     return plain
 
 
@@ -242,7 +256,7 @@ def _sentence(section: str, configuration: type, error: ValidationError) -> Inpu
     known = get_type_hints(configuration, include_extras=True)
     name, value = str(fault["loc"][0]), fault["input"]
     field = f"{section}.{name}"
-    if name not in known:
+    if name not in fields_of(configuration):
         return unknown("field", field, [f"{section}.{one}" for one in fields_of(configuration)])
     kind = known[name]
     words = _choices(kind) if _numbers(kind) else []
@@ -280,6 +294,9 @@ def _marks(kind: Any) -> list[Any]:
 
 
 def _choices(kind: Any) -> list[str]:
+    """Lists the words of a type, or of the items of a list."""
+    if get_origin(_bare(kind)) is list:
+        kind = get_args(_bare(kind))[0]
     return [str(word) for one in _alternatives(kind) if get_origin(one) is Literal for word in get_args(one)]
 
 
@@ -310,7 +327,9 @@ def _described(kind: Any) -> str:
     if get_origin(kind) in (list, tuple):
         inner = [_described(one) for one in get_args(kind) if one is not ...]
         return f"list of {inner[0]}" if inner else "list"
-    names = ["nothing" if one is type(None) else getattr(one, "__name__", str(one)) for one in _alternatives(kind)]
+    names: list[str] = []
+    for one in _alternatives(kind):
+        names += _choices(one) or ["nothing" if one is type(None) else getattr(one, "__name__", str(one))]
     return " or ".join("text" if name == "str" else name for name in names)
 
 

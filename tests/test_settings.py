@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from annotated_types import Ge, Gt, Len, Lt, MinLen
@@ -51,6 +51,8 @@ class OvenConfig:
     steps: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [1.0])
     deep: Annotated[int, Ge(2)] = 2
     probe: Share | Literal["auto", "deep"] = 0.5
+    trays: list[Literal["wire", "tin"]] = field(default_factory=list)
+    fuels: ClassVar[tuple[str, ...]] = ("gas", "wood")
 
     def __post_init__(self) -> None:
         if self.timer and not self.racks > 1:
@@ -79,6 +81,10 @@ class SteamConfig(OvenConfig):
         ({"probe": 1.5}, "oven.probe: expected 0 to 1 or auto or deep, got 1.5."),
         ({"probe": "autoo"}, "unknown oven.probe 'autoo': did you mean 'auto'?"),
         ({"probe": True}, "unknown oven.probe 'True': choose from a number, auto, deep."),
+        ({"probe": float("nan")}, "oven.probe: expected float or auto or deep, got nan."),
+        ({"trays": ["wir"]}, "unknown oven.trays 'wir': did you mean 'wire'?"),
+        ({"trays": ["xx"]}, "unknown oven.trays 'xx': choose from tin, wire."),
+        ({"trays": "wire"}, "oven.trays: expected list of one of wire, tin, got wire."),
         ({"heat": 0}, "oven.heat: expected more than 0, got 0."),
         ({"heat": float("nan")}, "oven.heat: expected float, got nan."),
         ({"heat": float("inf")}, "oven.heat: expected float, got inf."),
@@ -174,3 +180,12 @@ def test_idle_fields_say_what_would_change_that() -> None:
 def test_a_field_takes_a_number_or_a_word():
     read = [OvenConfig(probe=from_words(OvenConfig, "probe", word)).probe for word in (".25", "1", "deep")]
     assert read == [0.25, 1.0, "deep"]
+
+
+def test_what_belongs_to_the_class_is_no_field():
+    """`ClassVar` stands beside the fields; nobody can set it."""
+    assert "fuels" not in fields_of(SteamConfig)
+    assert "fuels" not in dataclasses.asdict(SteamConfig())
+    with pytest.raises(InputError, match=r"unknown field 'oven.fuels'"):
+        OvenConfig(fuels=("coal",))
+    assert OvenConfig.fuels == ("gas", "wood")

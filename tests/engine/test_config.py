@@ -74,16 +74,32 @@ def test_a_file_takes_the_words_of_the_command_line(written):
     [
         (["--model.lora_rank", "4"], "model.lora_rank: does nothing unless model.tuning is lora."),
         (
-            [
-                "--method.image_prototypes",
-                "false",
-                "--method.text_encoder",
-                "minilm",
-                "--method.second_opinion",
-                "agree",
-            ],
-            "method.second_opinion: does nothing unless method.image_prototypes is set.",
+            ["--method.name", "fixmatch", "--method.threshold_momentum", ".9"],
+            "method.threshold_momentum: does nothing unless method.threshold is adaptive or corrmatch.",
         ),
+        (
+            ["--method.name", "unimatch", "--method.share_momentum", ".9"],
+            "method.share_momentum: does nothing unless method.align_classes is set.",
+        ),
+        (
+            ["--method.name", "fixmatch", "--method.teacher", "true", "--method.opinion_of", "[student]"],
+            "method.opinion_of: does nothing unless method.second_opinion is agree or average.",
+        ),
+        (
+            ["--method.opinion_of", "[image]"],
+            "method.opinion_of: does nothing unless method.second_opinion is agree or",
+        ),
+        (["--method.teacher_decay", ".9"], "method.teacher_decay: does nothing unless method.teacher is set."),
+        (["--method.head_share", ".2"], "method.head_share: does nothing unless method.weight_head is set."),
+        (
+            ["--method.name", "unimatch_v2", "--method.teacher", "false"],
+            "method.teacher: does nothing for unimatch_v2;",
+        ),
+        (
+            ["--method.name", "unimatch_v2", "--method.weight_head", "1"],
+            "method.weight_head: does nothing for unimatch",
+        ),
+        (["--method.name", "mean_teacher", "--method.align_classes", "true"], "method.align_classes: does nothing for"),
         (["--method.prompts", "generic"], "method.prompts: does nothing unless method.text_encoder is set."),
         (
             ["--method.assignment", "nearest", "--method.epsilon", ".1"],
@@ -98,6 +114,27 @@ def test_a_field_that_would_do_nothing_is_refused(flags, says):
     with pytest.raises(InputError) as error:
         load_config("demo", None, flags)
     assert says in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method.name", "fixmatch", "--method.threshold", "adaptive", "--method.threshold_momentum", ".9"],
+        ["--method.name", "unimatch_v2", "--method.threshold", "corrmatch", "--method.threshold_momentum", ".9"],
+        ["--method.name", "unimatch_v2", "--method.teacher_decay", ".9"],
+        ["--method.name", "unimatch", "--method.align_classes", "true", "--method.share_momentum", ".9"],
+        ["--method.name", "fixmatch", "--method.teacher", "true", "--method.teacher_decay", ".9"],
+        ["--method.second_opinion", "average", "--method.opinion_of", "[image, dropped]"],
+        ["--method.weight_head", ".5", "--method.head_share", ".2"],
+    ],
+)
+def test_with_the_switch_that_it_belongs_to_a_field_is_taken_and_saved(flags, tmp_path):
+    config = load_config("demo", None, flags)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_saved(tmp_path / "config.yaml") == config
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())["method"]
+    assert content.keys() == fields_of(type(config.method)).keys()
+    assert yaml.safe_load(flags[-1]) == content[flags[-2].removeprefix("--method.")]
 
 
 def test_an_idle_field_of_a_file_is_refused_unless_it_is_the_default_or_saved_by_a_run(written, tmp_path):
