@@ -134,6 +134,17 @@ def at(step: int) -> Tensor:
     return torch.full((), step, dtype=torch.int64)
 
 
+def drift(ours: Method, size: float = 0.3) -> None:
+    """The student moves away from its teacher, buffers too."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in [*ours.model.parameters(), *ours.model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.add_(size * torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype))
+            else:
+                tensor.add_(3)
+
+
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """The gradient of every trained parameter by name, zeros where none came."""
     return {

@@ -13,9 +13,9 @@ from mpamatch.methods import METHODS as BY_NAME
 from mpamatch.methods import Method
 from mpamatch.methods.mean_teacher import MeanTeacher
 from mpamatch.methods.supervised import Supervised, SupervisedConfig
-from mpamatch.models.layers import ChannelDropout
+from mpamatch.models.layers import ChannelDropout, ComplementaryDropout
 from tests.methods import truth
-from tests.methods.cases import METHODS, assert_same_numbers, at, batch, method, network, with_gradients
+from tests.methods.cases import METHODS, assert_same_numbers, at, batch, drift, method, network, with_gradients
 
 VIEWS = {
     "supervised": 0,
@@ -53,7 +53,7 @@ def test_supervised() -> None:
 @pytest.mark.parametrize("step", [0, 7, 20, 1000])
 def test_mean_teacher(step: int) -> None:
     ours = method("mean_teacher", weight=3.0, ramp=20)
-    _drift(ours)
+    drift(ours)
     _assert_method(ours, "mean_teacher", step, tolerance=1e-6)  # the ramp is computed in float32
 
 
@@ -76,8 +76,19 @@ def test_unimatch(settings: dict[str, Any]) -> None:
     _assert_method(method("unimatch", **settings), "unimatch")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"unlabelled_loss": "dice"}, {"unlabelled_loss": "both"}, {"complementary_dropout": False, "threshold": 0.5}],
+    ids=str,
+)
+def test_unimatch_v2(settings: dict[str, Any]) -> None:
+    ours = method("unimatch_v2", **settings)
+    drift(ours, 0.02)
+    _assert_method(ours, "unimatch_v2")
+
+
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", ["fixmatch", "unimatch"])
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "unimatch_v2"])
 def test_a_batch_of_one_and_an_odd_one(name: str, count: int) -> None:
     ours, data = method(name), batch(count)
     wanted = getattr(truth, name)(ours, data, 0)
@@ -85,9 +96,11 @@ def test_a_batch_of_one_and_an_odd_one(name: str, count: int) -> None:
 
 
 def test_the_weights_of_the_papers() -> None:
-    """FixMatch (L_x + s)/2; UniMatch (L_x + .25 s1 + .25 s2 + .5 fp)/2, `strong` being the mean of s1 and s2."""
-    parts = method("fixmatch")(batch(views=1), at(0))
-    torch.testing.assert_close(parts["loss"].detach(), (parts["labelled"] + parts["strong"]) / 2)
+    """FixMatch (L_x + s)/2; UniMatch (L_x + .25 s1 + .25 s2 + .5 fp)/2; UniMatch V2 (L_x + (s1 + s2)/2)/2; `strong` is
+    the mean of s1 and s2."""
+    for name in ("fixmatch", "unimatch_v2"):
+        parts = method(name)(batch(views=VIEWS[name]), at(0))
+        torch.testing.assert_close(parts["loss"].detach(), (parts["labelled"] + parts["strong"]) / 2)
     parts = method("unimatch")(batch(), at(0))
     wanted = (parts["labelled"] + 0.5 * parts["strong"] + 0.5 * parts["feature"]) / 2
     torch.testing.assert_close(parts["loss"].detach(), wanted)
@@ -96,7 +109,7 @@ def test_the_weights_of_the_papers() -> None:
 def test_the_ramp_of_mean_teacher() -> None:
     """exp(−5(1 − t/ramp)²), 1 from the end of the ramp on."""
     ours, data = method("mean_teacher", weight=2.0, ramp=200), batch(views=1)
-    _drift(ours)
+    drift(ours)
     for step, ramp in [(0, math.exp(-5)), (100, math.exp(-1.25)), (200, 1.0), (5000, 1.0)]:
         parts = ours(data, at(step))
         added = float(parts["loss"].detach() - parts["labelled"]) / float(parts["consistency"])
@@ -112,18 +125,19 @@ def test_channel_dropout_drops_by_the_given_draws() -> None:
     assert all(torch.equal(m, m[:, :, :1, :1].expand_as(m)) for m in (first, second))
 
 
+def test_complementary_dropout_shows_each_view_what_the_other_lacks() -> None:
+    """Doubled; images 1, 3, … are left as they are. A draw of .5 is the first view's."""
+    maps = [(3 * torch.ones(3, 2, 4, 4), torch.ones(3, 3, 2, 2)), (5 * torch.ones(3, 2, 4, 4), torch.ones(3, 3, 2, 2))]
+    noise = torch.tensor([[0.5, 0.49, 0.1, 0.9, 0.7], [0.1, 0.9, 0.1, 0.9, 0.5], [0.0, 0.99, 0.6, 0.2, 0.6]])
+    first, second = ComplementaryDropout((2, 3))(maps[0], maps[1], noise)
+    assert first[0][:, :, 0, 0].tolist() == [[6, 0], [3, 3], [0, 6]]
+    assert second[0][:, :, 0, 0].tolist() == [[0, 10], [5, 5], [10, 0]]
+    assert first[1][:, :, 0, 0].tolist() == [[0, 2, 2], [1, 1, 1], [2, 0, 2]]
+    assert second[1][:, :, 0, 0].tolist() == [[2, 0, 0], [1, 1, 1], [0, 2, 0]]
+    assert all(torch.equal(m, m[:, :, :1, :1].expand_as(m)) for m in (*first, *second))
+
+
 # --- the teacher ---------------------------------------------------------------------------------------------
-
-
-def _drift(ours: Method) -> None:
-    """The student moves away from its teacher, buffers too."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for tensor in [*ours.model.parameters(), *ours.model.buffers()]:
-            if tensor.is_floating_point():
-                tensor.add_(0.3 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype))
-            else:
-                tensor.add_(3)
 
 
 def _teacher(norm: str = "batch", **settings: Any) -> MeanTeacher:
@@ -135,7 +149,7 @@ def _teacher(norm: str = "batch", **settings: Any) -> MeanTeacher:
 def test_the_teacher_starts_as_a_copy_that_nothing_trains() -> None:
     ours = _teacher()
     assert_same_numbers(dict(ours.teacher.state_dict()), dict(ours.model.state_dict()), 0)
-    _drift(ours)
+    drift(ours)
     assert not torch.equal(ours.teacher.decoder.head.weight, ours.model.decoder.head.weight)
     assert not any(p.requires_grad for p in ours.teacher.parameters())
     ours(batch(views=1), at(0))["loss"].backward()
@@ -147,7 +161,7 @@ def test_the_teacher_starts_as_a_copy_that_nothing_trains() -> None:
 def test_the_teacher_is_an_average_of_parameters_and_buffers(step: int, m: float) -> None:
     """m = min(1 − 1/(t+1), decay); running means and variances are averaged too, counters are copied."""
     ours = _teacher(decay=0.9)
-    _drift(ours)
+    drift(ours)
     before = {name: value.clone() for name, value in ours.teacher.state_dict().items()}
     student = ours.model.state_dict()
     wanted = {

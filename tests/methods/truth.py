@@ -103,15 +103,27 @@ def mean_teacher(method: Any, batch: Batch, step: int) -> dict[str, Tensor]:
     return {"loss": own + config.weight * ramp * consistency, "labelled": own, "consistency": consistency}
 
 
-def fixmatch(method: Any, batch: Batch, step: int) -> dict[str, Tensor]:
+def growth(step: int, start: int, ramp: int) -> float:
+    """0 before `start`; then, over `ramp` steps, up to 1."""
+    return 0.0 if step < start else min((step - start + 1) / (ramp + 1), 1.0)
+
+
+def grown(config: Any, step: int) -> float:
+    return growth(step, config.unlabelled_start, config.unlabelled_ramp)
+
+
+def fixmatch(method: Any, batch: Batch, step: int, target: Pseudo | None = None) -> dict[str, Tensor]:
+    """With pseudo-labels of the student at a fixed threshold, unless others are given."""
     config, u = method.config, batch.unlabelled
     assert u is not None
-    target = pseudo(see(method.model, u.weak).logits.softmax(1), u.valid, config.threshold)
+    if target is None:
+        target = pseudo(see(method.model, u.weak).logits.softmax(1), u.valid, config.threshold)
     own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label)
     mixed = see(method.model, cutmix(u.strong1, u.box1)).logits
     strong = unlabelled(mixed, *target.mixed(u.box1), config.unlabelled_loss)
     confident = target.weight.sum() / u.valid.sum()
-    return {"loss": (own + strong) / 2, "labelled": own, "strong": strong, "confident": confident}
+    loss = (own + grown(config, step) * strong) / 2
+    return {"loss": loss, "labelled": own, "strong": strong, "confident": confident}
 
 
 def unimatch_parts(method: Any, batch: Batch, target: Pseudo) -> dict[str, Tensor]:
@@ -133,14 +145,56 @@ def unimatch_parts(method: Any, batch: Batch, target: Pseudo) -> dict[str, Tenso
     }
 
 
-def unimatch(method: Any, batch: Batch, step: int) -> dict[str, Tensor]:
+def unimatch(method: Any, batch: Batch, step: int, target: Pseudo | None = None) -> dict[str, Tensor]:
     """(L_x + .25 s1 + .25 s2 + .5 fp)/2 at the default weights."""
     config, u = method.config, batch.unlabelled
     assert u is not None
-    weak = see(method.model, u.weak).logits.softmax(1)
-    parts = unimatch_parts(method, batch, pseudo(weak, u.valid, config.threshold))
-    loss = parts["labelled"] + config.weight_strong * parts["strong"] + config.weight_feature * parts["feature"]
-    return {"loss": loss / 2, **parts}
+    if target is None:
+        target = pseudo(see(method.model, u.weak).logits.softmax(1), u.valid, config.threshold)
+    parts = unimatch_parts(method, batch, target)
+    unlabelled = config.weight_strong * parts["strong"] + config.weight_feature * parts["feature"]
+    return {"loss": (parts["labelled"] + grown(config, step) * unlabelled) / 2, **parts}
+
+
+def see_complementary(model: TransUNet, image: Tensor, noise: Tensor, *, second: bool) -> Tensor:
+    """Logits of one strong view of UniMatch V2: images 0, 2, … with channels doubled where the draw is at least .5 and
+    0 where not, for the second view the other way round; images 1, 3, … as they are."""
+    logits = []
+    for i, one in enumerate(image):
+        maps, start = [], 0
+        for level in model.encode(one[None]):
+            level = level.clone()
+            for c in range(level.shape[1]):
+                high = float(noise[i, start + c]) >= 0.5
+                if i % 2 == 0:
+                    level[:, c] = level[:, c] * (2.0 if high != second else 0.0)
+            start += level.shape[1]
+            maps.append(level)
+        assert start == noise.shape[1]
+        logits.append(model.decode(tuple(maps), (image.shape[-2], image.shape[-1])).logits)
+    return torch.cat(logits)
+
+
+def unimatch_v2(method: Any, batch: Batch, step: int, target: Pseudo | None = None) -> dict[str, Tensor]:
+    """(L_x + (s1 + s2)/2)/2 with pseudo-labels of the teacher."""
+    config, u = method.config, batch.unlabelled
+    assert u is not None
+    assert u.strong2 is not None
+    assert u.box2 is not None
+    assert u.channel_noise is not None
+    if target is None:
+        target = pseudo(see(method.teacher, u.weak).logits.softmax(1), u.valid, config.threshold)
+    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label)
+    views = [cutmix(u.strong1, u.box1), cutmix(u.strong2, u.box2)]
+    if config.complementary_dropout:
+        seen = [see_complementary(method.model, x, u.channel_noise, second=i == 1) for i, x in enumerate(views)]
+    else:
+        seen = [see(method.model, x).logits for x in views]
+    s1 = unlabelled(seen[0], *target.mixed(u.box1), config.unlabelled_loss)
+    s2 = unlabelled(seen[1], *target.mixed(u.box2), config.unlabelled_loss)
+    strong = (s1 + s2) / 2
+    loss = (own + grown(config, step) * strong) / 2
+    return {"loss": loss, "labelled": own, "strong": strong, "confident": target.weight.sum() / u.valid.sum()}
 
 
 class Bank(NamedTuple):
@@ -239,12 +293,41 @@ def mpamatch_target(method: Any, batch: Batch, bank: Bank | None, *, started: bo
     return pseudo((p + score.softmax(1)) / 2, u.valid, config.threshold)
 
 
-def mpamatch(method: Any, batch: Batch, step: int, bank: Bank | None) -> tuple[dict[str, Tensor], Bank | None]:
+def heads(method: Any, embedding: Tensor, size: Any, bank: Bank | None) -> dict[str, Tensor]:
+    """Logits (B, C, H, W) of the cosine heads: cosine with a class's nearest prototype over temperature, resized."""
+    z, (b, h, w) = embed(method, embedding), _bhw(embedding)
+    rows = {}
+    if bank is not None:
+        classes = functional.normalize(bank.prototypes, dim=-1)
+        rows["image"] = torch.stack([(one @ z.T).max(0).values for one in classes], dim=-1)
+    if method.text is not None:
+        g = functional.normalize(functional.linear(z, method.to_text.weight, method.to_text.bias), dim=-1)
+        rows["text"] = g @ method.text().T
+    found = {name: (cosine / method.config.temperature).reshape(b, h, w, -1) for name, cosine in rows.items()}
+    return {
+        name: functional.interpolate(logits.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+        for name, logits in found.items()
+    }
+
+
+def head_term(method: Any, batch: Batch, bank: Bank | None) -> Tensor:
+    """Mean over the heads of their mean cross-entropy on labelled pixels."""
+    x = batch.labelled
+    found = heads(method, see(method.model, x.image).embedding, x.label.shape[-2:], bank)
+    pixels = max(int((x.label != IGNORE).sum()), 1)
+    return torch.stack([cross_entropy(logits, x.label).sum() / pixels for logits in found.values()]).mean()
+
+
+def mpamatch(
+    method: Any, batch: Batch, step: int, bank: Bank | None, target: Pseudo | None = None
+) -> tuple[dict[str, Tensor], Bank | None]:
     """The parts of the loss, given the bank before the step, and the bank after it."""
     config = method.config
     begun = step >= config.start
-    started = min((step - config.start + 1) / (config.ramp + 1), 1.0) if begun else 0.0
-    target = mpamatch_target(method, batch, bank, started=begun)
+    started = growth(step, config.start, config.ramp)
+    if target is None:
+        target = mpamatch_target(method, batch, bank, started=begun)
+    head = head_term(method, batch, bank) if config.weight_head else None
     parts = unimatch_parts(method, batch, target)
     seen = pixels(method, batch, target)
     prototype = seen.z.sum() * 0
@@ -261,7 +344,11 @@ def mpamatch(method: Any, batch: Batch, step: int, bank: Bank | None) -> tuple[d
         parts |= {"text_contrast": pcl, "text_alignment": pal}
     loss = (
         config.weight_labelled * parts["labelled"]
-        + config.weight_unlabelled * (config.weight_strong * parts["strong"] + config.weight_feature * parts["feature"])
+        + config.weight_unlabelled
+        * grown(config, step)
+        * (config.weight_strong * parts["strong"] + config.weight_feature * parts["feature"])
         + config.weight_prototype * started * prototype
     )
+    if head is not None:
+        loss, parts = loss + config.weight_head * started * head, {**parts, "head": head}
     return {"loss": loss, **parts}, bank
