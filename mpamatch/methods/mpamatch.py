@@ -150,7 +150,8 @@ class MPAMatch(UniMatch):
         grid = (len(seen.labelled.logits) + len(seen.weak.logits), *seen.weak.embedding.shape[-2:])
         found: dict[str, Tensor] = {}
         if self.bank is not None and ("image" in self.asked or self.config.weight_head):
-            found["image"], _ = ops.prototype_distance(z, self.bank.prototypes)
+            before = self.bank.prototypes.clone()  # backward wants these, and the bank moves in this step
+            found["image"], _ = ops.prototype_distance(z, before)
         if self.to_text is not None and words is not None and ("text" in self.asked or self.config.weight_head):
             found["text"], _ = ops.prototype_distance(self.to_text(unit(z)), words)
         return {name: self._as_map(distance, grid, seen.weak.logits) for name, distance in found.items()}

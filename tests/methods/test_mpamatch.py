@@ -265,6 +265,20 @@ def test_image_prototypes_are_buffers_without_gradient() -> None:
         assert buffer.grad_fn is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cosine_heads_learn_beside_a_bank_that_moves_in_the_same_step(dtype: torch.dtype) -> None:
+    """Their gradient is that of the prototypes from before the step, which the step changes in place."""
+    ours = _method(weight_head=1.0, weight_labelled=0.0, weight_unlabelled=0.0, weight_prototype=0.0, dtype=dtype)
+    assert ours.bank is not None
+    data, before = batch(dtype=dtype), ours.bank.prototypes.clone()
+    _, gradients = with_gradients(ours, ours(data, at(0))["loss"])
+    assert not torch.equal(ours.bank.prototypes, before)
+    ours.bank.prototypes.copy_(before)
+    wanted = truth.head_term(ours, data, Bank(before, ours.bank.updates))
+    assert_same_numbers(gradients, with_gradients(ours, wanted)[1], 1e-9 if dtype == torch.float64 else 1e-5)
+    assert gradients["project.0.weight"].abs().max() > 1e-6
+
+
 def test_the_text_context_learns_and_the_words_do_not() -> None:
     ours = _method(text=True)
     _, gradients = with_gradients(ours, ours(batch(), at(0))["loss"])
