@@ -187,10 +187,10 @@ class PseudoLabeller(nn.Module):
     def _aligned(self, logits: Tensor, valid: Tensor, label: Tensor) -> Tensor:
         """Multiplies probabilities by labelled_share/predicted_share (ReMixMatch, ICLR 2020), both moving averages."""
         momentum, classes = self.config.share_momentum, logits.shape[1]
-        _move(self.predicted_share, _mean_probability(logits, valid), momentum)
+        _move(self.predicted_share, *_summed(softmax(logits), valid), momentum)
         counts = torch.stack([(label == index).sum() for index in range(classes)]).to(self.labelled_share.dtype)
         counts = over_ranks(counts)
-        _move(self.labelled_share, counts / counts.sum().clamp(min=1), momentum)
+        _move(self.labelled_share, counts, counts.sum(), momentum)
         ratio = self.labelled_share.clamp(min=1e-6) / self.predicted_share.clamp(min=1e-6)
         return logits + ratio.log()[:, None, None].to(logits.dtype)
 
@@ -203,10 +203,9 @@ class PseudoLabeller(nn.Module):
         momentum = self.config.threshold_momentum
         if self.config.threshold == "adaptive":
             _, confidence = ops.pseudo_label(logits)
-            sums = torch.stack([(confidence * valid).sum(), valid.sum().to(confidence.dtype)])
-            sums = over_ranks(sums)
-            _move(self.confidence, sums[0] / sums[1].clamp(min=1), momentum)
-            _move(self.probability, _mean_probability(logits, valid), momentum)
+            total, pixels = _summed(confidence[:, None], valid)
+            _move(self.confidence, total[0], pixels, momentum)
+            _move(self.probability, *_summed(softmax(logits), valid), momentum)
             return self.confidence * self.probability / self.probability.max()
         if self.config.threshold == "corrmatch":
             label, confidence = ops.pseudo_label(logits)
@@ -214,9 +213,7 @@ class PseudoLabeller(nn.Module):
             highest = torch.stack([(confidence * (valid & (label == index))).max() for index in classes])
             if (group := all_ranks()) is not None:
                 dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-            predicted = (highest > 0).to(highest.dtype)
-            mean = highest.sum() / predicted.sum().clamp(min=1)
-            _move(self.confidence, torch.where(predicted.sum() > 0, mean, self.confidence), momentum)
+            _move(self.confidence, highest.sum(), (highest > 0).sum(), momentum)
             return self.confidence.expand(logits.shape[1])
         assert not isinstance(self.config.threshold, str)
         return self.config.threshold
@@ -312,13 +309,14 @@ def _mean(logits: Tensor, opinions: Any) -> Tensor:
     return (total / count).clamp(min=1e-12).log()
 
 
-def _mean_probability(logits: Tensor, valid: Tensor) -> Tensor:  # (B, C, H, W), (B, H, W) -> (C,)
-    """Averages the softmax over the valid pixels of all ranks."""
-    probability = softmax(logits)
-    sums = (probability * valid[:, None]).sum((0, 2, 3))
+def _summed(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # (B, K, H, W), (B, H, W) -> (K,), ()
+    """Sums over the valid pixels of all ranks, and counts these."""
+    sums = (values * valid[:, None]).sum((0, 2, 3))
     both = over_ranks(torch.cat([sums, valid.sum()[None].to(sums.dtype)]))
-    return both[:-1] / both[-1].clamp(min=1)
+    return both[:-1], both[-1]
 
 
-def _move(average: Tensor, value: Tensor, momentum: float) -> None:
-    average.lerp_(value.to(average.dtype), 1 - momentum)
+def _move(average: Tensor, total: Tensor, count: Tensor, momentum: float) -> None:
+    """Moves the average towards total/count; it stays where nothing was counted."""
+    mean = (total / count.clamp(min=1)).to(average.dtype)
+    average.lerp_(torch.where(count > 0, mean, average), 1 - momentum)

@@ -181,6 +181,21 @@ def test_neither_padding_nor_ignored_labels_are_seen(settings: dict[str, Any]) -
     assert_same_numbers(other.state_dict(), one.state_dict(), 1e-12)
 
 
+@pytest.mark.parametrize("settings", REMEMBERING, ids=str)
+def test_where_nothing_is_seen_the_averages_stay(settings: dict[str, Any]) -> None:
+    """The mean of no pixels is not 0."""
+    ours = _labeller(CLASSES, **settings)
+    ours(*_scene(0), {})
+    before = _numbers(ours.state_dict())
+    logits, valid, label = _scene(1)
+    found = ours(logits, torch.zeros_like(valid), torch.full_like(label, 255), {})
+    assert found.weight.max() == 0
+    assert _numbers(ours.state_dict()) == before
+    ours(logits, valid, label, {})
+    after = _numbers(ours.state_dict())
+    assert all(after[name] != before[name] for name in before)
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
