@@ -1,5 +1,8 @@
 """Draws: pure functions of (seed, step, slot), independent between streams, and of the ranges they state."""
 
+import math
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from mpamatch.data.draws import (
     DrawSettings,
     Geometry,
     SampleDraw,
+    _cutmix_box,
     draw,
     generator,
     image_index,
@@ -200,6 +204,76 @@ def test_cutmix_boxes_have_the_stated_frequency_area_and_ratio(crop):
         assert ratio.max() > 2.2
         assert top.min() < 20
         assert bottom.max() > 236
+
+
+def boxes_by_the_formula(crop: int, count: int) -> list[tuple[int, int, int, int]]:
+    """UniMatch's boxes once more, with Python's own random numbers: one area, ratio and corner until the box fits."""
+    source, boxes = random.Random(11), []
+    for _ in range(count):
+        if source.random() > 0.5:
+            boxes.append((0, 0, 0, 0))
+            continue
+        pixels, fits = source.uniform(0.02, 0.4) * crop**2, False
+        while not fits:
+            ratio = source.uniform(0.3, 10 / 3)
+            tall, wide = math.floor((pixels * ratio) ** 0.5), math.floor((pixels / ratio) ** 0.5)
+            y, x = source.randrange(crop), source.randrange(crop)
+            fits = y <= crop - tall and x <= crop - wide
+        boxes.append((y, x, y + tall, x + wide))
+    return boxes
+
+
+def assert_same_distribution(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """No further apart than Smirnov's 0.1 % quantile, 1.95·√(1/n + 1/m)."""
+    places = np.sort(np.concatenate([ours, theirs]))
+    shares = [np.searchsorted(np.sort(x), places, side="right") / len(x) for x in (ours, theirs)]
+    assert np.abs(shares[0] - shares[1]).max() < 1.95 * np.sqrt(1 / len(ours) + 1 / len(theirs))
+
+
+def test_cutmix_boxes_are_distributed_as_in_the_public_code():
+    """Half of the crops get a box, with a median of a fifth of the crop, so that a tenth of all pixels is mixed. If the
+    area too were drawn anew at each try, it would be .118 and .0705."""
+    settings = settings_of("natural", crop=256)
+    drawn = [draw(settings, 0, UNLABELLED, step, 0).boxes for step in range(3000)]
+    ours = np.array(drawn).reshape(-1, 4)
+    theirs = np.array(boxes_by_the_formula(256, 20000))
+    area_of = {name: (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) / 256**2 for name, b in (("ours", ours), ("", theirs))}
+    of_boxes = {name: area[area > 0] for name, area in area_of.items()}
+    assert np.median(of_boxes["ours"]) == pytest.approx(0.207, abs=0.015)
+    assert area_of["ours"].mean() == pytest.approx(0.104, abs=0.007)
+    assert_same_distribution(of_boxes["ours"], of_boxes[""])
+    for side in range(4):
+        assert_same_distribution(ours[area_of["ours"] > 0, side], theirs[area_of[""] > 0, side])
+
+
+class LargestArea:
+    """A generator that always gives a box, of the largest area, and counts the tries."""
+
+    def __init__(self, seed: int) -> None:
+        self.g, self.drawn, self.tries = np.random.default_rng(seed), 0, 0
+
+    def random(self) -> float:
+        return 0.0
+
+    def uniform(self, low: float, high: float) -> float:
+        self.drawn += 1
+        return high if self.drawn == 1 else self.g.uniform(low, high)
+
+    def integers(self, high: int) -> int:
+        self.tries += 1
+        return int(self.g.integers(high))
+
+
+def test_the_largest_box_fits_after_a_few_tries():
+    """A try fits with probability 1/17: a thousand boxes take 17,000 tries, and 500 for one are as likely as 1e-13."""
+    tries = []
+    for seed in range(1000):
+        counting = LargestArea(seed)
+        top, left, bottom, right = _cutmix_box(counting, 256)  # type: ignore[arg-type]
+        assert (bottom - top) * (right - left) > 0.38 * 256**2
+        tries.append(counting.tries / 2)  # a row and a column each
+    assert 14 < np.mean(tries) < 19
+    assert max(tries) < 500
 
 
 def test_the_two_views_of_a_sample_are_drawn_apart(histology):

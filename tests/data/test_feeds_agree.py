@@ -130,6 +130,22 @@ def test_both_feeds_agree_on_geometry_to_the_pixel(augment, scale, odd):
     assert padded > 20
 
 
+def test_boxes_of_very_flat_images_are_those_of_the_draws_and_lie_in_the_crop(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        write(tmp_path, name, rng.integers(0, 256, (16, 400, 3), dtype=np.uint8), np.zeros((16, 400), np.uint8))
+    feed = feed_of(prepared_at(tmp_path), replace(SHARED, crop=48), kind)
+    mixed = 0
+    for step in range(12):
+        unlabelled = feed[step].unlabelled
+        for slot in range(8):
+            boxes = draw(feed.settings, 0, UNLABELLED, step, slot).boxes
+            assert [unlabelled.box1[slot].tolist(), unlabelled.box2[slot].tolist()] == [list(box) for box in boxes]
+            assert all(0 <= side <= 48 for box in boxes for side in box)
+            mixed += sum(any(box) for box in boxes)
+    assert 60 < mixed < 132  # half of 192
+
+
 def test_weak_and_strong_views_share_their_crop(kind, tissue):
     """Neighbouring pixels rise and fall together, which a view of another crop would not do."""
     unlabelled = feed_of(tissue, replace(SHARED, crop=64), kind)[0].unlabelled
