@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Len
@@ -27,11 +27,14 @@ class TransUNetConfig(NetworkConfig):
             with a map at stride 32, and a ViT with a patch of 8 takes the last three. The output at stride 4 is the
             embedding.
         head_kernel: size of the head, the last convolution: 1 (MPAMatch) or 3 (TransUNet).
+        align_corners: how the blocks enlarge: true matches the centres of the corner pixels, as TransUNet's public code
+            does; false keeps every pixel on its share of the image, where methods read the embedding's labels.
     """
 
     decoder_width: Count = 512
     decoder_channels: Annotated[list[Count], Len(4, 5)] = field(default_factory=lambda: [256, 128, 64, 16])
     head_kernel: Literal[1, 3] = 1
+    align_corners: bool = False
 
     @property
     def deepest(self) -> int:
@@ -40,10 +43,16 @@ class TransUNetConfig(NetworkConfig):
 
 
 class DecoderBlock(nn.Module):
-    """Upsampling by 2 (bilinear), concatenation with the skip, and two 3×3 convolutions."""
+    """Upsampling by 2 (bilinear), concatenation with the skip, and two 3×3 convolutions.
 
-    def __init__(self, inputs: int, skip: int, outputs: int, norm: str, *, resized: bool = False):
+    A skip that is `resized` is enlarged as its neighbour is, so that both show the same places.
+    """
+
+    def __init__(
+        self, inputs: int, skip: int, outputs: int, norm: str, *, resized: bool = False, align_corners: bool = False
+    ):
         super().__init__()
+        self.align_corners = align_corners
         # a 1×1 convolution before the resizing gives what it would after it, for a fraction of the work
         self.squeeze = nn.Conv2d(skip, outputs, 1) if resized else None
         skip = outputs if resized else skip
@@ -51,9 +60,10 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:  # (B, inputs, h, w) -> (B, outputs, 2h, 2w)
         """Decodes one level; `skip` is (B, skip, 2h, 2w), or of another size if it is to be resized."""
-        x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        bilinear: dict[str, Any] = {"mode": "bilinear", "align_corners": self.align_corners}
+        x = functional.interpolate(x, scale_factor=2, **bilinear)
         if skip is not None and self.squeeze is not None:
-            skip = functional.interpolate(self.squeeze(skip), size=x.shape[-2:], mode="bilinear", align_corners=False)
+            skip = functional.interpolate(self.squeeze(skip), size=x.shape[-2:], **bilinear)
         return self.convs(x if skip is None else torch.cat([x, skip], dim=1))
 
 
@@ -86,6 +96,7 @@ class Decoder(nn.Module):
                 o,
                 config.norm,
                 resized=skip >= 0 and encoder.between is not None,
+                align_corners=config.align_corners,
             )
             for i, o, skip in zip(inputs, channels, self.skip_index, strict=True)
         )

@@ -115,6 +115,13 @@ def test_last_holds_the_optimizer_and_where_the_run_stands(root, tmp_path):
     assert moments == {"step", "exp_avg", "exp_avg_sq"}
 
 
+def test_a_run_predicts_with_the_corners_that_it_was_trained_with(root, tmp_path):
+    trained(root, tmp_path / "run", "supervised", {"model.align_corners": True})
+    model = load_segmenter(tmp_path / "run", "cpu").model
+    assert model.config.align_corners
+    assert all(block.align_corners for block in model.decoder.blocks)
+
+
 # Frozen encoders
 
 

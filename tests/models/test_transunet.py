@@ -1,7 +1,8 @@
 """TransUNet and TransUNi: any size in, logits of that size out; skips used; what is frozen stays as it is."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpamatch.errors import InputError
-from mpamatch.models.build import build_model
+from mpamatch.models.build import build_model, network_config
 from mpamatch.models.encoders import build_encoder
-from mpamatch.models.transunet import TransUNet, TransUNetConfig
+from mpamatch.models.transunet import DecoderBlock, TransUNet, TransUNetConfig
 from tests.models.narrow import add_variants
 
 CLASSES = 3
@@ -166,6 +167,91 @@ def test_the_head_and_the_widths_are_chosen():
     logits, embedding = model(image(32, 32))
     assert logits.shape == (2, CLASSES, 32, 32)
     assert embedding.shape[1] == model.embedding_width == 12
+
+
+BY_TWO = {  # a row 0, 3 doubled, and a column 0, 6
+    True: ([0.0, 1, 2, 3], [0.0, 2, 4, 6]),  # the centres of the corner pixels stay
+    False: ([0.0, 0.75, 2.25, 3], [0.0, 1.5, 4.5, 6]),  # each pixel stays on its quarter
+}
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_block_enlarges_as_the_configuration_says(align_corners):
+    """Literal numbers; the resized skip of an intermediate map of a ViT as its neighbour."""
+    block = DecoderBlock(1, 1, 1, "group", resized=True, align_corners=align_corners)
+    block.convs = nn.Identity()
+    assert block.squeeze is not None
+    nn.init.ones_(block.squeeze.weight)
+    nn.init.zeros_(block.squeeze.bias)
+    x = torch.tensor([[0.0, 3.0], [6.0, 9.0]])[None, None]
+    row, column = (torch.tensor(numbers) for numbers in BY_TWO[align_corners])
+    with torch.no_grad():
+        own, beside = block(x, x)[0]
+    torch.testing.assert_close(own, row + column[:, None])
+    torch.testing.assert_close(beside, own)
+
+
+def doubled(length: int, align_corners: bool) -> np.ndarray:  # (2·length, length)
+    """Linear interpolation: out of `length` points, of which each new one takes the two nearest by their distance."""
+    matrix = np.zeros((2 * length, length))
+    for out in range(2 * length):
+        place = out * (length - 1) / (2 * length - 1) if align_corners else (out + 0.5) / 2 - 0.5
+        place = min(max(place, 0), length - 1)
+        low = min(int(place), length - 2)
+        matrix[out, low : low + 2] = 1 - (place - low), place - low
+    return matrix
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_every_block_of_the_decoder_enlarges_so(align_corners):
+    """Without convolutions the decoder is four doublings, here as products of matrices."""
+    model = model_of("narrow16", align_corners=align_corners)
+    decoder = model.decoder
+    decoder.first, decoder.head = nn.Identity(), nn.Identity()
+    for block in decoder.blocks:
+        block.convs = nn.Identity()
+    x = torch.randn(1, 32, 2, 3, generator=torch.Generator().manual_seed(0))
+    rows, columns = np.eye(2), np.eye(3)
+    for _ in range(4):
+        rows = doubled(len(rows), align_corners) @ rows
+        columns = doubled(len(columns), align_corners) @ columns
+    with torch.no_grad():
+        found = decoder((x,)).logits
+    np.testing.assert_allclose(found[0], rows @ x[0].double().numpy() @ columns.T, rtol=1e-4, atol=1e-5)
+
+
+def test_align_corners_is_kept_in_a_saved_configuration_and_off_in_former_ones():
+    config = replace(TINY, align_corners=True)
+    assert network_config("transunet", asdict(config)) == config
+    former = {name: value for name, value in asdict(TINY).items() if name != "align_corners"}
+    assert network_config("transunet", former) == TINY
+
+
+def test_aligned_corners_recomputed_and_channels_last_give_the_same_numbers():
+    x = image(32, 48).double()
+    found = []
+    for changes, last in (({}, False), ({"checkpointing": True}, False), ({}, True)):
+        model = model_of(norm="group", align_corners=True, **changes).double()
+        if last:
+            model.use_channels_last()
+        logits = model(x.contiguous(memory_format=torch.channels_last) if last else x).logits
+        logits.square().mean().backward()
+        found.append((logits.detach(), model.decoder.first[0].weight.grad, model.decoder.head.weight.grad))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+    apart = model_of(norm="group").double()(x).logits - found[0][0]
+    assert apart.abs().max() > 0.01
+
+
+@pytest.mark.slow
+def test_aligned_corners_are_one_graph():
+    torch._dynamo.reset()
+    model, x = model_of(norm="group", align_corners=True).eval(), image(32, 32)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x).logits, model(x).logits)
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")
