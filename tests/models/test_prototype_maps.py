@@ -22,8 +22,9 @@ def image(height: int = 32, width: int = 48, n: int = 2) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_class_maps_are_those_of_plain_numpy():
-    model = model_of(map_weights=[0.0, 0.0, 2.0])
+@pytest.mark.parametrize("weighting", ["pixel", "image"])
+def test_class_maps_are_those_of_plain_numpy(weighting):
+    model = model_of(map_weights=[0.0, 0.0, 2.0], prototype_weighting=weighting)
     decoder = model.decoder
     cosine = decoder.cosines(model.encode(image()))
     each = cosine[2].numpy() * float(decoder.factors[2])
@@ -33,9 +34,85 @@ def test_class_maps_are_those_of_plain_numpy():
     np.testing.assert_allclose(found.score, (share * mean).sum(2), rtol=1e-9)
     size = found.map.shape[-2:]
     assert tuple(size) == tuple(cosine[0].shape[-2:])
-    wanted = torch.from_numpy((share[..., None, None] * each).sum(2))
+    of_pixel = np.exp(each) / np.exp(each).sum(2, keepdims=True)
+    wanted = torch.from_numpy(((of_pixel if weighting == "pixel" else share[..., None, None]) * each).sum(2))
     wanted = torch.nn.functional.interpolate(wanted, size=size, mode="bilinear", align_corners=False)
     np.testing.assert_allclose(found.map, wanted, rtol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("weighting", "share"), [("pixel", 0.75), ("image", 0.5)])
+def test_prototypes_are_weighted_by_a_softmax_in_each_pixel_or_by_one_of_the_image(weighting, share):
+    """Two pixels, each of which one of two prototypes sees with ln 3 and the other with 0: softmaxes of (¾, ¼) in each
+    pixel, and of (½, ½) from the means, which are equal."""
+    decoder = model_of(prototypes=2, prototype_weighting=weighting, map_weights=[1.0, 0.0, 0.0]).decoder
+    decoder.factors.fill_(1)
+    cosine = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64).expand(1, 2, 2, 1, 2) * np.log(3)
+    found = decoder.class_maps([cosine, cosine, cosine])
+    torch.testing.assert_close(found.map, torch.full((1, 2, 1, 2), share * np.log(3), dtype=torch.float64))
+    torch.testing.assert_close(found.score, torch.full((1, 2), 0.5 * np.log(3), dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_the_published_scoring_by_hand():
+    """One prototype a class; of class 1 the scales 2 and 3 become (0, 0, ½, 1), scale 4 is below 0 and becomes 0; of
+    class 2 each scale sees one pixel. Weights .3, .3, .4, background (1 − the highest)¹⁰."""
+    model = model_of(prototypes=1, scoring="published", test_flips="none")
+    model.decoder.factors.fill_(1)
+    scales = [
+        [[-1, 0, 2, 4], [2, 0, 0, 0]],
+        [[1, 1, 3, 5], [0, 1, 0, 0]],
+        [[-3, -2, -1, -4], [0, 0, 1, 0]],
+    ]
+    given = [torch.tensor(one, dtype=torch.float64).reshape(1, 2, 1, 2, 2) for one in scales]
+    model.decoder.cosines = lambda maps: given
+    score = model(image(2, 2, 1), torch.tensor([0.0, 1.0, 1.0])).logits.exp()[0].flatten(1)
+    wanted = [[0.7**10, 0.7**10, 0.6**10, 0.4**10], [1e-4, 1e-4, 0.3, 0.6], [0.3, 0.3, 0.4, 1e-4]]
+    torch.testing.assert_close(score, torch.tensor(wanted, dtype=torch.float64))
+    alone = model(image(2, 2, 1), torch.tensor([0.0, 1.0, 0.0])).logits.exp()[0].flatten(1)
+    wanted = [[1.0, 1.0, 0.7**10, 0.4**10], [1e-4, 1e-4, 0.3, 0.6], [1e-4] * 4]
+    torch.testing.assert_close(alone, torch.tensor(wanted, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_the_published_test_time_augmentation_is_mirror_times_factors():
+    """Six views; each is scaled to 0 … 1 by itself, scale by scale, and brought back before the mean."""
+    model = model_of(scoring="published", test_flips="horizontal", test_factors=[0.9, 1, 1.1])
+    x, views = image(32, 48), []
+    for factor in (0.9, 1, 1.1):
+        for mirrored in (False, True):
+            cosines = model.decoder.cosines(model.encode((x.flip(-1) if mirrored else x) * factor))
+            total = torch.zeros(2, 2, 32, 48, dtype=torch.float64)
+            for cosine, scale, weight in zip(cosines, model.decoder.factors, (0.3, 0.3, 0.4), strict=True):
+                each = (cosine * scale).numpy()
+                of_pixel = np.exp(each) / np.exp(each).sum(2, keepdims=True)
+                cam = np.maximum((of_pixel * each).sum(2), 0)
+                low, high = cam.min((2, 3), keepdims=True), cam.max((2, 3), keepdims=True)
+                cam = torch.from_numpy((cam - low) / np.maximum(high - low, 1e-4))
+                total += weight * torch.nn.functional.interpolate(cam, size=(32, 48), mode="bilinear")
+            views.append(total.flip(-1) if mirrored else total)
+    mean = torch.stack(views).mean(0)
+    told = torch.tensor([0.0, 1.0, 1.0])
+    wanted = torch.cat([(1 - mean.amax(1, keepdim=True)) ** 10, mean], 1).clamp(min=1e-4)
+    torch.testing.assert_close(model(x, told).logits.exp(), wanted)
+    joint = model_of(test_flips="horizontal", test_factors=[0.9, 1, 1.1])
+    assert (joint(x, told).logits.exp() - wanted).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_maps_are_means_over_factors_of_the_normalised_image():
+    model, x = model_of(test_flips="none", test_factors=[0.5, 2.0]), image()
+    one, two = (model.decoder(model.encode(x * factor)) for factor in (0.5, 2.0))
+    found = model._augmented(x)
+    torch.testing.assert_close(found.map, (one.map + two.map) / 2)
+    torch.testing.assert_close(found.score, (one.score + two.score) / 2)
+    assert not torch.allclose(found.map, model.decoder(model.encode(x)).map)
+
+
+def test_former_values_of_test_flips_are_read():
+    for former, now in ((True, "both"), (False, "none"), ("true", "both"), ("false", "none")):
+        assert PrototypeMapsConfig(test_flips=former) == PrototypeMapsConfig(test_flips=now)
+    assert PrototypeMapsConfig() == PrototypeMapsConfig(test_flips="both")
 
 
 @torch.no_grad()
@@ -129,6 +206,11 @@ def test_mit_takes_its_weights_from_a_file_with_the_publishers_names(tmp_path):
         ({"map_weights": [0.0, 0.0, 0.0]}, "not all 0"),
         ({"test_scales": []}, "model.test_scales"),
         ({"background": 1.0}, "model.background"),
+        ({"published_weights": [0.0, 0.0, 0.0]}, "model.published_weights: expected not all 0"),
+        ({"test_flips": "vertical"}, "unknown model.test_flips 'vertical'"),
+        ({"test_factors": []}, "model.test_factors"),
+        ({"prototype_weighting": "pixels"}, "unknown model.prototype_weighting 'pixels': did you mean 'pixel'"),
+        ({"scoring": "publish"}, "unknown model.scoring 'publish'"),
         ({"encoder": "vit_tiny_patch16_224"}, "gives 1 feature maps, the maps of prototypes need four"),
     ],
 )
