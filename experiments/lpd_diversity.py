@@ -84,10 +84,11 @@ def _measured(run: Path, prepared: Prepared) -> dict[str, float]:
     with evaluating(model):
         cosines, present = _cosines(segmenter, model, prepared)
     pairs = torch.triu_indices(decoder.per_class, decoder.per_class, 1)
+    shown = (present > 0)[:, :, None, None].expand(cosines[:, :, 0].shape)
     of_class = (decoder.foreground, decoder.per_class, -1)
     scores = evaluate_run(run, None, "validation", "cpu")
     return {
-        "exp(−J)": float(diversity_loss(cosines, present, pairs, LPDConfig().diversity_temperature)),
+        "exp(−J)": float(diversity_loss(cosines, shown, pairs, LPDConfig().diversity_temperature)),
         "map correlation": _correlation(cosines, present, pairs),
         "prototype cosine": float(mean_cosines(decoder.prototypes.view(*of_class))["cosine_within"]),
         "projected cosine": float(

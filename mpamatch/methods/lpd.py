@@ -20,6 +20,7 @@ from mpamatch.ops.unit import unit, working
 from mpamatch.settings import NonNegative, Positive, Whole, settings
 
 NEVER = -1e30  # a logit that adds nothing to a sum of exponentials and leaves it finite
+BARE = 0.2  # a pixel whose class maps are all below it belongs to no class (public code)
 
 
 @settings("method")
@@ -32,6 +33,10 @@ class LPDConfig(ImageSettings):
         weight_contrast: of the contrast and the area.
         weight_area: of the area that the maps cut out, beside the contrast.
         diversity_temperature: of the softmax over pixels whose divergence keeps prototypes apart.
+        diversity_pixels: which pixels that softmax runs over: all, for the classes that the image shows; or own, those
+            where a class's map is the highest (public code), so that a class without such a pixel has no term.
+        diversity_prototypes: what the pixels are compared with: projected, the prototypes in the channels of the
+            deepest map; or raw, themselves (public code), which must be as wide as that map.
         weight_diversity: of the diversity loss.
     """
 
@@ -41,6 +46,8 @@ class LPDConfig(ImageSettings):
     weight_contrast: NonNegative = 0.1
     weight_area: NonNegative = 0.0005
     diversity_temperature: Positive = 0.07
+    diversity_pixels: Literal["all", "own"] = "all"
+    diversity_prototypes: Literal["projected", "raw"] = "projected"
     weight_diversity: NonNegative = 0.5
 
 
@@ -49,8 +56,8 @@ class LPD(BesideTower, Method):
     """LPD (arXiv 2512.05922): loss .1·BCE₂ + BCE₃ + BCE₄, from `start` on also
     weight_contrast·(L_FG + L_BG + weight_area·area) + weight_diversity·L_div.
 
-    The weights of the scales are model.map_weights. Raises InputError if the frozen encoder's vectors have another size
-    than the prototypes.
+    The weights of the scales are model.map_weights. Raises InputError if the prototypes have another size than the
+    frozen encoder's vectors, or, raw in L_div, than the deepest map.
     """
 
     name = "lpd"
@@ -67,7 +74,7 @@ class LPD(BesideTower, Method):
 
     def __init__(self, model: Network, config: LPDConfig, image: ImageEncoder | None = None):
         super().__init__(model, config, image=image)
-        _check_width(self.model, image)
+        _check_width(self.model, config, image)
         self.keep_beside(image)
         self.pairs: Tensor
         self.mean: Tensor
@@ -91,11 +98,14 @@ class LPD(BesideTower, Method):
         image, present = batch.labelled.image, batch.labelled.present
         assert present is not None
         present = present[:, 1:]
-        cosines = self.maps.cosines(self.model.encode(image))
+        maps = self.model.encode(image)
+        cosines = self.maps.cosines(maps)
         begun = (step >= self.config.start).to(cosines[0].dtype)
 
         classification = [classification_loss(score, present) for score in self.maps.scores(cosines)]
-        diversity = diversity_loss(cosines[-1], present, self.pairs, self.config.diversity_temperature)
+        compared = self.maps.raw_cosines(maps) if self.config.diversity_prototypes == "raw" else cosines[-1]
+        pixels = self.compared_pixels(cosines[-1], present)
+        diversity = diversity_loss(compared, pixels, self.pairs, self.config.diversity_temperature)
         late, parts = self.config.weight_diversity * diversity, {"diversity": diversity.detach()}
         if self.image is not None:
             contrast, parts_of_contrast = self.contrast(self.image, image, cosines, present)
@@ -104,6 +114,19 @@ class LPD(BesideTower, Method):
         loss = sum(w * term for w, term in zip(weights, classification, strict=True)) + begun * late
         named = {f"classification{scale}": term.detach() for scale, term in enumerate(classification, start=2)}
         return {"loss": loss, **named, **parts}
+
+    @torch.no_grad()
+    def compared_pixels(
+        self,
+        cosine: Tensor,  # (B, F, K, h, w) of the deepest scale
+        present: Tensor,  # (B, F)
+    ) -> Tensor:  # (B, F, h, w) bool
+        """Chooses the pixels over which the diversity loss compares the prototypes of each class."""
+        if self.config.diversity_pixels == "all":
+            return (present > 0)[:, :, None, None].expand(cosine[:, :, 0].shape)
+        maps = (cosine * self.maps.factors[-1]).mean(2)
+        highest = torch.cat([torch.full_like(maps[:, :1], BARE), maps], 1).argmax(1, keepdim=True)
+        return highest == torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None, None]
 
     def contrast(
         self, encoder: ImageEncoder, image: Tensor, cosines: list[Tensor], present: Tensor
@@ -150,23 +173,26 @@ def classification_loss(
 
 def diversity_loss(
     cosine: Tensor,  # (B, F, K, h, w)
-    present: Tensor,  # (B, F)
+    pixels: Tensor,  # (B, F, h, w) bool: over which the prototypes of a class are compared
     pairs: Tensor,  # (2, P) i64: the pairs of different prototypes
     temperature: float,
 ) -> Tensor:
-    """Averages exp(−J) over the pairs of prototypes of a class and over the classes that images show; 0 without pairs.
+    """Averages exp(−J) over the pairs of prototypes of a class, then its image's classes, then images; 0 without pairs.
 
-    J = Σ (p − q)(log p − log q), Jeffreys' divergence of the softmaxes over pixels of cosine/temperature.
+    J = Σ (p − q)(log p − log q), Jeffreys' divergence of the softmaxes over `pixels` of cosine/temperature. A class
+    without pixels has no term, and an image without such classes counts as 0.
     """
     if pairs.shape[1] == 0:
         return cosine.new_zeros(())
-    log_p = (cosine / temperature).flatten(3).log_softmax(-1)
+    chosen = pixels.flatten(2)  # (B, F, h·w)
+    log_p = torch.where(chosen[:, :, None], (cosine / temperature).flatten(3), NEVER).log_softmax(-1)
     p = log_p.exp()
     first, second = pairs
-    difference = p[:, :, first] - p[:, :, second]
-    divergence = (difference * (log_p[:, :, first] - log_p[:, :, second])).sum(-1)  # (B, F, P)
-    shown = present.to(cosine.dtype)
-    return weighted_mean((torch.exp(-divergence).mean(-1) * shown).sum(), shown.sum())
+    ratio = torch.where(chosen[:, :, None], log_p[:, :, first] - log_p[:, :, second], 0.0)
+    divergence = ((p[:, :, first] - p[:, :, second]) * ratio).sum(-1)  # (B, F, P)
+    has = chosen.any(-1).to(cosine.dtype)
+    of_image = (torch.exp(-divergence).mean(-1) * has).sum(1) / has.sum(1).clamp(min=1)
+    return weighted_mean(of_image.sum(), of_image.new_full((), len(of_image)))
 
 
 def contrast_loss(
@@ -189,8 +215,14 @@ def contrast_loss(
     return weighted_mean(mean.sum(), (counts > 0).sum())
 
 
-def _check_width(model: PrototypeMaps, image: ImageEncoder | None) -> None:
-    """Raises InputError if the image encoder's vectors cannot be compared with the prototypes."""
+def _check_width(model: PrototypeMaps, config: LPDConfig, image: ImageEncoder | None) -> None:
+    """Raises InputError if prototypes cannot be compared with the image encoder's vectors, or with the deepest map."""
+    deepest = model.encoder.channels[-1]
+    if config.diversity_prototypes == "raw" and deepest != model.config.prototype_width:
+        raise InputError(
+            f"method.diversity_prototypes: raw prototypes have {model.config.prototype_width} numbers, but the deepest "
+            f"map of {model.config.encoder} has {deepest} channels; take --model.prototype_width {deepest}."
+        )
     if image is not None and image.width != model.config.prototype_width:
         raise InputError(
             f"model.prototype_width: {model.config.prototype_width}, but {image.identity['name']} gives vectors of "

@@ -44,19 +44,43 @@ def cosines_of(ours: LPD, image: Tensor) -> list[np.ndarray]:
     return found
 
 
-def diversity_by_loops(cosine: np.ndarray, present: np.ndarray, temperature: float) -> float:
-    total, images = 0.0, 0
-    for of_image, shown in zip(cosine, present, strict=True):
-        for of_class, here in zip(of_image, shown, strict=True):
-            if not here or len(of_class) < 2:
+def raw_cosines_of(ours: LPD, image: Tensor) -> np.ndarray:
+    """(B, F, K, h, w) of the deepest scale with the prototypes themselves."""
+    pixels = unit(np.moveaxis(numbers(ours.model.encode(image)[-1]), 1, -1))
+    cosine = np.moveaxis(pixels @ unit(numbers(ours.maps.prototypes)).T, -1, 1)
+    return cosine.reshape(len(cosine), FOREGROUND, -1, *cosine.shape[2:])
+
+
+def all_pixels(cosine: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """(B, F, h, w): every pixel of the classes that an image shows."""
+    return np.broadcast_to(present[:, :, None, None] > 0, cosine[:, :, 0].shape)
+
+
+def own_pixels(cosine: np.ndarray, factor: float) -> np.ndarray:
+    """(B, F, h, w): where the mean map of a class is above those of the others and above .2."""
+    own = np.zeros(cosine[:, :, 0].shape, bool)
+    for image, row, column in np.ndindex(*own[:, 0].shape):
+        maps = [factor * np.mean(of_class[:, row, column]) for of_class in cosine[image]]
+        if max(maps) > 0.2:
+            own[image, int(np.argmax(maps)), row, column] = True
+    return own
+
+
+def diversity_by_loops(cosine: np.ndarray, pixels: np.ndarray, temperature: float) -> float:
+    """The mean over images of the mean over their classes with pixels, as in the public code."""
+    of_images = []
+    for of_image, chosen in zip(cosine, pixels, strict=True):
+        of_classes = []
+        for of_class, where in zip(of_image, chosen, strict=True):
+            if not where.any() or len(of_class) < 2:
                 continue
-            p = np.exp(of_class.reshape(len(of_class), -1) / temperature)
+            p = np.exp(of_class[:, where] / temperature)
             p /= p.sum(1, keepdims=True)
             pairs = [(k, other) for k in range(len(p)) for other in range(k)]
             kl = lambda a, b: (a * np.log(a / b)).sum()  # noqa: E731
-            total += np.mean([np.exp(-(kl(p[k], p[o]) + kl(p[o], p[k]))) for k, o in pairs])
-            images += 1
-    return total / max(images, 1)
+            of_classes.append(np.mean([np.exp(-(kl(p[k], p[o]) + kl(p[o], p[k]))) for k, o in pairs]))
+        of_images.append(np.mean(of_classes) if of_classes else 0.0)
+    return float(np.mean(of_images))
 
 
 def contrast_by_loops(z: np.ndarray, prototypes: np.ndarray, positive: np.ndarray, temperature: float) -> float:
@@ -90,7 +114,8 @@ def test_every_term_is_that_of_plain_numpy(case, per_class):
     for scale, (cosine, factor) in enumerate(zip(cosines, numbers(ours.maps.factors), strict=True), start=2):
         p = sigmoid((cosine * factor).mean((3, 4)).mean(2))
         wanted[f"classification{scale}"] = -np.mean(present * np.log(p) + (1 - present) * np.log(1 - p))
-    wanted["diversity"] = diversity_by_loops(cosines[-1], present, ours.config.diversity_temperature)
+    pixels = all_pixels(cosines[-1], present)
+    wanted["diversity"] = diversity_by_loops(cosines[-1], pixels, ours.config.diversity_temperature)
     terms = [wanted[f"classification{scale}"] for scale in (2, 3, 4)]
     wanted["loss"] = 0.1 * terms[0] + terms[1] + terms[2] + 0.5 * wanted["diversity"]
     assert parts.keys() == wanted.keys()
@@ -114,24 +139,65 @@ def test_contrast(case, per_class):
     assert bool(given.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("per_class", [2, 3])
+@pytest.mark.parametrize("prototypes", ["projected", "raw"])
+@pytest.mark.parametrize("pixels", ["all", "own"])
+def test_diversity_on_the_pixels_and_prototypes_chosen(pixels, prototypes, per_class):
+    settings = {"diversity_pixels": pixels, "diversity_prototypes": prototypes}
+    ours = method("lpd", model={"prototypes": per_class, "prototype_width": 128}, **settings)
+    with torch.no_grad():  # maps on either side of .2
+        ours.maps.factors.mul_(5)
+    data = weak_batch(present=PRESENT["all and none"])
+    cosines = cosines_of(ours, data.labelled.image)
+    compared = cosines[-1] if prototypes == "projected" else raw_cosines_of(ours, data.labelled.image)
+    own = own_pixels(cosines[-1], float(ours.maps.factors[-1].detach()))
+    assert 0 < own.mean() < 1
+    chosen = own if pixels == "own" else all_pixels(compared, np.array(PRESENT["all and none"]))
+    parts = ours(data, at(0))
+    wanted = diversity_by_loops(compared, chosen, 0.07)
+    assert float(parts["diversity"]) == pytest.approx(wanted, rel=1e-9)
+    assert wanted > 0
+    _, gradients = with_gradients(ours, parts["loss"])
+    assert all(bool(value.isfinite().all()) for value in gradients.values())
+
+
+def test_diversity_by_hand():
+    """Three pixels, of which the class has the first two. Prototypes of cosines T·(ln 3, 0, …) and T·(0, 0, …):
+    p = (¾, ¼), q = (½, ½), J = ¼ ln 3/2 − ¼ ln 1/2 = ¼ ln 3. A second image has no pixel of it: half of exp(−J)."""
+    cosine = torch.tensor([0.07 * np.log(3), 0, 0.9, 0, 0, -0.9], dtype=torch.float64).reshape(1, 1, 2, 1, 3)
+    pixels = torch.tensor([[[[True, True, False]]], [[[False, False, False]]]])
+    found = diversity_loss(cosine.repeat(2, 1, 1, 1, 1), pixels, torch.triu_indices(2, 2, 1), 0.07)
+    assert float(found) == pytest.approx(3**-0.25 / 2, rel=1e-12)
+
+
+def test_a_class_without_pixels_of_its_own_costs_nothing_and_stays_finite():
+    ours = method("lpd", diversity_pixels="own")
+    with torch.no_grad():
+        ours.maps.factors.zero_()
+    parts = ours(weak_batch(), at(0))
+    assert float(parts["diversity"]) == 0
+    _, gradients = with_gradients(ours, parts["loss"])
+    assert all(bool(value.isfinite().all()) for value in gradients.values())
+
+
 @pytest.mark.parametrize("temperature", [0.05, 0.1])
 def test_diversity_of_equal_and_of_distant_maps(temperature):
     """Prototypes that look at the same pixels cost 1, those that look at pixels of their own nothing."""
     pairs = torch.triu_indices(2, 2, 1)
-    maps = torch.zeros(1, 1, 2, 4, 4, dtype=torch.float64)
-    assert float(diversity_loss(maps, torch.ones(1, 1), pairs, temperature)) == pytest.approx(1)
+    maps, everywhere = torch.zeros(1, 1, 2, 4, 4, dtype=torch.float64), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    assert float(diversity_loss(maps, everywhere, pairs, temperature)) == pytest.approx(1)
     maps[0, 0, 0, :2], maps[0, 0, 1, 2:] = 1, 1
-    assert float(diversity_loss(maps, torch.ones(1, 1), pairs, temperature)) < 1e-6
+    assert float(diversity_loss(maps, everywhere, pairs, temperature)) < 1e-6
 
 
 def test_the_gradient_of_diversity_parts_prototypes():
     """One softmax: a step down the gradient from nearly equal maps lowers the loss by more than a thousandth."""
     torch.manual_seed(0)
     maps = (0.01 * torch.randn(2, 2, 3, 5, 5, dtype=torch.float64)).requires_grad_()
-    pairs, present = torch.triu_indices(3, 3, 1), torch.ones(2, 2)
-    before = diversity_loss(maps, present, pairs, 0.07)
+    pairs, pixels = torch.triu_indices(3, 3, 1), torch.ones(2, 2, 5, 5, dtype=torch.bool)
+    before = diversity_loss(maps, pixels, pairs, 0.07)
     before.backward()
-    after = diversity_loss(maps.detach() - maps.grad, present, pairs, 0.07)
+    after = diversity_loss(maps.detach() - maps.grad, pixels, pairs, 0.07)
     assert float(before.detach() - after) > 1e-3
 
 
@@ -210,6 +276,10 @@ def test_what_does_not_fit_is_refused():
         Supervised(lpd_network(), SupervisedConfig())
     with pytest.raises(InputError, match=r"take --model\.prototype_width 6"):
         LPD(lpd_network(prototype_width=8), LPDConfig(), image=colours())
+    with pytest.raises(
+        InputError, match=r"deepest map of small_conv has 128 channels; take --model\.prototype_width 128"
+    ):
+        method("lpd", diversity_prototypes="raw")
     with pytest.raises(InputError, match=r"method\.diversity_temperature: expected more than 0, got 0\.0"):
         method("lpd", diversity_temperature=0.0)
 
@@ -228,6 +298,19 @@ def test_one_graph_with_the_frozen_encoder():
     torch._dynamo.reset()
     eager, ours, data = with_encoder(torch.float32), with_encoder(torch.float32), weak_batch(dtype=torch.float32)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = [{name: float(x.detach()) for name, x in compiled(data, at(step)).items()} for step in (0, 9)]
+    assert found[0] == pytest.approx({name: float(x.detach()) for name, x in eager(data, at(0)).items()}, rel=1e-4)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_one_graph_with_own_pixels_of_raw_prototypes():
+    torch._dynamo.reset()
+    settings = {"diversity_pixels": "own", "diversity_prototypes": "raw", "model": {"prototype_width": 128}}
+    eager, ours = (method("lpd", dtype=torch.float32, **settings) for _ in range(2))
+    data, compiled = weak_batch(dtype=torch.float32), torch.compile(ours, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         found = [{name: float(x.detach()) for name, x in compiled(data, at(step)).items()} for step in (0, 9)]
     assert found[0] == pytest.approx({name: float(x.detach()) for name, x in eager(data, at(0)).items()}, rel=1e-4)

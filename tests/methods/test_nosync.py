@@ -41,6 +41,12 @@ def test_no_sync_in_any_branch_of_mpamatch(settings: dict[str, Any]) -> None:
     assert_no_sync(_step, ours, batch(3, dtype=torch.float32), at(3))
 
 
+def test_no_sync_with_own_pixels_of_raw_prototypes() -> None:
+    settings = {"diversity_pixels": "own", "diversity_prototypes": "raw", "model": {"prototype_width": 128}}
+    ours = method("lpd", dtype=torch.float32, **settings)
+    assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
+
+
 class _Asks(MPAMatch):
     """Updates the bank only if any pixel is confident: a question to the GPU."""
 

@@ -32,6 +32,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "pccs": {"name": "pccs", "weight_contrast": 1.0, "distance_share": 0.1, "uncertain": 0.0},
     "lpd": {"name": "lpd", "start": 1},
+    "lpd, own pixels of raw prototypes": {
+        "name": "lpd",
+        "start": 1,
+        "diversity_pixels": "own",
+        "diversity_prototypes": "raw",
+        "model": {"prototype_width": 128},
+    },
 }
 Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; "state": parameters and buffers
 
