@@ -5,11 +5,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import one_hot
 
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS, Method
-from mpamatch.methods.losses import weighted_mean
+from mpamatch.methods.losses import over_ranks, weighted_mean
 from mpamatch.methods.towers import IMAGE, ImageSettings
 from mpamatch.models.image_encoder import ImageEncoder
 from mpamatch.models.network import Network
@@ -17,6 +18,7 @@ from mpamatch.models.prototype_maps import MapDecoder, PrototypeMaps, normalised
 from mpamatch.models.prototypes import mean_cosines
 from mpamatch.models.towers import BesideTower
 from mpamatch.ops.unit import unit, working
+from mpamatch.ranks import all_ranks
 from mpamatch.settings import NonNegative, Positive, Whole, settings
 
 NEVER = -1e30  # a logit that adds nothing to a sum of exponentials and leaves it finite
@@ -145,7 +147,7 @@ class LPD(BesideTower, Method):
         foreground, background = seen.chunk(2)
         shown = present.to(seen.dtype)
         of_foreground = contrast_loss(foreground, prototypes, shown, self.config.temperature)
-        of_background = contrast_loss(background, prototypes, 1 - shown, self.config.temperature)
+        of_background = background_loss(background, prototypes, shown, self.config.temperature)
         loss = of_foreground + of_background + self.config.weight_area * area
         return loss, {
             "foreground": of_foreground.detach(),
@@ -213,6 +215,40 @@ def contrast_loss(
     counts = positive.sum(1)
     mean = (terms * of_class).sum((1, 2)) / (counts * per_class).clamp(min=1)
     return weighted_mean(mean.sum(), (counts > 0).sum())
+
+
+def background_loss(
+    embedding: Tensor,  # (B, D) unit vectors, of the images without what they show
+    prototypes: Tensor,  # (F, K, D) unit vectors
+    shown: Tensor,  # (B, F) 1 if the image shows the class
+    temperature: float,
+) -> Tensor:
+    """Computes −log(Σ m / (Σ m + Σ e^s)) with s = z·p/T, both sums over the pairs of an image and a prototype of a
+    class that it shows; m is the mean of e^s over the prototypes of the classes that this image does not show.
+
+    The sums run over the images of all ranks before the logarithm, as in the public code. Images that show all classes
+    or none have no part, and without any other the loss is 0.
+    """
+    similarity = torch.einsum("bd,mkd->bmk", embedding, prototypes) / temperature
+    of_shown = (shown > 0)[:, :, None]
+    pairs = shown.sum(1) * prototypes.shape[1]
+    others = prototypes.shape[0] * prototypes.shape[1] - pairs
+    log_shown = torch.where(of_shown, similarity, NEVER).flatten(1).logsumexp(1)
+    log_others = torch.where(of_shown, NEVER, similarity).flatten(1).logsumexp(1)
+    log_means = log_others + (pairs.clamp(min=1) / others.clamp(min=1)).log()
+    logs = torch.stack([log_means, log_shown], 1)
+    usable = (pairs > 0) & (others > 0)
+    positive, negative = _over_ranks_logsumexp(torch.where(usable[:, None], logs, NEVER).logsumexp(0)).unbind()
+    return torch.logaddexp(positive, negative) - positive
+
+
+def _over_ranks_logsumexp(local: Tensor) -> Tensor:  # (n,) -> (n,)
+    """Computes the logarithm of the sum over all ranks of exp(local); the gradient is that of this rank's `local`."""
+    group = all_ranks()
+    if group is None:
+        return local
+    place = one_hot(torch.full((), group.rank(), device=local.device), group.size()).to(local.dtype)
+    return over_ranks(place[:, None] * local).logsumexp(0)
 
 
 def _check_width(model: PrototypeMaps, config: LPDConfig, image: ImageEncoder | None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
-from mpamatch.methods.lpd import LPD, LPDConfig, contrast_loss, diversity_loss
+from mpamatch.methods.lpd import LPD, LPDConfig, background_loss, contrast_loss, diversity_loss
 from mpamatch.methods.supervised import Supervised, SupervisedConfig
 from mpamatch.models.image_encoder import ImageEncoder
 from tests.methods.cases import CLASSES, at, lpd_network, method, network, weak_batch, with_gradients
@@ -94,6 +94,18 @@ def contrast_by_loops(z: np.ndarray, prototypes: np.ndarray, positive: np.ndarra
     return float(np.sum(means) / max(len(means), 1))
 
 
+def background_by_loops(z: np.ndarray, prototypes: np.ndarray, shown: np.ndarray, temperature: float) -> float:
+    """−log of a ratio of sums over the pairs of an image and a prototype of a class that it shows."""
+    above = below = 0.0
+    for vector, classes in zip(z, shown, strict=True):
+        e = np.exp(prototypes @ vector / temperature)  # (F, K)
+        others = e[classes == 0].flatten()
+        for one in e[classes == 1].flatten():
+            if len(others):
+                above, below = above + others.mean(), below + others.mean() + one
+    return float(-np.log(above / below)) if below else 0.0
+
+
 PRESENT = {
     "some": [[1, 0], [0, 1]],
     "all and none": [[1, 1], [0, 0]],
@@ -137,6 +149,34 @@ def test_contrast(case, per_class):
     found.backward()
     assert given.grad is not None
     assert bool(given.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("case", PRESENT)
+@pytest.mark.parametrize("per_class", [1, 4])
+@pytest.mark.parametrize("temperature", [0.07, 0.002])  # the latter's e^s reaches 1e217, beyond float32
+def test_background(temperature, case, per_class):
+    z, prototypes = unit(RNG.normal(size=(2, 6))), unit(RNG.normal(size=(FOREGROUND, per_class, 6)))
+    shown = np.array(PRESENT[case], dtype=np.float64)
+    given = torch.from_numpy(z).requires_grad_()
+    found = background_loss(given, torch.from_numpy(prototypes), torch.from_numpy(shown), temperature)
+    wanted = background_by_loops(z, prototypes, shown, temperature)
+    assert float(found.detach()) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    found.backward()
+    assert given.grad is not None
+    assert bool(given.grad.isfinite().all())
+    single = [torch.from_numpy(x).float() for x in (z, prototypes, shown)]
+    assert float(background_loss(*single, temperature)) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+
+
+def test_background_by_hand():
+    """One prototype a class, e^s of the classes shown and not shown 1 and 3, then 1 and 1: −log(4/6), where the mean of
+    −log would be (log 4/3 + log 2)/2."""
+    cosines = torch.tensor([[0.0, np.log(3) / 2], [0.0, 0.0]], dtype=torch.float64)
+    z = torch.eye(2, 3, dtype=torch.float64)
+    prototypes = torch.zeros(2, 1, 3, dtype=torch.float64)
+    prototypes[:, 0, :2] = cosines.T
+    found = background_loss(z, prototypes, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), 0.5)
+    assert float(found) == pytest.approx(np.log(6 / 4), rel=1e-12)
 
 
 @pytest.mark.parametrize("per_class", [2, 3])
@@ -242,9 +282,10 @@ def test_the_contrast_cuts_what_the_maps_show_and_sees_it_with_the_frozen_encode
     seen = [unit(numbers(tower((image * part) * std + mean))) for part in (whole, 1 - whole)]
     prototypes = unit(numbers(decoder.prototypes)).reshape(FOREGROUND, 3, 6)
     positive = np.array([[1.0, 0.0], [1.0, 1.0]])
-    wanted = [contrast_by_loops(z, prototypes, p, 0.07) for z, p in zip(seen, (positive, 1 - positive), strict=True)]
-    assert float(parts["foreground"]) == pytest.approx(wanted[0], rel=1e-6)  # the encoder's constants are float32
-    assert float(parts["background"]) == pytest.approx(wanted[1], rel=1e-6)
+    of_foreground = contrast_by_loops(seen[0], prototypes, positive, 0.07)
+    of_background = background_by_loops(seen[1], prototypes, positive, 0.07)
+    assert float(parts["foreground"]) == pytest.approx(of_foreground, rel=1e-6)  # the encoder's constants are float32
+    assert float(parts["background"]) == pytest.approx(of_background, rel=1e-6)
     classification = 0.1 * parts["classification2"] + parts["classification3"] + parts["classification4"]
     late = 0.1 * (parts["foreground"] + parts["background"] + 0.0005 * parts["area"]) + 0.5 * parts["diversity"]
     assert float(parts["loss"].detach()) == pytest.approx(float(classification + late), rel=1e-9)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.methods import losses
+from mpamatch.methods.lpd import background_loss
 from tests.methods.cases import assert_same_numbers, at, batch, gradients, method
 from tests.tools.ranks import run_ranks
 
@@ -110,6 +111,30 @@ def _sums(rank: int) -> dict[str, float]:
         "share": float(losses.share(torch.tensor([1.0, 0.0]) * rank, torch.ones(2))),
         "gradient": float(local.grad[0]),
     }
+
+
+BACKGROUND = torch.nn.functional.normalize(
+    torch.randn(4, 5, generator=torch.Generator().manual_seed(2)).double(), dim=1
+)
+SHOWN = torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 1]])  # the third shows all classes and has no part
+
+
+def _background(rank: int | None) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    prototypes = torch.nn.functional.normalize(torch.randn(3, 2, 5, generator=g).double(), dim=2).requires_grad_()
+    z, shown = (x if rank is None else x.chunk(RANKS)[rank] for x in (BACKGROUND, SHOWN))
+    loss = background_loss(z, prototypes, shown, 0.07)
+    loss.backward()
+    assert prototypes.grad is not None
+    return {"loss": loss.detach(), "gradient": prototypes.grad}
+
+
+def test_the_background_of_lpd_is_pooled_over_ranks() -> None:
+    """The same loss on every rank, and gradients that add up to that of one process."""
+    alone, by_rank = _background(None), run_ranks(_background, RANKS, timeout=120)
+    for found in by_rank:
+        torch.testing.assert_close(found["loss"], alone["loss"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(by_rank[0]["gradient"] + by_rank[1]["gradient"], alone["gradient"], rtol=1e-9, atol=0)
 
 
 def test_sums_over_ranks_carry_the_local_gradient() -> None:
