@@ -26,9 +26,13 @@ def check(method: object) -> MPAMatch:
     if not isinstance(method, MPAMatch) or method.bank is None:
         raise InputError("the straightforward loop knows --method.name mpamatch with image prototypes alone.")
     config = method.config
-    plain = (config.second_opinion, config.unlabelled_loss, config.assignment, config.same_class_negatives)
-    if plain != ("none", "ce", "sinkhorn", True):
-        raise InputError("the straightforward loop knows second_opinion none, unlabelled_loss ce, assignment sinkhorn.")
+    losses = (config.labelled_loss, config.unlabelled_loss)
+    plain = (config.second_opinion, *losses, config.assignment, config.same_class_negatives)
+    if plain != ("none", "ce_dice", "ce", "sinkhorn", True):
+        raise InputError(
+            "the straightforward loop knows second_opinion none, labelled_loss ce_dice, unlabelled_loss ce, assignment "
+            "sinkhorn."
+        )
     switches = (
         config.align_classes,
         config.teacher,

@@ -42,7 +42,7 @@ class FixMatch(PseudoLabelling):
         labelled, *weak, strong1 = logits.split([len(x.image)] + [m] * (len(own) + 1))
         clean = self.pseudo_labels(batch, *(weak or [None]))
 
-        supervised = labelled_loss(labelled, x.label)
+        supervised = labelled_loss(labelled, x.label, self.config.labelled_loss)
         strong = unlabelled_loss(strong1, *cutmix_targets(clean, mixed), self.config.unlabelled_loss)
         return {
             "loss": (supervised + self.grown(step) * strong) / 2,

@@ -4,14 +4,30 @@ Every function returns the value over the batch of all ranks; its gradient is th
 DistributedDataParallel averages gradients, so the engine multiplies the loss by the number of ranks before backward.
 """
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mpamatch import ops
 from mpamatch.ranks import all_ranks
+from mpamatch.settings import settings
 
 SMOOTH = 1e-5
+LabelledLoss = Literal["ce", "ce_dice"]
+
+
+@settings("method")
+class LabelledSettings:
+    """Settings of what every method learns from masks.
+
+    Attributes:
+        labelled_loss: of labelled images: ce_dice, (CE + Dice)/2 as in UniMatch's medical code, or ce as in its natural
+            one.
+    """
+
+    labelled_loss: LabelledLoss = "ce_dice"
 
 
 def over_ranks(local: Tensor) -> Tensor:
@@ -41,11 +57,12 @@ def dice(overlap: Tensor) -> Tensor:  # (3, C): Σ w p y, Σ w p², Σ w y over 
 def labelled_loss(
     logits: Tensor,  # (B, C, H, W)
     label: Tensor,  # (B, H, W) u8, 255 = ignore
+    kind: LabelledLoss = "ce_dice",
 ) -> Tensor:
-    """Computes (CE + Dice)/2 over the labelled pixels."""
+    """Computes (CE + Dice)/2 over the labelled pixels, or CE alone for "ce"."""
     cross_entropy, overlap = ops.segmentation_loss(logits, label)
-    pixels = (label != ops.IGNORE).sum()
-    return (weighted_mean(cross_entropy, pixels) + dice(over_ranks(overlap))) / 2
+    mean = weighted_mean(cross_entropy, (label != ops.IGNORE).sum())
+    return mean if kind == "ce" else (mean + dice(over_ranks(overlap))) / 2
 
 
 def unlabelled_loss(

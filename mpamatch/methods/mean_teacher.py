@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS
-from mpamatch.methods.losses import labelled_loss, weighted_mean
+from mpamatch.methods.losses import LabelledSettings, labelled_loss, weighted_mean
 from mpamatch.methods.teacher import Taught, ema_
 from mpamatch.settings import Count, Fraction, NonNegative, settings
 
 
 @settings("method")
-class MeanTeacherConfig:
+class MeanTeacherConfig(LabelledSettings):
     """Settings of mean teacher.
 
     Attributes:
@@ -44,7 +44,7 @@ class MeanTeacher(Taught):
         with torch.no_grad():
             wanted = self.teacher(u.weak).logits.float().softmax(1)
         logits = self.model(torch.cat([x.image, u.strong1])).logits
-        supervised = labelled_loss(logits[: len(x.image)], x.label)
+        supervised = labelled_loss(logits[: len(x.image)], x.label, self.config.labelled_loss)
         difference = (logits[len(x.image) :].float().softmax(1) - wanted).square().mean(1)
         consistency = weighted_mean((difference * u.valid).sum(), u.valid.sum())
         progress = (step / self.config.ramp).clamp(max=1)

@@ -119,7 +119,7 @@ class MPAMatch(UniMatch):
 
         heads = self.heads(seen, z, words)
         targets = self.targets(seen, heads, batch, begun)
-        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
+        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label, self.config.labelled_loss)
         strong, feature = self.consistency(seen, targets)
         unlabelled = config.weight_strong * strong + config.weight_feature * feature
         prototype, parts = self.prototype_terms(seen, z, words, targets, batch, begun)

@@ -12,7 +12,7 @@ from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
-from mpamatch.methods.losses import labelled_loss, share, weighted_mean
+from mpamatch.methods.losses import LabelledSettings, labelled_loss, share, weighted_mean
 from mpamatch.methods.pccs_terms import (
     consistency,
     entropy,
@@ -32,7 +32,7 @@ from mpamatch.settings import Count, Fraction, NonNegative, Positive, Share, Who
 
 
 @settings("method")
-class PCCSConfig:
+class PCCSConfig(LabelledSettings):
     """Settings of PCCS; what the paper leaves open is an assumption with the default given here (docs/METHODS.md).
 
     Attributes:
@@ -121,7 +121,7 @@ class PCCS(Taught):
         assert batch.unlabelled is not None
         config, x, u = self.config, batch.labelled, batch.unlabelled
         logits, embedding = self.model(torch.cat([x.image, u.strong1]))
-        supervised = labelled_loss(logits[: len(x.image)], x.label)
+        supervised = labelled_loss(logits[: len(x.image)], x.label, config.labelled_loss)
         logits, embedding = logits[len(x.image) :], embedding[len(x.image) :]
         z = pixel_embeddings(self.project, embedding)  # (N, D)
         taught = self.teach(u)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpamatch import ops
 from mpamatch.batch import Batch
 from mpamatch.errors import InputError
-from mpamatch.methods.losses import over_ranks
+from mpamatch.methods.losses import LabelledSettings, over_ranks
 from mpamatch.methods.teacher import Taught, ema_
 from mpamatch.models.network import Network
 from mpamatch.ranks import all_ranks
@@ -41,7 +41,7 @@ class Opinion(NamedTuple):
 
 
 @settings("method")
-class PseudoLabelSettings:
+class PseudoLabelSettings(LabelledSettings):
     """Settings of the pseudo-labels and of which of them count.
 
     Attributes:

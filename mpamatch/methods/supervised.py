@@ -6,23 +6,25 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS, Method
-from mpamatch.methods.losses import labelled_loss
+from mpamatch.methods.losses import LabelledSettings, labelled_loss
 from mpamatch.settings import settings
 
 
 @settings("method")
-class SupervisedConfig:
-    """Settings of supervised training: none of its own."""
+class SupervisedConfig(LabelledSettings):
+    """Settings of supervised training."""
 
     name: Literal["supervised"] = "supervised"
 
 
 @METHODS.register
 class Supervised(Method):
-    """Supervised training: loss (CE + Dice)/2 on labelled images."""
+    """Supervised training: loss (CE + Dice)/2 on labelled images, or CE (`labelled_loss`)."""
 
     name = "supervised"
     configuration = SupervisedConfig
+    config: SupervisedConfig
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
-        return {"loss": labelled_loss(self.model(batch.labelled.image).logits, batch.labelled.label)}
+        logits = self.model(batch.labelled.image).logits
+        return {"loss": labelled_loss(logits, batch.labelled.label, self.config.labelled_loss)}

@@ -71,7 +71,7 @@ class UniMatch(PseudoLabelling):
         assert batch.unlabelled is not None
         seen = self.see(batch)
         targets = self.pseudo_labels(batch, seen.weak.logits, self.opinions(seen))
-        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label)
+        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label, self.config.labelled_loss)
         strong, feature = self.consistency(seen, targets)
         unlabelled = self.config.weight_strong * strong + self.config.weight_feature * feature
         return {

@@ -74,7 +74,7 @@ class UniMatchV2(PseudoLabelling):
         labelled, strong1, strong2 = logits.split([n, m, m])
         targets = self.pseudo_labels(batch, None)
 
-        supervised = labelled_loss(labelled, x.label)
+        supervised = labelled_loss(labelled, x.label, self.config.labelled_loss)
         kind = self.config.unlabelled_loss
         s1 = unlabelled_loss(strong1, *cutmix_targets(targets, mixed1), kind)
         s2 = unlabelled_loss(strong2, *cutmix_targets(targets, mixed2), kind)

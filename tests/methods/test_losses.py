@@ -1,5 +1,7 @@
 """Normalisation and Dice against plain float64 torch, and by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,12 +23,13 @@ def _assert_same(ours: Tensor, wanted: Tensor, at: Tensor, at_wanted: Tensor) ->
     torch.testing.assert_close(at.grad, at_wanted.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["ce", "ce_dice"])
 @pytest.mark.parametrize("absent", [False, True])
 @pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
-def test_labelled_loss(ignored: float, absent: bool) -> None:
+def test_labelled_loss(ignored: float, absent: bool, kind: Any) -> None:
     case = maps(dtype=torch.float64, ignored=ignored, absent=absent)
     a, b = _leaf(case.logits), _leaf(case.logits)
-    _assert_same(losses.labelled_loss(a, case.label), truth.labelled(b, case.label), a, b)
+    _assert_same(losses.labelled_loss(a, case.label, kind), truth.labelled(b, case.label, kind), a, b)
 
 
 @pytest.mark.parametrize("kind", ["ce", "dice", "both"])
@@ -49,6 +52,8 @@ def test_labelled_loss_by_hand() -> None:
     of_1 = 1 - (2 * 0.75 + 1e-5) / (2 * 0.75**2 + 1 + 1e-5)
     wanted = (cross_entropy + (of_0 + of_1) / 2) / 2
     torch.testing.assert_close(losses.labelled_loss(logits, label), wanted)
+    torch.testing.assert_close(losses.labelled_loss(logits, label, "ce_dice"), wanted)
+    torch.testing.assert_close(losses.labelled_loss(logits, label, "ce"), cross_entropy)
 
 
 def test_dice_of_a_perfect_and_of_an_opposite_prediction() -> None:

@@ -50,6 +50,15 @@ def test_supervised() -> None:
     _assert_method(method("supervised"), "supervised")
 
 
+@pytest.mark.parametrize("name", ["supervised", "mean_teacher", "fixmatch", "unimatch"])
+def test_cross_entropy_alone_on_labelled_images(name: str) -> None:
+    """UniMatch's natural images; another number than (CE + Dice)/2."""
+    ours = method(name, labelled_loss="ce")
+    _assert_method(ours, name, tolerance=1e-6 if name == "mean_teacher" else 1e-9)
+    parts, usual = (one(batch(views=VIEWS[name]), at(0)) for one in (ours, method(name)))
+    assert abs(float(parts["loss"].detach() - usual["loss"].detach())) > 1e-3
+
+
 @pytest.mark.parametrize("step", [0, 7, 20, 1000])
 def test_mean_teacher(step: int) -> None:
     ours = method("mean_teacher", weight=3.0, ramp=20)
@@ -255,6 +264,7 @@ def test_only_the_loss_carries_a_gradient(name: str) -> None:
         ("fixmatch", {"threshold": 1.5}, "method.threshold"),
         ("fixmatch", {"unlabelled_loss": "dicee"}, "dice"),
         ("unimatch", {"threshold": -1.0}, "method.threshold"),
+        ("supervised", {"labelled_loss": "dice"}, "unknown method.labelled_loss 'dice'"),
     ],
 )
 def test_settings_that_cannot_be(name: str, settings: dict[str, Any], says: str) -> None:

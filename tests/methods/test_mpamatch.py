@@ -36,6 +36,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"weight_strong": 0.1},
     {"weight_feature": 0.1},
     {"threshold": 0.9},
+    {"labelled_loss": "ce"},
     {"unlabelled_loss": "both"},
     {"feature_dropout": 0.25},
     {"start": 100},

@@ -47,6 +47,12 @@ def test_no_sync_with_own_pixels_of_raw_prototypes() -> None:
     assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "lpd"])
+def test_no_sync_with_cross_entropy_alone(name: str) -> None:
+    ours = method(name, dtype=torch.float32, labelled_loss="ce")
+    assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
+
+
 class _Asks(MPAMatch):
     """Updates the bank only if any pixel is confident: a question to the GPU."""
 

@@ -249,6 +249,7 @@ def default() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "settings",
     [
+        {"labelled_loss": "ce"},
         {"prototypes": 3},
         {"prototypes": 1},
         {"embedding_width": 4},

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         "diversity_prototypes": "raw",
         "model": {"prototype_width": 128},
     },
+    "supervised, cross-entropy": {"name": "supervised", "labelled_loss": "ce"},
 }
 Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; "state": parameters and buffers
 

@@ -33,9 +33,9 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:  # (B, H, W), 0 wher
     return functional.cross_entropy(logits, label.long(), ignore_index=IGNORE, reduction="none")
 
 
-def labelled(logits: Tensor, label: Tensor) -> Tensor:
-    pixels = max(int((label != IGNORE).sum()), 1)
-    return (cross_entropy(logits, label).sum() / pixels + dice(logits, label, torch.ones_like(label))) / 2
+def labelled(logits: Tensor, label: Tensor, kind: str = "ce_dice") -> Tensor:
+    mean = cross_entropy(logits, label).sum() / max(int((label != IGNORE).sum()), 1)
+    return {"ce": mean, "ce_dice": (mean + dice(logits, label, torch.ones_like(label))) / 2}[kind]
 
 
 def unlabelled(logits: Tensor, label: Tensor, weight: Tensor, valid: Tensor, kind: str = "ce") -> Tensor:
@@ -88,13 +88,14 @@ def see_dropped(model: TransUNet, image: Tensor, noise: Tensor, p: float) -> Ten
 
 
 def supervised(method: Any, batch: Batch, step: int) -> dict[str, Tensor]:
-    return {"loss": labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label)}
+    seen = see(method.model, batch.labelled.image).logits
+    return {"loss": labelled(seen, batch.labelled.label, method.config.labelled_loss)}
 
 
 def mean_teacher(method: Any, batch: Batch, step: int) -> dict[str, Tensor]:
     config, u = method.config, batch.unlabelled
     assert u is not None
-    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label)
+    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label, config.labelled_loss)
     with torch.no_grad():
         wanted = see(method.teacher, u.weak).logits.softmax(1)
     squares = (see(method.model, u.strong1).logits.softmax(1) - wanted) ** 2
@@ -118,7 +119,7 @@ def fixmatch(method: Any, batch: Batch, step: int, target: Pseudo | None = None)
     assert u is not None
     if target is None:
         target = pseudo(see(method.model, u.weak).logits.softmax(1), u.valid, config.threshold)
-    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label)
+    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label, config.labelled_loss)
     mixed = see(method.model, cutmix(u.strong1, u.box1)).logits
     strong = unlabelled(mixed, *target.mixed(u.box1), config.unlabelled_loss)
     confident = target.weight.sum() / u.valid.sum()
@@ -138,7 +139,9 @@ def unimatch_parts(method: Any, batch: Batch, target: Pseudo) -> dict[str, Tenso
     s1 = unlabelled(strong1, *target.mixed(u.box1), config.unlabelled_loss)
     s2 = unlabelled(strong2, *target.mixed(u.box2), config.unlabelled_loss)
     return {
-        "labelled": labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label),
+        "labelled": labelled(
+            see(method.model, batch.labelled.image).logits, batch.labelled.label, config.labelled_loss
+        ),
         "strong": (s1 + s2) / 2,
         "feature": unlabelled(dropped, *target, config.unlabelled_loss),
         "confident": target.weight.sum() / u.valid.sum(),
@@ -184,7 +187,7 @@ def unimatch_v2(method: Any, batch: Batch, step: int, target: Pseudo | None = No
     assert u.channel_noise is not None
     if target is None:
         target = pseudo(see(method.teacher, u.weak).logits.softmax(1), u.valid, config.threshold)
-    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label)
+    own = labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label, config.labelled_loss)
     views = [cutmix(u.strong1, u.box1), cutmix(u.strong2, u.box2)]
     if config.complementary_dropout:
         seen = [see_complementary(method.model, x, u.channel_noise, second=i == 1) for i, x in enumerate(views)]

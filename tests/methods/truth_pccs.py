@@ -133,7 +133,8 @@ def pccs(method: Any, batch: Batch, step: int, bank: Bank) -> tuple[dict[str, fl
     assert u is not None
     with torch.no_grad():
         student, teacher = see(method.model, u.strong1), see(method.teacher, u.weak)
-        supervised = float(labelled(see(method.model, batch.labelled.image).logits, batch.labelled.label))
+        seen = see(method.model, batch.labelled.image).logits
+        supervised = float(labelled(seen, batch.labelled.label, config.labelled_loss))
         z, z_teacher = (
             project(seen.embedding.movedim(1, -1)).numpy()
             for project, seen in ((method.project, student), (method.teacher_project, teacher))
