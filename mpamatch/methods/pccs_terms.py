@@ -107,8 +107,11 @@ def prototypes_of(
     probability: Tensor,  # (B, n, C), without gradient
     sets: LevelSets,
 ) -> Prototypes:
-    """Computes the direction of each set's mean unit embedding, and exp of the entropy of its mean probability."""
-    z = unit(working(embedding))
+    """Computes the direction of each set's mean embedding, and exp of the entropy of its mean probability.
+
+    Embeddings count with their lengths, as in the public code.
+    """
+    z = working(embedding)
     member = sets.member.to(z.dtype)
     pixels = member.sum(2, keepdim=True)
     mean = (member @ z) / pixels.clamp(min=1)

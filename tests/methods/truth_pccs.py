@@ -68,7 +68,7 @@ def prototypes(
 ) -> Prototypes:
     directions, weights = [], []
     for one in sets:
-        directions.append(unit(unit(z[one.image][one.cells]).mean(0)))
+        directions.append(unit(z[one.image][one.cells].mean(0)))
         u = probability[one.image][one.cells].mean(0)
         weights.append(np.exp(-sum(p * np.log(p) for p in u if p > 0)))
     direction = np.array(directions).reshape(len(sets), z.shape[-1])
