@@ -65,6 +65,14 @@ def nearest_pixels(side: int, crop: int) -> np.ndarray:  # (crop,)
     return (2 * np.arange(crop) + 1) * side // (2 * crop)
 
 
+def blur_radius(sigma: float) -> int:
+    """Computes how many pixels a blur reaches on either side: 4σ, up to which its spread is σ within a thousandth.
+
+    A kernel cut at 2σ has a spread of 1.85 for σ = 2.
+    """
+    return math.ceil(4 * sigma)
+
+
 def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3, H, W) f32 in [0, 1]
     """Changes the colours of an image to those drawn for a view."""
     x = image.float() / 255
@@ -82,10 +90,20 @@ def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3
     if colour.grey:
         x = tv.rgb_to_grayscale(x, num_output_channels=3)
     if colour.blur:
-        x = tv.gaussian_blur(x, kernel_size=2 * math.ceil(2 * colour.blur) + 1, sigma=colour.blur)
+        x = _blur(x, colour.blur)
     if colour.jpeg:
         x = decode_jpeg(encode_jpeg((x * 255).round().to(torch.uint8), quality=colour.jpeg)).float() / 255
     return x
+
+
+def _blur(x: Tensor, sigma: float) -> Tensor:
+    """Blurs rows, then columns, reflecting at the edges: 17 + 17 products for σ = 2 in place of 17²."""
+    radius = blur_radius(sigma)
+    place = torch.arange(-radius, radius + 1)
+    weight = torch.exp(-0.5 * (place / sigma).square())
+    weight = (weight / weight.sum())[None, None]
+    x = functional.pad(x[:, None], (radius,) * 4, mode="reflect")
+    return functional.conv2d(functional.conv2d(x, weight[:, :, None]), weight[..., None])[:, 0]
 
 
 def _restain(x: Tensor, stain: tuple[float, float, float, float]) -> Tensor:

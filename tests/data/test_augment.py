@@ -262,14 +262,33 @@ def test_blur_smooths_more_with_sigma_and_keeps_the_mean():
     assert mild.mean().item() == pytest.approx(x.mean().item(), abs=0.005)
 
 
-def test_blur_is_a_gaussian_of_that_sigma():
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 1.5, 2.0])
+def test_blur_is_a_gaussian_of_that_sigma(sigma):
+    """By values of e^(−d²/2σ²) over the whole image; the spread is σ, as Pillow's is, where a kernel cut at 2σ has 1.85
+    for 2."""
     image = torch.zeros(3, 33, 33, dtype=torch.uint8)
     image[:, 16, 16] = 255
-    weight = recolour(image, replace(NEUTRAL, blur=1.5))[0].double()
+    weight = recolour(image, replace(NEUTRAL, blur=sigma))[0].double()
     distance = (torch.arange(33) - 16).double() ** 2
+    gaussian = np.array([math.exp(-((place - 16) ** 2) / (2 * sigma**2)) for place in range(33)])
+    gaussian /= gaussian.sum()
+    assert np.allclose(weight.numpy(), np.outer(gaussian, gaussian), atol=1e-4)
     assert weight.sum().item() == pytest.approx(1, abs=1e-5)
-    assert (weight.sum(0) * distance).sum().item() == pytest.approx(1.5**2, rel=0.12)  # the kernel ends at 2σ
+    spread = math.sqrt((weight.sum(0) * distance).sum().item())
+    assert spread == pytest.approx(math.sqrt((gaussian * distance.numpy()).sum()), rel=0.002)
+    if sigma >= 0.7:
+        assert spread == pytest.approx(sigma, rel=0.002)
     assert torch.allclose(weight, weight.T)
+
+
+def test_blur_reflects_at_the_edges():
+    """Column 0 of a ramp 0, 1, 2, … takes its neighbours to the right twice: Σ 2 k g(k), not 0."""
+    image = (torch.arange(32).expand(3, 32, 32) * 8).to(torch.uint8)
+    blurred = recolour(image, replace(NEUTRAL, blur=1.0))[0].double() * 255 / 8
+    gaussian = {k: math.exp(-k * k / 2) for k in range(-6, 7)}
+    wanted = sum(abs(k) * g for k, g in gaussian.items()) / sum(gaussian.values())
+    assert blurred[:, 0].tolist() == pytest.approx([wanted] * 32, abs=1e-3)
+    assert blurred[5, 16].item() == pytest.approx(16, abs=1e-3)
 
 
 def test_jpeg_hurts_more_at_lower_quality():

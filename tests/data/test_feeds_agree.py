@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpamatch.data.draws import LABELLED, UNLABELLED, ColourDraw, draw
+from mpamatch.data.draws import LABELLED, UNLABELLED, ColourDraw, Geometry, draw
 from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.feeds.torchvision import TorchvisionFeed
 from mpamatch.data.prepared import Prepared
@@ -144,6 +144,25 @@ def test_boxes_of_very_flat_images_are_those_of_the_draws_and_lie_in_the_crop(ki
             assert all(0 <= side <= 48 for box in boxes for side in box)
             mixed += sum(any(box) for box in boxes)
     assert 60 < mixed < 132  # half of 192
+
+
+@pytest.mark.parametrize("augment", ["histology", "natural"])
+def test_a_blur_spreads_a_point_by_its_sigma(augment, kind, tmp_path, monkeypatch):
+    """A kernel cut at 2σ would spread it by 1.85 instead of 2."""
+    point = np.full((64, 64, 3), 40, np.uint8)
+    point[32, 32] = 255
+    for name in NAMES:
+        write(tmp_path, name, point, np.zeros((64, 64), np.uint8))
+    feed = feed_of(prepared_at(tmp_path), replace(SHARED, crop=64, augment=augment), kind)
+    blurred = (ColourDraw(blur=2.0), ColourDraw(blur=2.0))
+    straight = Geometry(1.0, 0.0, 0.0, False, 0)
+    drawn = feed.draw
+    monkeypatch.setattr(feed, "draw", lambda *where: replace(drawn(*where), geometry=straight, strong=blurred))
+    light = feed[0].unlabelled.strong2[0].mean(0).double() * 255 - 40
+    light = light / light.sum()
+    distance = (torch.arange(64) - 32).double().square()
+    for axis in (0, 1):
+        assert float((light.sum(axis) * distance).sum().sqrt()) == pytest.approx(2, rel=0.01)
 
 
 def test_weak_and_strong_views_share_their_crop(kind, tissue):

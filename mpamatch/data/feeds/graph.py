@@ -14,7 +14,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
 
-from mpamatch.data.augment import DENSITY_FLOOR, STAINS, UNMIX
+from mpamatch.data.augment import DENSITY_FLOOR, STAINS, UNMIX, blur_radius
 from mpamatch.data.draws import ColourDraw, Geometry
 from mpamatch.images import IGNORE
 
@@ -264,7 +264,7 @@ def colour_arguments(augment: str, colour: ColourDraw) -> dict[str, Any]:
     blur = {
         "blurred": colour.blur > 0,
         "sigma": colour.blur,
-        "window": 2 * math.ceil(2 * colour.blur) + 1,
+        "window": 2 * blur_radius(colour.blur) + 1,
     }
     if augment == "natural":
         mix, of_mean = _composed(colour)
