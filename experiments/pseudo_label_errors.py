@@ -50,12 +50,12 @@ class Errors:
 
     def cells(self) -> list[str]:
         """Formats the shares in percent."""
-        shares = [
+        shares: list[tuple[int, int]] = [
             (self.right, self.pixels),
             (self.sure, self.pixels),
             (self.sure_wrong, self.sure),
             (self.far_sure_wrong, self.far),
-            *zip(self.lost, self.of_class, strict=True),
+            *((int(lost), int(of_class)) for lost, of_class in zip(self.lost, self.of_class, strict=True)),
         ]
         return [f"{100 * part / max(whole, 1):.1f}" for part, whole in shares]
 
