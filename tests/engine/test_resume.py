@@ -110,6 +110,39 @@ def test_a_stopped_run_resumes_to_the_same_numbers(method, root, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.parametrize(
+    ("method", "fields", "remembered"),
+    [
+        (
+            "fixmatch",
+            {
+                "method.threshold": "adaptive",
+                "method.align_classes": "true",
+                "method.teacher": "true",
+                "method.second_opinion": "average",
+                "method.opinion_of": "[student, mirror]",
+            },
+            ["confidence", "probability", "labelled_share", "predicted_share"],
+        ),
+        ("unimatch_v2", {"method.threshold": "corrmatch", "method.unlabelled_ramp": 4}, ["confidence"]),
+        ("mpamatch", {"method.weight_head": 0.5, "method.second_opinion": "agree"}, []),
+    ],
+    ids=str,
+)
+def test_a_stopped_run_remembers_thresholds_shares_and_teacher(method, fields, remembered, root, tmp_path):
+    config = tiny_config(root, method, {**SHORT, **fields})
+    train(config, tmp_path / "whole", console=silent())
+    train_until(3, config, tmp_path / "stopped")
+    tensors, _ = read_checkpoint(tmp_path / "stopped" / "checkpoints" / "last.safetensors")
+    kept = [name for name in tensors if name.startswith("method/pseudo.")]
+    assert sorted(name.rpartition(".")[2] for name in kept) == sorted(remembered)
+    assert any(name.startswith("method/teacher.") for name in tensors) is (method != "mpamatch")
+    resume(tmp_path / "stopped", console=silent())
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    after, _ = read_checkpoint(tmp_path / "whole" / "checkpoints" / "last.safetensors")
+    assert all(not torch.equal(after[name], tensors[name]) for name in kept)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_channels_last_run_resumes_to_the_same_numbers(optimizer, root, tmp_path):
     """A checkpoint keeps values, not layouts, and a fused optimizer walks through memory: both must lie alike."""

@@ -35,10 +35,41 @@ def _steps(ours: Method, call: Any, steps: tuple[int, ...]) -> dict[str, torch.T
     return out | {name: value.clone() for name, value in ours.state_dict().items() if value.is_floating_point()}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_one_graph_no_recompile_and_the_same_numbers(name: str) -> None:
-    settings: dict[str, Any] = {"start": 1, "ramp": 4, "second_opinion": "agree"} if name == "mpamatch" else {}
-    eager, ours = (method(name, dtype=torch.float32, text=name == "mpamatch", **settings) for _ in range(2))
+EARLY: dict[str, Any] = {"start": 1, "ramp": 4, "second_opinion": "agree"}
+MANY: dict[str, Any] = {"align_classes": True, "unlabelled_start": 1, "unlabelled_ramp": 4}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, EARLY | {"text": True} if name == "mpamatch" else {}) for name in METHODS},
+    "fixmatch, student and mirror": (
+        "fixmatch",
+        {
+            **MANY,
+            "threshold": "corrmatch",
+            "teacher": True,
+            "second_opinion": "agree",
+            "opinion_of": ["student", "mirror"],
+        },
+    ),
+    "unimatch_v2, mirror": ("unimatch_v2", {**MANY, "threshold": "adaptive", "second_opinion": "average"}),
+    "mpamatch, heads": (
+        "mpamatch",
+        {
+            **EARLY,
+            **MANY,
+            "text": True,
+            "threshold": "adaptive",
+            "teacher": True,
+            "weight_head": 0.5,
+            "second_opinion": "average",
+            "opinion_of": ["image", "text", "dropped"],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_graph_no_recompile_and_the_same_numbers(case: str) -> None:
+    name, settings = CASES[case]
+    eager, ours = (method(name, dtype=torch.float32, **settings) for _ in range(2))
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         found = _steps(ours, compiled, (0, 3, 150))

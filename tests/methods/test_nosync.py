@@ -33,6 +33,13 @@ def test_no_sync(name: str, norm: str) -> None:
         {"second_opinion": "average"},
         {"assignment": "nearest", "same_class_negatives": False, "unlabelled_loss": "dice"},
         {"image_prototypes": False, "unlabelled_loss": "both"},
+        {"weight_head": 0.5, "start": 2, "ramp": 4},
+        {
+            "second_opinion": "average",
+            "opinion_of": ["image", "text", "dropped", "student", "mirror"],
+            "teacher": True,
+            "start": 2,
+        },
     ],
     ids=str,
 )
@@ -50,6 +57,24 @@ def test_no_sync_with_own_pixels_of_raw_prototypes() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "lpd"])
 def test_no_sync_with_cross_entropy_alone(name: str) -> None:
     ours = method(name, dtype=torch.float32, labelled_loss="ce")
+    assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
+
+
+EVERYTHING = {"align_classes": True, "unlabelled_start": 2, "unlabelled_ramp": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("fixmatch", {"threshold": "adaptive", "teacher": True, "second_opinion": "agree"}),
+        ("unimatch", {"threshold": "corrmatch", "second_opinion": "average"}),
+        ("unimatch_v2", {"threshold": "adaptive", "second_opinion": "average"}),
+        ("mpamatch", {"threshold": "corrmatch", "teacher": True, "weight_head": 0.5, "second_opinion": "agree"}),
+    ],
+    ids=str,
+)
+def test_no_sync_with_the_switches_of_the_pseudo_labels(name: str, settings: dict[str, Any]) -> None:
+    ours = method(name, dtype=torch.float32, **EVERYTHING, **settings)
     assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
 
 

@@ -31,6 +31,12 @@ CASES: dict[str, dict[str, Any]] = {
         "assignment": "nearest",
         "unlabelled_loss": "dice",
     },
+    "adaptive": {"name": "fixmatch", "threshold": "adaptive", "threshold_momentum": 0.5},
+    "corrmatch": {"name": "fixmatch", "threshold": "corrmatch", "threshold_momentum": 0.8},
+    "aligned": {"name": "fixmatch", "align_classes": True, "share_momentum": 0.5},
+    "teacher": {"name": "unimatch", "teacher": True, "second_opinion": "average", "opinion_of": ["student", "mirror"]},
+    "unimatch_v2": {"name": "unimatch_v2", "threshold": 0.4, "unlabelled_start": 1, "unlabelled_ramp": 1},
+    "heads": {"name": "mpamatch", "text": True, "weight_head": 0.5, "head_share": 0.3},
     "pccs": {"name": "pccs", "weight_contrast": 1.0, "distance_share": 0.1, "uncertain": 0.0},
     "lpd": {"name": "lpd", "start": 1},
     "lpd, own pixels of raw prototypes": {
@@ -97,6 +103,13 @@ def test_the_halves_differ() -> None:
     assert isinstance(first.labelled, Labelled)
     assert isinstance(first.unlabelled, Unlabelled)
     assert int(_train("mpamatch")["state"]["bank.updates"].sum()) > 9
+    for case, names in {"adaptive": ["confidence", "probability"], "aligned": ["labelled_share"]}.items():
+        halves = []
+        for rank in range(RANKS):
+            ours = method(**CASES[case])
+            ours(_half(batch(4), rank), at(0))
+            halves.append({name: ours.state_dict()[f"pseudo.{name}"] for name in names})
+        assert all((halves[0][name] - halves[1][name]).abs().max() > 1e-5 for name in names)
     assert float(_train("pccs")["step 1"]["level_contrast"]) > 0.1
 
 
