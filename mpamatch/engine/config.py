@@ -113,7 +113,8 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
     Args:
         recipe: the name of a recipe of the package; None: none.
         file: a YAML file of sections data, model, method, methods, engine; None: none.
-        flags: words of the command line, such as ["--method.threshold", "0.9"].
+        flags: words of the command line, such as ["--method.threshold", "0.9"]; a name that no other field ends in may
+            stand alone: ["--threshold", "0.9"].
 
     Raises:
         InputError: a field is unknown (the sentence names the nearest one), a value is wrong, or a field given by file
@@ -151,11 +152,18 @@ def load_saved(path: Path) -> Config:
     return Config(str(content.get("recipe", "run")), **_made(chosen, classes))
 
 
+def full_names(flags: Sequence[str]) -> list[str]:
+    """Writes out fields that are given by the last part of their name alone: --threshold .9 is --method.threshold .9.
+
+    Raises InputError if several fields end in it, or if a word stands without a field or a field without a word.
+    """
+    return [word for field, word in _pairs(flags) for word in (f"--{field}", word)]
+
+
 def flags_for(method: str, flags: Sequence[str]) -> list[str]:
     """Selects the flags for a method: not method.name, and no field that only other methods or networks have."""
     chosen = METHODS.find(method)
-    known = {name for one in METHODS.values() for name in _names(_classes(one))}
-    others = known - {*_names(_classes(chosen))} | {"method.name"}
+    others = _every_name() - {*_names(_classes(chosen))} | {"method.name"}
     if not chosen.strong_views:
         others |= _UNLABELLED
     return [word for field, word in _pairs(flags) if field not in others for word in (f"--{field}", word)]
@@ -281,7 +289,7 @@ def _for_method(content: Mapping[str, Any], method: type[Method], written: str) 
 
 
 def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields field and word of each flag. Raises InputError for a word without a field or a field without a word."""
+    """Yields field and word of each flag. Raises InputError as `full_names` does."""
     words = iter(flags)
     for flag in words:
         if not flag.startswith("--"):
@@ -291,7 +299,20 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
             word = next(words, "--")
             if word.startswith("--"):
                 raise InputError(f"{field}: expected a value after {flag}.")
-        yield field, word
+        yield _full_name(field), word
+
+
+def _full_name(field: str) -> str:
+    """Returns the one field, of any method or network, whose name ends in `field` if that has no dot; else `field`.
+
+    So a short name means the same whatever method a run trains. Raises InputError if several fields end in it.
+    """
+    if "." in field:
+        return field
+    found = sorted(name for name in _every_name() if name.partition(".")[2] == field)
+    if len(found) > 1:
+        raise InputError(f"--{field}: is short for {' and for '.join(found)}; write out which.")
+    return found[0] if found else field
 
 
 def _flag_values(given: Mapping[str, str], method: type[Method], classes: Mapping[str, type]) -> Content:
@@ -307,6 +328,11 @@ def _flag_values(given: Mapping[str, str], method: type[Method], classes: Mappin
 
 def _names(classes: Mapping[str, type]) -> list[str]:
     return [f"{section}.{name}" for section, configuration in classes.items() for name in fields_of(configuration)]
+
+
+def _every_name() -> set[str]:
+    """Names the fields of every method and network."""
+    return {name for one in METHODS.values() for name in _names(_classes(one))}
 
 
 def _check_names(content: Content, classes: Mapping[str, type], source: str) -> None:
@@ -326,7 +352,8 @@ def _unknown_flag(field: str, method: type[Method], classes: Mapping[str, type])
         owners = [one.name for one in METHODS.values() if name in fields_of(one.network.configuration)]
     if owners:
         return InputError(f"{field}: does nothing for {method.name}; it is a field of {', '.join(sorted(owners))}.")
-    return unknown("field", field, [*_names(classes), *OPTIONS])
+    short = [] if "." in field else [one.partition(".")[2] for one in _names(classes)]
+    return unknown("field", field, [*_names(classes), *short, *OPTIONS])
 
 
 def _changed(content: Content, classes: Mapping[str, type]) -> list[str]:

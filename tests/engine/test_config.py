@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -7,7 +8,16 @@ from mpamatch.data.config import DataConfig
 from mpamatch.data.kinds import kinds
 from mpamatch.data.sources import acdc
 from mpamatch.data.sources.ebhi_seg import LESIONS
-from mpamatch.engine.config import EngineConfig, field_help, load_config, load_saved, recipes, save_config
+from mpamatch.engine.config import (
+    EngineConfig,
+    field_help,
+    flags_for,
+    full_names,
+    load_config,
+    load_saved,
+    recipes,
+    save_config,
+)
 from mpamatch.errors import InputError
 from mpamatch.methods import METHODS
 from mpamatch.methods.mpamatch import MPAMatchConfig
@@ -167,6 +177,41 @@ def test_flags_take_a_value_after_a_space_or_an_equals_sign():
     assert config.engine.compile == "default"
 
 
+def test_a_name_that_no_other_field_ends_in_may_stand_alone():
+    flags = ["--steps", "3", "--threshold=0.7", "--encoder_weights", "UNI.bin", "--text_encoder", "minilm", "--name"]
+    config = load_config("demo", None, [*flags, "mpamatch"])
+    assert (config.engine.steps, config.method.threshold, config.model.encoder_weights) == (3, 0.7, "UNI.bin")
+    assert config == load_config("demo", None, full_names([*flags, "mpamatch"]))
+    assert full_names(["--name", "lpd", "--map_weights=[1,1,1]"]) == [
+        "--method.name",
+        "lpd",
+        "--model.map_weights",
+        "[1,1,1]",
+    ]
+
+
+def test_a_short_name_means_the_same_whatever_the_method():
+    with pytest.raises(InputError, match=r"method\.threshold: does nothing for supervised"):
+        load_config("demo", None, ["--method.name", "supervised", "--threshold", "0.9"])
+    assert flags_for("supervised", ["--threshold", "0.9", "--steps", "3"]) == ["--engine.steps", "3"]
+
+
+@pytest.mark.parametrize("method", ["mpamatch", "lpd", "supervised"])
+def test_a_short_name_of_several_fields_is_refused_with_all_of_them(method):
+    says = "--prototypes: is short for method.prototypes and for model.prototypes; write out which."
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_config(None, None, ["--method.name", method, "--prototypes", "3"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [("--encoder_wieghts", "did you mean 'encoder_weights'?"), ("--recip", "did you mean 'recipe'?")],
+)
+def test_a_short_name_of_no_field_names_the_nearest(flag, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_config(None, None, [flag, "3"])
+
+
 def test_the_last_of_two_equal_flags_counts_also_for_the_method():
     flags = ["--method.name", "fixmatch", "--method.name", "unimatch", "--engine.steps", "4", "--engine.steps", "5"]
     config = load_config(flags=flags)
@@ -217,7 +262,7 @@ def test_the_recipes_that_prepare_names_exist():
     assert named | {"folder", "demo"} <= set(recipes())
 
 
-@pytest.mark.parametrize("recipe", [name for name in recipes() if name != "folder"])
+@pytest.mark.parametrize("recipe", [name for name in recipes() if name not in ("folder", "paper")])
 def test_the_prompt_set_of_a_recipe_is_there(recipe):
     prompt_set = load_config(recipe, None, ["--method.name", "mpamatch"]).method.prompt_set
     foreground = {
