@@ -41,6 +41,7 @@ __all__ = [
     "Share",
     "Whole",
     "fields_of",
+    "fields_under",
     "from_words",
     "help_of",
     "idle_fields",
@@ -73,15 +74,20 @@ class OnlyIf:
     """A mark in a field's type: the field does nothing unless another field has certain values.
 
     `Annotated[int, OnlyIf("tuning", ("lora",))]` marks a field that does nothing unless `tuning` is "lora". A run that
-    sets such a field in vain is refused.
+    sets such a field in vain is refused. `OnlyIf("prompts", ("random",)) | OnlyIf("noise")`: one of them is enough.
 
     Attributes:
         field: name of the other field, of the same settings.
-        values: values of it with which the marked field does something; empty: all but None, "none" and False.
+        values: values of it with which the marked field does something; empty: all but None, "none", False and 0.
+        other: a condition that is enough too; None: there is none.
     """
 
     field: str
     values: tuple[Any, ...] = ()
+    other: "OnlyIf | None" = None
+
+    def __or__(self, other: "OnlyIf") -> "OnlyIf":
+        return dataclasses.replace(self, other=other)
 
     def holds(self, config: Any) -> bool:
         """Tells whether the marked field does something.
@@ -90,13 +96,21 @@ class OnlyIf:
             config: the settings that hold both fields.
 
         Returns:
-            True if `field` of `config` has one of the values.
+            True if `field` of `config` has one of the values, or if the other condition holds.
         """
         value = getattr(config, self.field)
-        return value in self.values if self.values else value not in (None, "none", False)
+        if value in self.values if self.values else value not in (None, "none", False):
+            return True
+        return self.other is not None and self.other.holds(config)
 
     def __str__(self) -> str:
-        return f"{self.field} is {' or '.join(map(str, self.values)) or 'set'}"
+        own = f"{self.field} is {' or '.join(map(str, self.values)) or 'set'}"
+        return own if self.other is None else f"{own}, or {self.other}"
+
+    @property
+    def fields(self) -> set[str]:
+        """The names of all fields that it asks for."""
+        return {self.field} | (self.other.fields if self.other is not None else set())
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -185,6 +199,24 @@ def idle_fields(config: Any) -> dict[str, str]:
             if isinstance(mark, OnlyIf) and not mark.holds(config):
                 idle[name] = str(mark)
     return idle
+
+
+def fields_under(configuration: type, name: str) -> set[str]:
+    """Finds the fields that do nothing once a field is off.
+
+    Args:
+        configuration: a class made by `@settings`.
+        name: the field that is None, "none", False or 0.
+
+    Returns:
+        The fields whose marks `OnlyIf` ask for it alone, and those under them in turn.
+    """
+    off = {name}
+    for _ in fields_of(configuration):  # a chain is no longer than there are fields
+        for field, kind in get_type_hints(configuration, include_extras=True).items():
+            if any(isinstance(mark, OnlyIf) and mark.fields <= off for mark in _marks(kind)):
+                off.add(field)
+    return off - {name}
 
 
 def help_of(configuration: type) -> dict[str, str]:

@@ -17,6 +17,7 @@ from mpamatch.settings import (
     Share,
     Whole,
     fields_of,
+    fields_under,
     from_words,
     help_of,
     idle_fields,
@@ -169,6 +170,31 @@ def test_fields_and_their_help_come_with_those_of_the_base() -> None:
         "mode": "fan or grill.",
         "water": "litres.",
     }
+
+
+@settings("stove")
+class StoveConfig:
+    gas: str = "none"
+    flame: Annotated[str, OnlyIf("gas")] = "none"
+    wind: Annotated[Whole, OnlyIf("flame")] = 0
+    fan: Annotated[Share, OnlyIf("gas")] = 0.0
+    noise: Annotated[Whole, OnlyIf("flame", ("high", "low")) | OnlyIf("fan")] = 0
+    clock: Annotated[Whole, OnlyIf("wind") | OnlyIf("timer")] = 0
+    timer: Whole = 0
+
+
+def test_one_of_two_conditions_is_enough() -> None:
+    said = "flame is high or low, or fan is set"
+    for flame, fan, idle in (("none", 0.0, True), ("mid", 0.0, True), ("low", 0.0, False), ("none", 0.5, False)):
+        found = idle_fields(StoveConfig(gas="town", flame=flame, fan=fan))
+        assert ("noise" in found) is idle
+        assert found.get("noise", said) == said
+
+
+def test_fields_under_a_field_are_off_with_it() -> None:
+    assert fields_under(StoveConfig, "gas") == {"flame", "wind", "fan", "noise"}
+    assert fields_under(StoveConfig, "flame") == {"wind"}  # the fan alone may make noise, the timer wind the clock
+    assert fields_under(StoveConfig, "clock") == set()
 
 
 def test_idle_fields_say_what_would_change_that() -> None:

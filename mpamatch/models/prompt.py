@@ -12,12 +12,13 @@ import yaml
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.models.prompt_controls import random_words, shuffled
+from mpamatch.models.prompt_controls import distinct, framed, noisy, random_words, shuffled
 from mpamatch.models.text_encoders import TextEncoder
 from mpamatch.models.towers import BesideTower
 from mpamatch.ops.unit import unit
 
 CONTROLS = {"shuffled": shuffled, "random": random_words}
+PROMPTS = ("pathology", "pathology-similar", "generic", "generic-distinct", *CONTROLS)
 CONTEXT_STD = 0.02  # CoOp (arXiv 2109.01134)
 GENERIC = (
     "a histology image of {}",
@@ -26,6 +27,23 @@ GENERIC = (
     "a pathology slide that shows {}",
     "a photomicrograph of {} at medium magnification",
     "an H&E image patch of {}",
+)
+# Each of another wording than any other: classes that are dealt different ones have little in common.
+DISTINCT = (
+    "a histology image of {}",
+    "{} under the microscope",
+    "here the pathologist marked {}",
+    "what a stained section shows as {}",
+    "{} cut by the microtome",
+    "this region belongs to {}",
+    "close-up view, {}",
+    "H&E patch with nothing but {}",
+    "an example of {} from a biopsy",
+    "every pixel of it is {}",
+    "{}, seen at medium magnification",
+    "annotated as {} in the slide viewer",
+    "a textbook figure of {}",
+    "tissue that experts call {}",
 )
 
 
@@ -99,37 +117,53 @@ class TextPrototypes(BesideTower):
         return unit((self.share.float()[:, :, None] * unit(embedding.float())).sum(dim=1))
 
 
-def load_descriptions(prompts: str, recipe: str | None, class_names: Sequence[str], seed: int = 0) -> list[list[str]]:
+def load_descriptions(
+    prompts: str, recipe: str | None, class_names: Sequence[str], seed: int = 0, *, noise: float = 0.0
+) -> list[list[str]]:
     """Loads or makes the descriptions of each class.
 
     Args:
         prompts: "pathology" (the set written for `recipe`), "generic" (templates around the class name), or a file:
-            YAML {class: [descriptions]}, or text with lines "class: description". Two controls are made from the
-            pathology set: "shuffled" (each class gets another's) and "random" (as many everyday words).
-        recipe: name of a set in mpamatch/recipes/prompts, such as "glas"; only for "pathology" and the controls.
+            YAML {class: [descriptions]}, or text with lines "class: description". "pathology-similar": the same set
+            with one and the same frame of words around every description; "generic-distinct": each class has templates
+            of its own. Two controls are made from the pathology set: "shuffled" (each class gets another's) and
+            "random" (as many everyday words).
+        recipe: name of a set in mpamatch/recipes/prompts, such as "glas"; for what is made of the pathology set.
         class_names: names of the classes. In a file they match whatever their case, and with - or _ for a space.
-        seed: which draw of the controls, at least 0.
+        seed: which draw of the controls and of noise, at least 0.
+        noise: share of all words that everyday words replace, 0 to 1 (`noisy`).
 
     Returns:
         A list of descriptions for each class, in the order of `class_names`.
 
     Raises:
         InputError: a class without descriptions, no set for the recipe, a file that cannot be read or describes a class
-            that is not among `class_names`, or a negative seed.
+            that is not among `class_names`, a negative seed, or noise out of its range.
     """
+    if seed < 0:
+        raise InputError(f"method.prompt_seed: expected at least 0, got {seed}.")
+    if not 0 <= noise <= 1:
+        raise InputError(f"method.prompt_noise: expected 0 to 1, got {noise}.")
+    return noisy(_written(prompts, recipe, class_names, seed), noise, seed)
+
+
+def _written(prompts: str, recipe: str | None, class_names: Sequence[str], seed: int) -> list[list[str]]:
+    """Loads or makes the descriptions before any noise. Raises InputError as `load_descriptions` does."""
+    names = [re.sub(r"[\s_]+", " ", name).strip() for name in class_names]
     if prompts == "generic":
-        return [[template.format(re.sub(r"[\s_]+", " ", name).strip()) for template in GENERIC] for name in class_names]
+        return [[template.format(name) for template in GENERIC] for name in names]
+    if prompts == "generic-distinct":
+        return distinct(DISTINCT, names)
     if prompts == "pathology":
         return _choose(_recipe_set(recipe), class_names, f"the pathology descriptions of recipe {recipe!r}")
+    if prompts == "pathology-similar":
+        return framed(_written("pathology", recipe, class_names, seed), names)
     if prompts in CONTROLS:
-        if seed < 0:
-            raise InputError(f"method.prompt_seed: expected at least 0, got {seed}.")
-        return CONTROLS[prompts](load_descriptions("pathology", recipe, class_names), seed)
+        return CONTROLS[prompts](_written("pathology", recipe, class_names, seed), seed)
     path = Path(prompts)
     if not path.is_file():
         raise InputError(
-            f"prompts {prompts!r}: is no file; give 'pathology', 'generic', 'shuffled', 'random', or a .yaml or "
-            ".txt file."
+            f"prompts {prompts!r}: is no file; give {', '.join(map(repr, PROMPTS))}, or a .yaml or .txt file."
         )
     written = _read_yaml(path) if path.suffix in (".yaml", ".yml") else _read_lines(path)
     ours = {_key(name): name for name in class_names}

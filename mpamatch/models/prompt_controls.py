@@ -1,4 +1,4 @@
-"""Control descriptions, wrong or meaningless: what text prototypes are worth without their meaning."""
+"""Descriptions made of others: wrong or meaningless ones, noise, and more or less alike between the classes."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,8 @@ WORDS = """
     window winter wisdom writer yesterday
 """
 
+MOST_TEMPLATES = 6  # for a class, as many as the generic ones
+
 
 def shuffled(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
     """Gives every class the descriptions of another one, by a derangement drawn from `seed`.
@@ -46,3 +48,41 @@ def random_words(descriptions: Sequence[Sequence[str]], seed: int) -> list[list[
     """Replaces each description by as many everyday words, drawn from `seed`."""
     rng, words = np.random.default_rng(seed), WORDS.split()
     return [[" ".join(rng.choice(words, len(text.split()))) for text in texts] for texts in descriptions]
+
+
+def noisy(descriptions: Sequence[Sequence[str]], share: float, seed: int) -> list[list[str]]:
+    """Replaces a share of the words of all descriptions together by everyday words, at places drawn from `seed`.
+
+    With one seed the words of a smaller share are replaced within a larger one too, by the same words; at 1 none of the
+    former words is left.
+    """
+    rng, everyday = np.random.default_rng((seed, 1)), WORDS.split()  # another stream than that of `random_words`
+    words = [[text.split() for text in texts] for texts in descriptions]
+    places = [(texts, i, j) for texts in words for i, text in enumerate(texts) for j in range(len(text))]
+    order, drawn = rng.permutation(len(places)), rng.choice(everyday, len(places))
+    for at in order[: round(share * len(places))]:
+        texts, i, j = places[at]
+        texts[i][j] = str(drawn[at])
+    return [[" ".join(text) for text in texts] for texts in words]
+
+
+def framed(descriptions: Sequence[Sequence[str]], class_names: Sequence[str]) -> list[list[str]]:
+    """Puts the same frame of words, which names all classes, around every description: classes grow alike."""
+    *first, last = class_names
+    named = f"{', '.join(first)} and {last}" if first else last
+    return [[f"one of {named} in the same kind of image: {text}" for text in texts] for texts in descriptions]
+
+
+def distinct(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
+    """Deals the templates to the classes, each to one, up to six to each: classes have little wording in common.
+
+    Raises InputError if there are more classes than templates.
+    """
+    classes = len(class_names)
+    each = min(MOST_TEMPLATES, len(templates) // classes)
+    if not each:
+        raise InputError(f"prompts 'generic-distinct': has templates for {len(templates)} classes, not for {classes}.")
+    return [
+        [template.format(name) for template in templates[number : each * classes : classes]]
+        for number, name in enumerate(class_names)
+    ]

@@ -14,10 +14,8 @@ from mpamatch.models.clip import OPEN_CLIP_FILES, image_part, open_clip_names, s
 from mpamatch.models.towers import first_line
 
 CONCH = "conch"
-CONCH_NEEDED = (
-    "its checkpoint is given on request (MahmoodLab/conch on Hugging Face, CC BY-NC-ND 4.0); download it and give the "
-    "file."
-)
+CONCH_ON_REQUEST = "its checkpoint is given on request (MahmoodLab/conch on Hugging Face, CC BY-NC-ND 4.0)"
+CONCH_NEEDED = f"{CONCH_ON_REQUEST}; download it and give the file."
 CONCH_LICENCE = "CC BY-NC-ND 4.0"
 CONCH_TERMS = (
     "CONCH weights: CC BY-NC-ND 4.0, for non-commercial academic research only (Mahmood Lab); "

@@ -3,8 +3,8 @@
 import pytest
 
 from mpamatch.errors import InputError
-from mpamatch.models.prompt import load_descriptions
-from mpamatch.models.prompt_controls import WORDS, random_words, shuffled
+from mpamatch.models.prompt import DISTINCT, GENERIC, PROMPTS, load_descriptions
+from mpamatch.models.prompt_controls import WORDS, distinct, framed, noisy, random_words, shuffled
 
 CLASSES = ("background", "benign", "malignant")
 WRITTEN = load_descriptions("pathology", "glas", CLASSES)
@@ -55,3 +55,61 @@ def test_what_is_not_there_cannot_be_shuffled():
         load_descriptions("shuffled", None, CLASSES)
     with pytest.raises(InputError, match=r"method\.prompt_seed: expected at least 0, got -1"):
         load_descriptions("random", "glas", CLASSES, -1)
+
+
+def words_of(descriptions):
+    return [word for texts in descriptions for text in texts for word in text.split()]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_noise_replaces_its_share_of_the_words_and_keeps_the_lengths(share):
+    found, before = words_of(noisy(WRITTEN, share, 3)), words_of(WRITTEN)
+    assert len(found) == len(before)
+    changed = [new for new, old in zip(found, before, strict=True) if new != old]
+    assert len(changed) == round(share * len(before))  # no everyday word stands in a description
+    assert set(changed) <= set(WORDS.split())
+    assert [len(texts) for texts in noisy(WRITTEN, share, 3)] == [len(texts) for texts in WRITTEN]
+
+
+def test_more_noise_leaves_the_places_of_less_as_they_were():
+    before, little, much = (words_of(noisy(WRITTEN, share, 1)) for share in (0, 0.25, 0.75))
+    assert all(more == less for old, less, more in zip(before, little, much, strict=True) if less != old)
+
+
+def test_noise_is_drawn_from_the_seed_and_reaches_every_kind_of_description():
+    assert noisy(WRITTEN, 0.5, 0) == load_descriptions("pathology", "glas", CLASSES, 0, noise=0.5)
+    assert noisy(WRITTEN, 0.5, 0) != noisy(WRITTEN, 0.5, 1)
+    generic = load_descriptions("generic", None, CLASSES)
+    assert load_descriptions("generic", None, CLASSES, 2, noise=0.5) == noisy(generic, 0.5, 2) != generic
+    with pytest.raises(InputError, match=r"method\.prompt_noise: expected 0 to 1, got 1\.5"):
+        load_descriptions("pathology", "glas", CLASSES, noise=1.5)
+
+
+def test_a_frame_is_the_same_for_every_class_and_names_them_all():
+    found = framed(WRITTEN, CLASSES)
+    frame = "one of background, benign and malignant in the same kind of image: "
+    assert found == [[frame + text for text in texts] for texts in WRITTEN]
+    assert found == load_descriptions("pathology-similar", "glas", CLASSES)
+    assert framed([["x"]], ["gland"]) == [["one of gland in the same kind of image: x"]]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, len(DISTINCT)])
+def test_every_template_is_dealt_to_one_class_and_as_many_to_each(classes):
+    found = distinct(DISTINCT, [f"kind{number}" for number in range(classes)])
+    bare = [[text.replace(f"kind{number}", "{}") for text in texts] for number, texts in enumerate(found)]
+    used = [text for texts in bare for text in texts]
+    assert len(set(used)) == len(used)
+    assert set(used) <= set(DISTINCT)
+    assert {len(texts) for texts in found} == {min(len(GENERIC), len(DISTINCT) // classes)}
+
+
+def test_more_classes_than_templates_are_refused():
+    with pytest.raises(InputError, match="has templates for 14 classes, not for 15"):
+        distinct(DISTINCT, [str(number) for number in range(15)])
+
+
+def test_every_kind_of_description_can_be_loaded():
+    for prompts in PROMPTS:
+        found = load_descriptions(prompts, "glas", CLASSES)
+        assert len(found) == 3
+        assert all(found)
