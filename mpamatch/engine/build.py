@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 
 from mpamatch.data.feeds import Feed, feed_class
+from mpamatch.data.kinds import kinds
 from mpamatch.data.prepared import Prepared, load_prepared, training_lists, weak_training_lists
-from mpamatch.engine.config import Config
+from mpamatch.engine.config import Config, load_config
 from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.methods import Method, build_method
+from mpamatch.methods.towers import TEXT
 from mpamatch.models.build import build_model, settled_model
-from mpamatch.models.encoders import Preset, weights_line
+from mpamatch.models.encoders import Preset, missing, weights_line
 from mpamatch.models.learned import encoder_identity
 from mpamatch.models.licences import licence_of
 from mpamatch.models.network import Network
@@ -25,9 +27,45 @@ def open_data(config: Config) -> Prepared:
     return load_prepared(Path(config.data.root))
 
 
-def settled(config: Config) -> Config:
-    """Replaces what "auto" stands for by what is at hand. Raises InputError as `settled_model` does."""
-    return replace(config, model=settled_model(config.model))
+def settled(config: Config, set_name: str) -> Config:
+    """Replaces what the configuration leaves to this machine and to the data by what is found.
+
+    "auto" becomes the weights that are at hand, and pathology descriptions of no set those of the recipe for the data.
+
+    Args:
+        config: of `load_config`.
+        set_name: the name of the prepared set.
+
+    Raises:
+        InputError: weights that are missing, as `check_weights` says, or as `settled_model` does.
+    """
+    check_weights(config)
+    method = config.method
+    if TEXT in config.trains.towers and TEXT.encoder(method) and method.prompt_set is None:
+        method = replace(method, prompt_set=prompt_set_for(set_name))
+    return replace(config, model=settled_model(config.model), method=method)
+
+
+def check_weights(config: Config) -> None:
+    """Raises InputError if the encoder or a tower lacks weights that only the user can bring.
+
+    The sentence names what is missing, the option that takes each file, and the terms of the weights.
+    """
+    model, method = config.model, config.method
+    found = [("model.encoder_weights", model.encoder, missing(model.encoder, model.encoder_weights))]
+    for tower in config.trains.towers:
+        found.append((f"method.{tower.weights}", tower.encoder(method) or "", tower.missing(method)))
+    lacking = [(field, name, reason) for field, name, reason in found if reason]
+    if lacking:
+        wanted = [f"{field}: {reason}; give --{field.partition('.')[2]} FILE" for field, _, reason in lacking]
+        terms = [text.rstrip(".") for _, name, _ in lacking if (text := licence_of(name))]
+        raise InputError("; ".join([*wanted, *dict.fromkeys(terms)]) + ".")
+
+
+def prompt_set_for(set_name: str) -> str | None:
+    """Finds the pathology descriptions for a prepared set: those of the recipe for it; None if there is no recipe."""
+    recipe = next((kind.recipes[set_name] for kind in kinds().values() if set_name in kind.recipes), None)
+    return None if recipe is None else load_config(recipe, None, ["--method.name", "mpamatch"]).method.prompt_set
 
 
 def build_training(config: Config, prepared: Prepared, built_from: Preset | None = None) -> Method:

@@ -79,7 +79,7 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
     """
     prepared = open_data(config)
     ranks.join(config.engine.device, config.engine.precision)
-    config = ranks.from_first(lambda: settled(config))
+    config = ranks.from_first(lambda: settled(config, prepared.name))
     folder = ranks.from_first(lambda: choose_run(run, config))
     return Trainer(config, prepared, console or new_console()).fit(folder)
 

@@ -63,7 +63,7 @@ def test_an_explicit_run_that_exists_is_refused_before_anything_is_written(root,
 def test_a_run_folder_holds_what_it_should(finished, root):
     run, result = finished
     assert result.run == run
-    assert load_saved(run / "config.yaml") == settled(tiny_config(root, "mpamatch", FIELDS))
+    assert load_saved(run / "config.yaml") == settled(tiny_config(root, "mpamatch", FIELDS), "synthetic")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.safetensors", "last.safetensors"]
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     assert not list(run.rglob(".*"))

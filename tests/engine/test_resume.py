@@ -193,7 +193,7 @@ def test_the_configuration_of_a_run_stays_as_it_was(root, tmp_path):
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     resume(tmp_path / "run", console=silent())
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    assert load_saved(tmp_path / "run" / "config.yaml") == settled(config)
+    assert load_saved(tmp_path / "run" / "config.yaml") == settled(config, "synthetic")
 
 
 # metrics.jsonl

@@ -24,7 +24,7 @@ KIND = Kind(
     help="GlaS (Warwick-QU): train_N, testA_N, testB_N with _anno, Grade.csv",
     module=__name__,
     options=(Option("--task", "gland or grade"), REGROUP),
-    recipes={"glas-gland": "glas"},
+    recipes={"glas-gland": "glas", "glas-grade": "glas"},
 )
 
 TASKS = ("gland", "grade")

@@ -17,6 +17,7 @@ KIND = Kind(
         Option("--size", "their side in pixels (128)", int),
         Option("--seed", "which tissue (0)", int),
     ),
+    recipes={"synthetic": "demo"},
     takes_source=False,
 )
 

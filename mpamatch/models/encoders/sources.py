@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import huggingface_hub
 import timm
 import torch
 from huggingface_hub.errors import GatedRepoError
@@ -122,6 +123,29 @@ def published_state(preset: Preset, weights: str) -> tuple[dict[str, Tensor], st
         with _fetching(repository, preset.name, gated=preset.gated):
             return timm.models.load_state_dict_from_hf(repository.removeprefix(HUB)), repository
     return read_state_dict(Path(weights)), weights
+
+
+def missing(name: str, weights: str | None) -> str:
+    """Says which weights an encoder lacks that no network will bring; "" if none. It asks no network.
+
+    Args:
+        name: of the encoder.
+        weights: as of `build_encoder`.
+
+    Returns:
+        What is missing: a file that is not there, or weights on request where nobody is logged in.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    preset = preset_of(name)
+    if weights is None or weights in (AUTO, OFFLINE, TIMM, SMP) or weights.startswith(HUB):
+        return ""
+    if weights != PRESET_HUB:
+        return "" if Path(weights).exists() else f"{weights}: no such checkpoint file"
+    if not preset.gated or at_hand(preset, PRESET_HUB) or huggingface_hub.get_token():
+        return ""
+    return f"weights of {name} are {_on_request(str(preset.hub))}, or download the file"
 
 
 def origin(preset: Preset) -> str:
