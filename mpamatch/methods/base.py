@@ -114,6 +114,18 @@ class Method(nn.Module, ABC):
         """
         return {}
 
+    def prototype_cosines(self, image: Tensor) -> Tensor | None:
+        """Computes the cosine of every pixel embedding with every prototype; for pictures, after training.
+
+        Args:
+            image: (B, 3, H, W), normalised by the encoder's mean and std.
+
+        Returns:
+            (B, F, K, h, w), −1 to 1, in cells of the embedding's grid: K prototypes of each of the last F of the C
+            classes, all of them or those but for the background; None, unless overridden: there are no prototypes.
+        """
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups the trainable parameters for the optimizer.
 

@@ -9,14 +9,14 @@ from mpamatch import ops
 from mpamatch.batch import Batch, Labelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
-from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
+from mpamatch.methods.embedding import cell_cosines, centre_sample, pixel_embeddings, projection
 from mpamatch.methods.losses import labelled_loss, share, weighted_mean
 from mpamatch.methods.pseudo_labels import Opinion, Targets, growth, softmax
 from mpamatch.methods.towers import TEXT, TextSettings
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
 from mpamatch.models.network import Network
 from mpamatch.models.prompt import TextPrototypes
-from mpamatch.models.prototypes import PrototypeBank
+from mpamatch.models.prototypes import PrototypeBank, mean_cosines
 from mpamatch.ops.unit import unit
 from mpamatch.ranks import all_ranks
 from mpamatch.settings import Count, NonNegative, OnlyIf, Positive, Share, Whole, settings
@@ -229,5 +229,13 @@ class MPAMatch(UniMatch):
         return max(super().settled(config), config.start + config.ramp)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        health = self.bank.health() if self.bank is not None else {}
-        return super().diagnostics() | {f"prototypes/{name}": value for name, value in health.items()}
+        found = self.bank.health() if self.bank is not None else {}
+        if self.text is not None:
+            with torch.no_grad():
+                found["text_cosine"] = mean_cosines(self.text()[:, None])["cosine_between"]
+        return super().diagnostics() | {f"prototypes/{name}": value for name, value in found.items()}
+
+    def prototype_cosines(self, image: Tensor) -> Tensor | None:
+        if self.bank is None:
+            return None
+        return cell_cosines(self.project, self.model(image).embedding, self.bank.prototypes)

@@ -11,7 +11,7 @@ from mpamatch import ops
 from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
-from mpamatch.methods.embedding import centre_sample, pixel_embeddings, projection
+from mpamatch.methods.embedding import cell_cosines, centre_sample, pixel_embeddings, projection
 from mpamatch.methods.losses import LabelledSettings, labelled_loss, share, weighted_mean
 from mpamatch.methods.pccs_terms import (
     consistency,
@@ -204,6 +204,9 @@ class PCCS(Taught):
     @classmethod
     def settled(cls, config: Any) -> int:
         return max(config.contrast_start, config.ramp)
+
+    def prototype_cosines(self, image: Tensor) -> Tensor | None:
+        return cell_cosines(self.teacher_project, self.teacher(image).embedding, self.bank.prototypes)
 
     def diagnostics(self) -> dict[str, Tensor]:
         return {f"prototypes/{name}": value for name, value in self.bank.health().items()}

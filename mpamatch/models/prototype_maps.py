@@ -142,6 +142,16 @@ class MapDecoder(nn.Module):
             weight = each.softmax(2) if self.by_pixel else share[..., None, None]
             yield ClassMaps((share * mean).sum(-1), (weight * each).sum(2))
 
+    def mean_cosines(self, cosines: list[Tensor]) -> Tensor:  # (B, F, K, h, w) at the finest of the three scales
+        """Averages the cosines over scales, weighted as in the loss."""
+        size = cosines[0].shape[-2:]
+        resized = (
+            functional.interpolate(each.flatten(1, 2), size=size, mode="bilinear", align_corners=False)
+            for each in cosines
+        )
+        total = sum(weight * each for weight, each in zip(self.weights, resized, strict=True))
+        return torch.as_tensor(total).unflatten(1, (self.foreground, self.per_class))
+
     def forward(self, maps: tuple[Tensor, ...]) -> ClassMaps:
         """Computes scores and maps from the encoder's four maps."""
         return self.class_maps(self.cosines(maps))

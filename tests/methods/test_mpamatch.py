@@ -368,7 +368,12 @@ def test_diagnostics_tell_the_health_of_the_bank() -> None:
     between = [cosine[i, j] for i in range(9) for j in range(9) if i // 3 != j // 3]
     assert found["prototypes/cosine_within"] == pytest.approx(float(sum(within)) / len(within))
     assert found["prototypes/cosine_between"] == pytest.approx(float(sum(between)) / len(between))
-    assert _method(text=True, image_prototypes=False).diagnostics() == {}
+    texts = _method(text=True, image_prototypes=False)
+    assert texts.text is not None
+    t = texts.text().detach()
+    others = [float(t[i] @ t[j]) for i in range(len(t)) for j in range(len(t)) if i != j]
+    told = {name: float(value) for name, value in texts.diagnostics().items()}
+    assert told == {"prototypes/text_cosine": pytest.approx(sum(others) / len(others))}
 
 
 def test_in_half_precision_the_bank_stays_in_float32() -> None:
