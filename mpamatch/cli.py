@@ -151,6 +151,7 @@ HELP = {
     "train": "train a model (without arguments: the demo)",
     "evaluate": "score a run on one part of its data",
     "predict": "masks, overlays and areas for images",
+    "prototypes": "draw what the prototypes of a run see in images",
     "study": "sweep one choice over paired seeds: a table and a figure",
     "bench": "measure the kernels against what one would use instead, or tune them",
     "info": "versions, devices, text encoders, recipes",
@@ -196,7 +197,10 @@ def _check(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.usage = "mpamatch train [--recipe NAME | --config FILE] [--run DIR | --resume DIR] [--FIELD VALUE …]"
-    parser.epilog = "Any field of the configuration is an option, such as --engine.steps 500; --fields lists them."
+    parser.epilog = (
+        "Any field of the configuration is an option, such as --engine.learning_rate 0.001, or by its last part if no "
+        "other field ends in it: --learning_rate 0.001; --fields lists them."
+    )
     parser.add_argument("--recipe", help="settings for a data set; `mpamatch info` lists them (demo)")
     parser.add_argument(
         "--config", help="settings in a YAML file of your own, on top of the recipe where both are given"
@@ -226,14 +230,28 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def _prototypes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("run", metavar="RUN", help="a run folder of a method with image prototypes")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image files or folders of them")
+    parser.add_argument("--out", required=True, help="folder for the pictures")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    return parser
+
+
 def _study(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.usage = "mpamatch study NAME [--recipe NAME | --config FILE] --data.root DATA [options] [--FIELD VALUE …]"
     parser.epilog = "Any field of the configuration is an option, as for train. The same command goes on where it was."
-    parser.add_argument("study", metavar="NAME", help="prototypes, threshold, tokens, prompts, labels or seeds")
+    parser.add_argument(
+        "study",
+        metavar="NAME",
+        help="prototypes, threshold, tokens, threshold-tokens, terms, text-encoders, prompts, prompt-noise, labels or "
+        "seeds",
+    )
     parser.add_argument("--recipe", help="settings for a data set; `mpamatch info` lists them")
     parser.add_argument("--config", help="settings in a YAML file, on top of the recipe where both are given")
     parser.add_argument("--out", help="folder of the study (runs/study-NAME-RECIPE)")
     parser.add_argument("--values", help="what to try instead of the study's own values, with commas")
+    parser.add_argument("--across", help="the same for the second field of threshold-tokens, context tokens")
     parser.add_argument("--methods", help="with commas (what the study compares)")
     parser.add_argument("--seeds", type=int, default=3, help="how many; each draws patients, weights and crops (3)")
     parser.add_argument("--first-seed", type=int, default=0, help="where they begin (0)")
@@ -271,6 +289,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "prototypes": _prototypes,
     "study": _study,
     "bench": _bench,
     "info": _info,

@@ -1,36 +1,44 @@
 """`mpamatch study NAME`: sweeps one choice over paired seeds and makes a table and a figure."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from mpamatch import ranks
 from mpamatch.commands.train import quiet_libraries
 from mpamatch.console import new_console, say
-from mpamatch.data.prepared import Prepared
+from mpamatch.data.cache import ImageCache
+from mpamatch.data.prepared import Prepared, load_prepared
 from mpamatch.data.splits import draw_splits, save_split
 from mpamatch.engine.build import open_data
-from mpamatch.engine.config import flags_for, load_config
+from mpamatch.engine.config import flags_for, full_names, load_config
+from mpamatch.engine.loop import last_checkpoint
+from mpamatch.engine.prototype_pictures import PrototypeViewer
 from mpamatch.errors import InputError
 from mpamatch.files import read_json, replacing, write_json
 from mpamatch.methods import METHODS
 from mpamatch.studies import plans, scores
-from mpamatch.studies.plans import Point, Study
+from mpamatch.studies.catalogue import Study, find_study
+from mpamatch.studies.plans import Point
 from mpamatch.studies.sweep import RunResult, StudyRun, Sweep, do_runs, read_results
 
 LABELLED = "10%"
+SHOWN = 50  # images among which the one to be drawn is chosen
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the runs that are missing, then writes table and figure; returns 1 if a run failed, else 0."""
-    study = plans.find_study(arguments.study)
+    study = find_study(arguments.study)
     console = new_console()
     sweep, runs, points, left_out = plan(study, arguments)
     say(console, f"{study.question} {len(runs)} runs in {sweep.out}")
+    if arguments.values is None:
+        _say_lacking(study, console)
     for point in left_out:
         say(console, f"left out: {point.method} at {point.labelled}, where no image is unlabelled")
     quiet_libraries()
@@ -52,7 +60,7 @@ def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Study
         raise InputError("study: starts its own processes; leave out torchrun and say how many at a time with --jobs.")
     _check_numbers(arguments)
     steps = [] if arguments.steps is None else ["--engine.steps", str(arguments.steps)]
-    methods, flags = _methods(study, arguments), [*arguments.flags, *steps]
+    methods, flags = _methods(study, arguments), full_names([*arguments.flags, *steps])
     plans.check_flags(study, methods, flags)
     file = Path(arguments.config) if arguments.config else None
     settings = arguments.recipe or Path(arguments.config).stem
@@ -64,12 +72,12 @@ def plan(study: Study, arguments: argparse.Namespace) -> tuple[Sweep, list[Study
 
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     labelled = _labelled(study, arguments, base.split)
-    points = plans.points(study, methods, _values(study, arguments), labelled)
+    points = plans.points(study, methods, _values(study, arguments), labelled, _across(study, arguments))
     budgets = list(dict.fromkeys(point.labelled for point in points))
     drawn = {} if base.split else draw_splits(prepared, budgets, seeds)
     kept = plans.possible(points, drawn)
     splits = {(labelled, seed): labelled for seed in seeds} | {key: split.name for key, split in drawn.items()}
-    runs = plans.planned_runs(study, kept, seeds, splits, sweep, flags, prepared.class_names)
+    runs = plans.planned_runs(study, kept, seeds, splits, sweep, flags, prepared.class_names, prepared.name)
     _claim(study, sweep, flags)
     for split in drawn.values():
         save_split(prepared, split)
@@ -82,23 +90,45 @@ def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out:
     results = [result for result in read_results(out) if result["name"] in names]
     if not results:
         return
-    rows, part = scores.table_rows(results, plans.references(study, points)), scores.part_scored(results)
+    measures, part = dict(study.measures), scores.part_scored(results)
+    rows = scores.table_rows(results, plans.references(study, points), list(measures))
     reference = plans.reference_name(study, points)
     about = f"{part} mDice, mean ± sd over seeds; differences to {reference}"
-    shown = Table(title=f"{study.name}: {about}", title_justify="left")
-    for column in scores.HEADER:
-        shown.add_column(column)
-    for row in rows:
-        shown.add_row(*scores.cells(row))
-    console.print(shown)
+    say(console, f"{study.name}: {about}")
+    for shown in tables(rows, measures):
+        console.print(shown)
     say(console, "The checkpoint of every run is the best on validation.")
     if part == "validation":
         say(console, "So validation scores flatter every point; --test adds the test part.")
-    scores.write_csv(out / "table.csv", rows, part)
+    scores.write_csv(out / "table.csv", rows, part, list(measures))
     with replacing(out / "table.md") as temporary:
-        temporary.write_text(f"{study.question} {about[0].upper()}{about[1:]}.\n\n{scores.markdown(rows)}", "utf-8")
-    draw(study, points, results, out / "figure.png", part, reference)
-    say(console, f"wrote {out / 'table.csv'}, table.md and figure.png")
+        table = scores.markdown(rows, measures)
+        temporary.write_text(f"{study.question} {about[0].upper()}{about[1:]}.\n\n{table}", "utf-8")
+    (draw_across if study.across else draw)(study, points, results, out / "figure.png", part, reference)
+    pictures = draw_pictures(study, points, runs, out) if study.pictures else None
+    say(console, f"wrote {out / 'table.csv'}, table.md and figure.png{' and assignments.png' if pictures else ''}")
+
+
+def tables(rows: Sequence[scores.Row], measures: Mapping[str, str]) -> list[Table]:
+    """Builds what is printed: the scores, and below what runs measured of their prototypes, if they did.
+
+    A budget or method that all rows share is left out, as a terminal is 80 columns wide.
+    """
+    names = scores.header(measures)
+    lines = [dict(zip(names, scores.cells(row, measures), strict=True)) for row in rows]
+    alike = {name for name in ("labelled", "method") if len({line[name] for line in lines}) == 1}
+    first = [name for name in names if name not in {*alike, *measures.values()}]
+    second = [name for name in names if name in {"labelled", "method", "point", *measures.values()} - alike]
+    found = []
+    for columns in (first, second) if any(row.measures for row in rows) else (first,):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in columns:
+            words = name in ("labelled", "method", "point")
+            table.add_column(name, overflow="fold", no_wrap=words, justify="left" if words else "right")
+        for line in lines:
+            table.add_row(*(line[name] for name in columns))
+        found.append(table)
+    return found
 
 
 def draw(
@@ -108,6 +138,8 @@ def draw(
     from mpamatch.report.study import Curve, draw_study
 
     found, references = scores.by_key(results, part), plans.references(study, points)
+    ious = {row.key: row.miou for row in scores.table_rows(results, references)}
+    measured = scores.measured(results, dict(study.measures))
     curves: dict[str, Curve] = {}
     for point in points:
         if point.key not in found:
@@ -118,9 +150,94 @@ def draw(
         difference = scores.paired(found[point.key], found.get(references[point.key], {}))
         if difference and references[point.key] != point.key:
             curve.differences[along] = (difference.mean, difference.low, difference.high)
+        curve.miou[along] = ious[point.key]
+        for name, heading in study.measures:
+            if name in measured[point.key]:
+                curve.measures.setdefault(heading, {})[along] = measured[point.key][name]
     values = list(dict.fromkeys(plans.along(study, point) for point in points))
     axis = plans.axis_name(study, points)
     draw_study(path, list(curves.values()), values, title=study.question, axis=axis, part=part, reference=reference)
+
+
+def draw_across(
+    study: Study, points: Sequence[Point], results: Sequence[RunResult], path: Path, part: str, reference: str
+) -> None:
+    """Draws the figure of a study of two fields: heat maps of the means and of the differences, a row per method."""
+    from mpamatch.report.study import Grid, draw_grid
+
+    assert study.across is not None
+    found, references = scores.by_key(results, part), plans.references(study, points)
+    grids: dict[str, Grid] = {}
+    for point in points:
+        if point.key not in found:
+            continue
+        grid, cell = grids.setdefault(point.method, Grid(point.method, {}, {})), (point.value, point.across)
+        grid.scores[cell] = found[point.key]
+        difference = scores.paired(found[point.key], found.get(references[point.key], {}))
+        if difference and references[point.key] != point.key:
+            grid.differences[cell] = (difference.mean, difference.low, difference.high)
+    values, across = (list(dict.fromkeys(one)) for one in zip(*((p.value, p.across) for p in points), strict=True))
+    axes = (study.axis, study.across.axis)
+    draw_grid(
+        path, list(grids.values()), values, across, title=study.question, axes=axes, part=part, reference=reference
+    )
+
+
+def draw_pictures(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out: Path) -> Path | None:
+    """Draws a validation image, or else a test image, with the nearest prototypes of every point's first finished run;
+    None if there is no such run or image."""
+    from mpamatch.report.prototypes import Assigned, draw_assignments
+
+    about = read_json(out / "study.json")
+    prepared = load_prepared(Path(about["data"]))
+    chosen = _shown_image(prepared)
+    if chosen is None:
+        return None
+    image, truth = chosen
+    rows, viewer = list[Assigned](), None
+    for point in points:
+        mine = (run for run in runs if (run.labelled, run.method, run.trial) == point.key)
+        folder = next((path for run in mine if last_checkpoint(path := out / "runs" / run.name).is_file()), None)
+        if folder is None:
+            continue
+        viewer = PrototypeViewer(folder, "cpu")
+        look = viewer.look(image)
+        name = f"{plans.along(study, point)}{f', {point.method}' if point.method != points[0].method else ''}"
+        top, left = ((a - b) // 2 for a, b in zip(truth.shape, look.label.shape, strict=True))
+        part = truth[top : top + look.label.shape[0], left : left + look.label.shape[1]]
+        labels = {"mask": part, "prediction": look.label}
+        rows.append(Assigned(f"K = {name}", look.image, labels, look.nearest, look.cosine.shape[1]))
+    if viewer is None:
+        return None
+    names, colours = viewer.settings.class_names, viewer.settings.colours
+    return draw_assignments(out / "assignments.png", rows, colours, names, title=study.question)
+
+
+def _shown_image(prepared: Prepared) -> tuple[np.ndarray, np.ndarray] | None:
+    """Chooses the image and label of the first labelled ones for validation, or else test, that show most classes."""
+    names = prepared.labelled("validation") or prepared.labelled("test")
+    pairs = [ImageCache(prepared, cache_mb=0).labelled(name) for name in names[:SHOWN]]
+    return max(pairs, key=lambda pair: len(np.unique(pair[1])), default=None)
+
+
+def _say_lacking(study: Study, console: Console) -> None:
+    """Says which values were left out, and what they lack."""
+    lacking = plans.default_values(study)[1]
+    for name, missing in lacking.items():
+        say(console, f"left out: {name}: {missing}")
+    if lacking:
+        say(
+            console,
+            "In this study --values NAME=FILE gives an encoder its weights, such as --values conch=FILE,minilm.",
+        )
+
+
+def _across(study: Study, arguments: argparse.Namespace) -> list[str]:
+    if study.across is None:
+        if arguments.across is not None:
+            raise InputError(f"--across: study {study.name} varies one thing; name its values with --values.")
+        return []
+    return _words(arguments.across, study.across.values, "--across")
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
@@ -142,7 +259,7 @@ def _methods(study: Study, arguments: argparse.Namespace) -> list[str]:
 def _values(study: Study, arguments: argparse.Namespace) -> list[str]:
     if arguments.values and study.varies == "methods":
         raise InputError(f"--values: study {study.name} compares methods; name them with --methods.")
-    return _words(arguments.values, study.values, "--values")
+    return _words(arguments.values, plans.default_values(study)[0], "--values")
 
 
 def _words(given: str | None, otherwise: Sequence[str], option: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ class Row:
         sd: its standard deviation over seeds; NaN for one seed.
         difference: to the reference; None for the reference itself and for fewer than two pairs.
         seconds: per step, the median over seeds.
+        miou: mIoU in percent; NaN if a run has none.
+        measures: what the runs measured of their prototypes, by name: the mean over the seeds that have it.
     """
 
     labelled: str
@@ -53,6 +55,13 @@ class Row:
     sd: float
     difference: Difference | None
     seconds: float
+    miou: float = math.nan
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """The point, as `by_key` names it."""
+        return (self.labelled, self.method, self.trial)
 
 
 def part_scored(results: Sequence[RunResult]) -> str:
@@ -63,6 +72,27 @@ def part_scored(results: Sequence[RunResult]) -> str:
 def score(result: RunResult, part: str) -> float:
     """Returns the mDice of a run in percent."""
     return 100 * (result["test"]["mdice"] if part == "test" else result["validation_mdice"])
+
+
+def miou(result: RunResult, part: str) -> float:
+    """Returns the mIoU of a run in percent; NaN for a result from before it was kept."""
+    found = result["test"].get("miou") if part == "test" else result.get("validation_miou")
+    return math.nan if found is None else 100 * found
+
+
+def measured(results: Sequence[RunResult], names: Iterable[str]) -> dict[Key, dict[str, float]]:
+    """Averages what runs measured of their prototypes: point → name → mean over the seeds that have it.
+
+    A cosine of exactly 0 is left out: it stands for no two prototypes to compare, as within a class that has one.
+    """
+    found: dict[Key, dict[str, list[float]]] = {}
+    for result in results:
+        of_point = found.setdefault((result["labelled"], result["method"], result["trial"]), {})
+        for name in names:
+            value = result.get("prototypes", {}).get(name)
+            if value is not None and not (value == 0 and "cosine" in name):
+                of_point.setdefault(name, []).append(value)
+    return {key: {name: float(np.mean(values)) for name, values in of.items()} for key, of in found.items()}
 
 
 def by_key(results: Sequence[RunResult], part: str) -> dict[Key, dict[int, float]]:
@@ -85,12 +115,19 @@ def paired(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference 
     return Difference(len(both), mean, error, mean - half, mean + half)
 
 
-def table_rows(results: Sequence[RunResult], references: Mapping[Key, Key]) -> list[Row]:
-    """Makes a row per point that has a result, in the order of `references` (point → the point it is compared with)."""
-    scores = by_key(results, part_scored(results))
+def table_rows(results: Sequence[RunResult], references: Mapping[Key, Key], measures: Sequence[str] = ()) -> list[Row]:
+    """Makes a row per point that has a result, in the order of `references` (point → the point it is compared with).
+
+    `measures` names what each row shows of what the runs measured of their prototypes.
+    """
+    part = part_scored(results)
+    scores, of_prototypes = by_key(results, part), measured(results, measures)
     seconds: dict[Key, list[float]] = {}
+    ious: dict[Key, list[float]] = {}
     for result in results:
-        seconds.setdefault((result["labelled"], result["method"], result["trial"]), []).append(result["seconds"])
+        key = (result["labelled"], result["method"], result["trial"])
+        seconds.setdefault(key, []).append(result["seconds"])
+        ious.setdefault(key, []).append(miou(result, part))
     rows = []
     for key, reference in references.items():
         if key in scores:
@@ -98,41 +135,51 @@ def table_rows(results: Sequence[RunResult], references: Mapping[Key, Key]) -> l
             sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
             difference = paired(scores[key], scores.get(reference, {})) if reference != key else None
             mean, median = float(values.mean()), float(np.median(seconds[key]))
-            rows.append(Row(*key, len(values), mean, sd, difference, median))
+            iou = float(np.mean(ious[key]))
+            rows.append(Row(*key, len(values), mean, sd, difference, median, iou, of_prototypes[key]))
     return rows
 
 
-HEADER = ("labelled", "method", "point", "seeds", "mDice, %", "− reference ± se", "95 % interval", "s/step")
+def header(measures: Mapping[str, str]) -> list[str]:
+    """Returns the headings of `cells`; `measures`: what rows show of prototypes → its heading."""
+    known = ["labelled", "method", "point", "seeds", "mDice, %", "− reference ± se", "95 % interval", "mIoU, %"]
+    return [*known, *measures.values(), "s/step"]
 
 
-def cells(row: Row) -> list[str]:
-    """Formats a row; the cells stand under HEADER."""
+def cells(row: Row, measures: Iterable[str] = ()) -> list[str]:
+    """Formats a row; the cells stand under `header`."""
     spread = "" if math.isnan(row.sd) else f" ± {row.sd:.2f}"
     change, interval = "–", "–"
     if row.difference:
         change = f"{row.difference.mean:+.2f} ± {row.difference.error:.2f}"
         interval = f"[{row.difference.low:+.2f}, {row.difference.high:+.2f}]"
-    return [row.labelled, row.method, row.trial, str(row.seeds), f"{row.mean:.2f}{spread}", change, interval] + [
-        f"{row.seconds:.2f}"
-    ]
+    iou = "–" if math.isnan(row.miou) else f"{row.miou:.2f}"
+    shown = [f"{row.measures[name]:.2f}" if name in row.measures else "–" for name in measures]
+    known = [row.labelled, row.method, row.trial, str(row.seeds), f"{row.mean:.2f}{spread}", change, interval, iou]
+    return [*known, *shown, f"{row.seconds:.2f}"]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Formats the rows as a Markdown table."""
-    lines = [list(HEADER), ["---"] * len(HEADER), *(cells(row) for row in rows)]
+def markdown(rows: Sequence[Row], measures: Mapping[str, str] | None = None) -> str:
+    """Formats the rows as a Markdown table; `measures` as of `header`."""
+    measures = measures or {}
+    first = header(measures)
+    lines = [first, ["---"] * len(first), *(cells(row, measures) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_csv(path: Path, rows: Sequence[Row], part: str) -> None:
-    """Writes the rows unrounded; scores and differences are percent of mDice on `part`, an empty cell has no number."""
+def write_csv(path: Path, rows: Sequence[Row], part: str, measures: Sequence[str] = ()) -> None:
+    """Writes the rows unrounded; scores and differences are percent of mDice on `part`, an empty cell has no number.
+
+    Behind them stand mIoU in percent and the `measures` of prototypes by their names in metrics.jsonl.
+    """
     names = ("labelled", "method", "point", "seeds", "part", "mean", "sd")
     of_difference = ("pairs", "difference", "standard_error", "low", "high")
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, *of_difference, "seconds_per_step"])
+        writer.writerow([*names, *of_difference, "seconds_per_step", "miou", *measures])
         for row in rows:
             sd = "" if math.isnan(row.sd) else row.sd
             difference = list(asdict(row.difference).values()) if row.difference else [""] * len(of_difference)
-            writer.writerow(
-                [row.labelled, row.method, row.trial, row.seeds, part, row.mean, sd, *difference, row.seconds]
-            )
+            behind = ["" if math.isnan(row.miou) else row.miou, *(row.measures.get(name, "") for name in measures)]
+            known = [row.labelled, row.method, row.trial, row.seeds, part, row.mean, sd]
+            writer.writerow([*known, *difference, row.seconds, *behind])

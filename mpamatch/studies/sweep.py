@@ -125,11 +125,14 @@ def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
         test = evaluate_run(folder, None, "test", config.engine.device) if sweep.test else None
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
-    scores = [line["validation"]["mdice"] for line in lines if "validation" in line]
+    scores = [line["validation"] for line in lines if "validation" in line]
+    scored = [one for one in scores if one["mdice"] is not None]
+    best = max(scored, key=lambda one: one["mdice"], default={"mdice": None, "miou": None})
     return {
         **{name: value for name, value in asdict(run).items() if name != "flags"},
         "name": run.name,
-        "validation_mdice": max((score for score in scores if score is not None), default=None),
+        "validation_mdice": best["mdice"],
+        "validation_miou": best["miou"],
         "seconds": float(np.median([line["seconds"] for line in steps])),
         **{name: steps[-1].get(name) for name in config.trains.shares},
         "prototypes": {key: value for key, value in steps[-1].items() if key.startswith("prototypes/")},

@@ -1,7 +1,7 @@
 import pytest
 
 from mpamatch.report import figures
-from mpamatch.report.study import Curve, draw_study
+from mpamatch.report.study import Curve, Grid, draw_grid, draw_study
 
 CURVES = [
     Curve("supervised", {"5%": {0: 70.0, 1: 80.0}, "100%": {0: 90.0, 1: 92.0}}, {}),
@@ -43,3 +43,44 @@ def test_differences_stand_with_their_intervals(drawn):
     ((low, high),) = interval.get_segments()
     assert (low[1], high[1]) == (pytest.approx(-4.9), pytest.approx(7.9))
     assert "supervised" in right.get_title()
+
+
+@pytest.fixture
+def kept_open(monkeypatch):
+    """The figures that are drawn, still there to be looked at."""
+    kept = []
+    monkeypatch.setattr(figures.plt, "close", kept.append)
+    yield kept
+    monkeypatch.undo()
+    for figure in kept:
+        figures.plt.close(figure)
+
+
+def test_what_prototypes_measured_stands_in_a_row_of_its_own(kept_open, tmp_path):
+    measures = {"cosine within": {"1": 0.0, "3": 0.5}, "cosine between": {"3": 0.25}}
+    curve = Curve("mpamatch", {"1": {0: 70.0}, "3": {0: 80.0}}, {}, {"1": 60.0, "3": 65.0}, measures)
+    about = {"title": "How many?", "axis": "K", "part": "test", "reference": "K 1"}
+    draw_study(tmp_path / "figure.png", [curve], ["1", "3"], **about)
+    _, _, ious, cosines = kept_open[0].axes
+    assert [list(line.get_ydata()) for line in ious.get_lines()] == [[60.0, 65.0]]
+    assert ious.get_ylabel() == "test mIoU, %"
+    found = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in cosines.get_lines()}
+    assert found == {"cosine within": ([0, 1], [0.0, 0.5]), "cosine between": ([1], [0.25])}
+
+
+def test_a_grid_shows_its_numbers_in_the_cells(kept_open, tmp_path):
+    scores = {("0.9", "1"): {0: 70.0, 1: 72.0}, ("0.95", "1"): {0: 80.0, 1: 80.0}, ("0.9", "2"): {0: 75.0}}
+    grid = Grid("mpamatch", scores, {("0.9", "1"): (-9.0, -21.7, 3.7)})
+    about = {"title": "Which?", "axes": ("τ", "tokens"), "part": "test", "reference": "τ .95"}
+    path = draw_grid(tmp_path / "figure.png", [grid], ["0.9", "0.95"], ["1", "2"], **about)
+    assert path.is_file()
+    left, right = kept_open[0].axes[:2]
+    said = {tuple(text.get_position()): text.get_text() for text in left.texts}
+    assert said == {(0, 0): "71.00\n± 1.41", (1, 0): "80.00\n± 0.00", (0, 1): "75.00", (1, 1): ""}
+    changes = {tuple(text.get_position()): text.get_text() for text in right.texts}
+    assert changes == {(0, 0): "-9.00\n± 12.70", (1, 0): "–", (0, 1): "–", (1, 1): ""}
+    assert left.images[0].get_array().filled(-1).tolist() == [[71.0, 80.0], [75.0, -1]]
+    assert (left.get_xlabel(), left.get_ylabel()) == ("τ", "tokens")
+    assert [label.get_text() for label in left.get_yticklabels()] == ["1", "2"]
+    low, high = right.images[0].get_clim()
+    assert low == -high == -9.0  # no change is white

@@ -96,7 +96,7 @@ def test_what_a_reader_sees(results):
     # 74, 70, 79 against 71, 75, 76: differences 3, −5, 3, sd 4.6188, error 2.6667
     assert cells(row) == [
         *("4", "mpamatch", "prototypes-20", "3", "74.33 ± 4.51"),
-        *("+0.33 ± 2.67", "[-11.14, +11.81]", "0.50"),
+        *("+0.33 ± 2.67", "[-11.14, +11.81]", "–", "0.50"),
     ]
     lines = markdown([row]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
@@ -121,4 +121,35 @@ def test_the_seconds_are_the_median_of_the_runs():
 
 
 def test_cells_stand_under_their_header(results):
-    assert len(cells(table_rows(results, REFERENCES)[0])) == len(scores.HEADER)
+    measures = {"prototypes/in_use": "in use", "prototypes/cosine_within": "cosine within"}
+    for names in ({}, measures):
+        assert len(cells(table_rows(results, REFERENCES)[0], names)) == len(scores.header(names))
+
+
+def test_miou_and_measures_are_means_over_the_seeds_that_have_them(results, tmp_path):
+    names = {"prototypes/in_use": "in use", "prototypes/text_cosine": "cosine of texts"}
+    for one in results:
+        one["test"]["miou"] = one["test"]["mdice"] - 0.2
+        one["prototypes"] = {"prototypes/in_use": 0.5 + one["seed"] / 10}
+    found = table_rows(results, REFERENCES, list(names))
+    assert found[0].miou == pytest.approx(100 * (np.mean(TEST["prototypes-1"]) - 0.2))
+    assert found[0].measures == {"prototypes/in_use": pytest.approx(0.6)}
+    assert cells(found[0], names)[7:] == ["53.00", "0.60", "–", "0.50"]
+    assert markdown(found, names).splitlines()[0].endswith("| mIoU, % | in use | cosine of texts | s/step |")
+    write_csv(tmp_path / "table.csv", found, "test", list(names))
+    with (tmp_path / "table.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert float(first["miou"]) == found[0].miou
+    assert (float(first["prototypes/in_use"]), first["prototypes/text_cosine"]) == (pytest.approx(0.6), "")
+
+
+def test_a_cosine_of_no_pair_is_no_number(results):
+    for one in results:
+        one["prototypes"] = {"prototypes/cosine_within": 0.0 if one["trial"] == "prototypes-1" else 0.5}
+    names = {"prototypes/cosine_within": "cosine within"}
+    assert [cells(row, names)[8] for row in table_rows(results, REFERENCES, list(names))] == ["–", "0.50", "0.50"]
+
+
+def test_results_from_before_miou_was_kept_have_none(results):
+    results[0] = result("prototypes-1", 0, 0.7, tested=False)
+    assert all(math.isnan(row.miou) for row in table_rows(results, REFERENCES))

@@ -4,19 +4,36 @@ import csv
 import fcntl
 import io
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 from mpamatch.cli import main
+from mpamatch.commands import study as command
 from mpamatch.data.prepared import load_prepared
 from mpamatch.data.splits import draw_split, read_budget
 from mpamatch.engine.loop import train
 from mpamatch.errors import InputError
+from mpamatch.models.text_encoders.build import ENTRIES, Entry
+from mpamatch.studies import plans, scores, worker
 from mpamatch.studies import sweep as sweep_module
-from mpamatch.studies import worker
+from mpamatch.studies.catalogue import COSINES
 from mpamatch.studies.sweep import StudyRun, Sweep, do_run, do_runs, read_results
-from tests.tiny import FIELDS, OF_METHODS, assert_same_run, make_set, silent, train_until
+from tests.models.test_prompt import LetterTower
+from tests.tiny import (
+    FIELDS,
+    OF_METHODS,
+    SPLIT,
+    assert_same_run,
+    make_set,
+    read_checkpoint,
+    silent,
+    tiny_config,
+    train_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +43,7 @@ FLAGS = [
     if name != "method.prototypes"
     for word in (f"--{name}", str(value))
 ]
+KEYS = [("2", "mpamatch", f"prototypes-{k}") for k in (1, 3)]
 FLAGS_OF_ALL = [word for name, value in FIELDS.items() for word in (f"--{name}", str(value))]
 NAMES = [f"mpamatch-prototypes-{k}-2-seed{seed}" for seed in (0, 1) for k in (1, 3)]
 
@@ -77,6 +95,21 @@ def test_seeds_draw_their_own_patients_the_same_for_every_value(done):
         assert written["labelled"] == list(draw_split(prepared, read_budget("2"), seed).images)
 
 
+def test_the_printed_tables_fit_a_terminal(done):
+    rows = scores.table_rows(read_results(done[0] / "out"), {key: key for key in KEYS}, list(COSINES))
+    written = Console(file=io.StringIO(), width=80)
+    for table in command.tables(rows, COSINES):
+        written.print(table)
+    lines = written.file.getvalue().splitlines()
+    assert "…" not in "".join(lines)
+    first, second = (line for line in lines if line.startswith("point"))
+    assert first.split()[-2:] == ["%", "s/step"]
+    assert second.split() == ["point", "in", "use", "cosine", "within", "cosine", "between"]
+    assert not any("mpamatch" in line for line in lines)  # the method of all rows
+    both = command.tables([*rows, replace(rows[0], method="unimatch")], {})
+    assert [[column.header for column in table.columns][:2] for table in both] == [["method", "point"]] * len(both)
+
+
 def test_table_and_figure(done):
     folder, _ = done
     results = {result["name"]: 100 * result["test"]["mdice"] for result in read_results(folder / "out")}
@@ -91,7 +124,7 @@ def test_table_and_figure(done):
     assert "Test mDice, mean ± sd over seeds; differences to method.prototypes 1." in text
     with Image.open(folder / "out" / "figure.png") as figure:
         figure.load()
-        assert figure.width > 2 * figure.height
+        assert 1.2 < figure.width / figure.height < 1.5  # two panels above two
 
 
 def test_finished_runs_are_not_done_again_and_more_seeds_join_them(done, monkeypatch):
@@ -115,6 +148,114 @@ def test_other_settings_need_another_folder(done, capsys):
     folder, more = done
     assert study(folder / "data", folder / "out", *more, "--engine.learning_rate", "0.5") == 2
     assert "study.json: holds runs with flags" in capsys.readouterr().err
+
+
+def test_the_prototypes_of_every_value_are_measured_and_drawn_over_an_image(done):
+    folder, _ = done
+    with (folder / "out" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, k in zip(rows, (1, 3), strict=True):
+        mine = [result for result in read_results(folder / "out") if f"prototypes-{k}-" in result["name"]]
+        assert (row["prototypes/cosine_within"] == "") is (k == 1)  # no pair
+        for name in ("in_use", "cosine_between", *(("cosine_within",) if k > 1 else ())):
+            mean = sum(result["prototypes"][f"prototypes/{name}"] for result in mine) / 2
+            assert float(row[f"prototypes/{name}"]) == pytest.approx(mean)
+        assert float(row["miou"]) == pytest.approx(100 * sum(result["test"]["miou"] for result in mine) / 2)
+    assert "cosine within | cosine between | s/step" in (folder / "out" / "table.md").read_text()
+    with Image.open(folder / "out" / "assignments.png") as picture:
+        picture.load()
+        assert picture.width > 1.5 * picture.height
+
+
+def test_the_validation_miou_is_that_of_the_best_checkpoint(done):
+    folder, _ = done
+    for result in read_results(folder / "out"):
+        metrics = folder / "out" / "runs" / result["name"] / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        best = max((line["validation"] for line in lines if "validation" in line), key=lambda one: one["mdice"])
+        assert result["validation_miou"] == best["miou"]
+
+
+def test_without_terms_the_network_is_the_one_that_unimatch_trains(done, tmp_path):
+    """With UniMatch's weights: the prototypes move no weight of it."""
+    root = done[0] / "data"
+    weights = {"method.weight_labelled": 0.5, "method.weight_unlabelled": 0.5, "data.split": SPLIT, "engine.steps": 3}
+    unimatch = {name: value for name, value in weights.items() if "weight" not in name}
+    for run, method, fields in (
+        ("none", "mpamatch", weights | plans.TERMS["none"]),
+        ("unimatch", "unimatch", unimatch),
+    ):
+        train(tiny_config(root, method, fields), tmp_path / run, console=silent())
+    ours, theirs = (
+        read_checkpoint(tmp_path / run / "checkpoints" / "last.safetensors")[0] for run in ("none", "unimatch")
+    )
+    network = [name for name in theirs if name.startswith("method/model.")]
+    assert len(network) > 20
+    for name in network:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+TEXT = ("--method.text_encoder", "tiny")
+
+
+@pytest.fixture
+def tiny_text(monkeypatch):
+    """A text encoder that needs no weights."""
+    entry = Entry(lambda *_: LetterTower(400), "none", lambda: "", takes_weights=False)
+    monkeypatch.setitem(ENTRIES, "tiny", entry)
+
+
+def test_a_grid_of_two_fields_is_drawn_as_a_heat_map(done, tiny_text, tmp_path, capsys):
+    more = ("--labelled", "2", "--seeds", "2", "--values", "0.5,0.95", "--across", "0,1", *TEXT)
+    assert study(done[0] / "data", tmp_path / "out", *more, name="threshold-tokens") == 0
+    assert (
+        "differences to method.threshold 0.95 with method.context_tokens 1"
+        in (tmp_path / "out" / "table.md").read_text()
+    )
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        rows = {row["point"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [f"threshold-{t}-context_tokens-{n}" for t in (0.5, 0.95) for n in (0, 1)]
+    assert rows["threshold-0.95-context_tokens-1"]["difference"] == ""
+    results = {(one["trial"], one["seed"]): 100 * one["validation_mdice"] for one in read_results(tmp_path / "out")}
+    change = [
+        results["threshold-0.5-context_tokens-0", s] - results["threshold-0.95-context_tokens-1", s] for s in (0, 1)
+    ]
+    assert float(rows["threshold-0.5-context_tokens-0"]["difference"]) == pytest.approx(sum(change) / 2)
+    assert (tmp_path / "out" / "figure.png").is_file()
+    assert not (tmp_path / "out" / "assignments.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "points"),
+    [
+        ("terms", None, ["terms-none", "terms-image", "terms-text", "terms-both"]),
+        ("prompts", "pathology-similar,generic-distinct,none", None),
+        ("prompt-noise", "0,1", None),
+        ("text-encoders", "tiny,none", ["text_encoder-tiny", "text_encoder-none"]),
+    ],
+)
+def test_the_studies_of_text_run_at_toy_size(name, values, points, done, tiny_text, tmp_path, capsys):
+    more = ["--labelled", "2", "--seeds", "1", *([] if name == "text-encoders" else TEXT)]
+    more += ["--values", values] if values else []
+    assert study(done[0] / "data", tmp_path / "out", *more, name=name) == 0
+    results = {result["trial"]: result for result in read_results(tmp_path / "out")}
+    if points:
+        assert list(results) == points
+    with_text = [trial for trial, one in results.items() if "prototypes/text_cosine" in one["prototypes"]]
+    without = {"terms-none", "terms-image", "prompts-none", "text_encoder-none"}
+    assert with_text == [trial for trial in results if trial not in without]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "cosine of texts" in table
+    assert "left out: conch" not in capsys.readouterr().out  # --values said what to take
+
+
+def test_a_study_of_text_encoders_says_which_it_leaves_out(done, tiny_text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plans, "text_encoders", lambda: {"tiny": "", "conch": "its file is on request"})
+    assert study(done[0] / "data", tmp_path / "out", "--labelled", "2", "--seeds", "1", name="text-encoders") == 0
+    said = capsys.readouterr().out
+    assert "left out: conch: its file is on request" in said
+    assert "--values NAME=FILE gives an encoder its weights" in said
+    assert [one["trial"] for one in read_results(tmp_path / "out")] == ["text_encoder-tiny", "text_encoder-none"]
 
 
 @pytest.fixture
@@ -187,6 +328,9 @@ def test_two_processes_never_train_one_run(done, run, tmp_path):
         ("prototypes", ["--methods", "mpamach"], "unknown method.name 'mpamach': did you mean 'mpamatch'?"),
         ("prototypes", ["--labelled", "90"], "--labelled 90: must be from 1 to"),
         ("prototypes", ["--labelled", "2", "--data.split", "labelled-1-seed0"], "--labelled: draws a split per seed"),
+        ("prototypes", ["--across", "1"], "--across: study prototypes varies one thing"),
+        ("text-encoders", ["--values", "conch"], "method.text_weights: CONCH is chosen, and its checkpoint is given"),
+        ("terms", ["--image_prototypes", "false"], "study terms: sets method.image_prototypes itself"),
         ("labels", ["--labelled", "2"], "--labelled: study labels draws its own splits"),
         ("labels", ["--values", "0%"], "--labelled 0%: must be above 0"),
         ("labels", ["--values", "2,90 images"], "--labelled 90 images: must be from 1 to"),

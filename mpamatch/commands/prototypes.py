@@ -1,0 +1,36 @@
+"""`mpamatch prototypes RUN INPUT…`: what the prototypes of a run see in images."""
+
+import argparse
+from pathlib import Path
+
+from mpamatch import ranks
+from mpamatch.console import new_console, say
+from mpamatch.engine.prototype_pictures import PrototypeViewer
+from mpamatch.errors import InputError
+from mpamatch.images import read_image
+from mpamatch.inference.files import check_empty, list_images, named_apart
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws assignments and maps of the run `arguments.run` for `arguments.inputs` into `arguments.out`; returns 0.
+
+    Raises InputError if the run, an input or the output folder cannot be used, or the method has no prototypes.
+    """
+    from mpamatch.report.prototypes import Assigned, draw_assignments, draw_maps
+
+    if ranks.started() > 1:
+        raise InputError("prototypes: draws in one process; leave out torchrun.")
+    files = named_apart(list_images([Path(given) for given in arguments.inputs]))
+    out, console = Path(arguments.out), new_console()
+    check_empty(out)
+    viewer = PrototypeViewer(Path(arguments.run), arguments.device)
+    names, colours = viewer.settings.class_names, viewer.settings.colours
+    for file, name in files:
+        look = viewer.look(read_image(file))
+        per_class = look.cosine.shape[1]
+        title = f"{name}: {per_class} prototype{'s' if per_class > 1 else ''} per class, {viewer.method.name}"
+        row = Assigned("", look.image, {"prediction": look.label}, look.nearest, per_class)
+        draw_assignments(out / "assignments" / f"{name}.png", [row], colours, names, title=title)
+        draw_maps(out / "maps" / f"{name}.png", look.image, look.cosine, names, title=title)
+    say(console, f"assignments and maps of {len(files)} image{'s' if len(files) > 1 else ''} are in {out}")
+    return 0
