@@ -1,0 +1,223 @@
+"""The labeller alone: thresholds and shares of classes by hand and over several steps, and what it must not see."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpamatch.methods.fixmatch import FixMatchConfig
+from mpamatch.methods.pseudo_labels import PseudoLabeller
+from tests.methods import truth_pseudo_labels
+from tests.methods.cases import CLASSES, assert_same_numbers, method
+
+NO_LABEL = torch.full((1, 1, 1), 255, dtype=torch.uint8)
+
+
+def labeller(classes: int = 2, **settings: Any) -> PseudoLabeller:
+    """With averages that move fast."""
+    momenta = {"threshold_momentum": 0.5, "share_momentum": 0.5}
+    return PseudoLabeller(classes, FixMatchConfig(**{**momenta, **settings})).double()
+
+
+def _row(*probabilities: tuple[float, ...]) -> Tensor:
+    """Logits of one image of one row of pixels with these softmaxes."""
+    return torch.tensor(probabilities, dtype=torch.float64).log().T[None, :, None]
+
+
+def _valid(*pixels: int) -> Tensor:
+    return torch.tensor(pixels, dtype=torch.bool)[None, None]
+
+
+def _numbers(state: dict[str, Tensor]) -> dict[str, list[float]]:
+    return {name: value.reshape(-1).tolist() for name, value in state.items()}
+
+
+def _close(found: dict[str, Tensor], **wanted: list[float]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert found[name].reshape(-1).tolist() == pytest.approx(values, abs=1e-7), name
+
+
+# --- by hand -------------------------------------------------------------------------------------------------
+
+
+def test_the_thresholds_of_freematch_by_hand() -> None:
+    """τ = ½·½ + ½·.7 = .6, p̃ = ½·½ + ½·(.525, .475) = (.5125, .4875): thresholds .6 and .6·.4875/.5125 = .571.
+
+    Both averages have moved before they are used: with those from before, .5 and .5, the third pixel counts.
+    """
+    ours = labeller(threshold="adaptive")
+    _close(ours.state_dict(), confidence=[0.5], probability=[0.5, 0.5])
+    p = [(0.9, 0.1), (0.4, 0.6), (0.55, 0.45), (0.25, 0.75), (0.01, 0.99)]  # the last of padding
+    found = ours(_row(*p), _valid(1, 1, 1, 1, 0), NO_LABEL, {})
+    _close(ours.state_dict(), confidence=[0.6], probability=[0.5125, 0.4875])
+    assert found.label[0, 0].tolist() == [0, 1, 0, 1, 1]
+    assert found.weight[0, 0].tolist() == [1, 1, 0, 1, 0]
+    _close(ours.diagnostics(), **{"threshold/lowest": [0.6 * 0.4875 / 0.5125], "threshold/highest": [0.6]})
+    # τ = ½·.6 + ½·(.8 + .52)/2 = .63, p̃ = ½·(.5125, .4875) + ½·(.64, .36) = (.57625, .42375): .63 and .463
+    found = ours(_row((0.8, 0.2), (0.48, 0.52)), _valid(1, 1), NO_LABEL, {})
+    _close(ours.state_dict(), confidence=[0.63], probability=[0.57625, 0.42375])
+    assert found.weight[0, 0].tolist() == [1, 1]  # one threshold for both classes would leave the second out
+
+
+def test_the_threshold_of_corrmatch_by_hand() -> None:
+    """From .85: the classes that valid pixels have are 0 and 1, their highest confidences .8 and .6, mean .7; ½·.85 +
+    ½·.7 = .775. Class 2 is predicted in padding alone."""
+    ours = labeller(3, threshold="corrmatch")
+    _close(ours.state_dict(), confidence=[0.85])
+    p = [(0.5, 0.3, 0.2), (0.8, 0.1, 0.1), (0.3, 0.6, 0.1), (0.78, 0.11, 0.11), (0.0, 0.01, 0.99), (0.9, 0.1, 0.0)]
+    found = ours(_row(*p), _valid(1, 1, 1, 1, 0, 0), NO_LABEL, {})
+    _close(ours.state_dict(), confidence=[0.775])
+    assert found.weight[0, 0].tolist() == [0, 1, 0, 1, 0, 0]
+    _close(ours.diagnostics(), threshold=[0.775])
+    ours(_row((0.1, 0.2, 0.7)), _valid(1), NO_LABEL, {})
+    _close(ours.state_dict(), confidence=[0.7375])
+
+
+def test_alignment_by_hand() -> None:
+    """Labelled pixels: three of class 0, one of class 1 and two ignored: shares (.75, .25), their average (.625, .375).
+    Mean prediction (.65, .35), its average (.575, .425)."""
+    ours = labeller(threshold=0.57, align_classes=True)
+    _close(ours.state_dict(), labelled_share=[0.5, 0.5], predicted_share=[0.5, 0.5])
+    label = torch.tensor([[[0, 0, 0], [255, 1, 255]]], dtype=torch.uint8)
+    p = [(0.9, 0.1), (0.4, 0.6), (0.48, 0.52), (0.49, 0.51)]
+    found = ours(_row(*p), _valid(1, 1, 0, 0), label, {})
+    _close(ours.state_dict(), labelled_share=[0.625, 0.375], predicted_share=[0.575, 0.425])
+    # .4·.625/.575 : .6·.375/.425 = .4348 : .5294, so class 1 with .549; .48 : .52 becomes .5321 : .4588, class 0
+    assert found.label[0, 0].tolist() == [0, 1, 0, 0]
+    assert found.weight[0, 0].tolist() == [1, 0, 0, 0]  # .6 and .549 stand on either side of .57
+
+
+def test_ten_steps_of_alignment_bring_the_labelled_shares() -> None:
+    """A classifier that favours class 0 and labels that favour class 1: what counts in the end is the labels' share."""
+    ours = labeller(threshold=0.0, align_classes=True)
+    logits = torch.randn(4, 2, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 0] += 1.0
+    label = torch.tensor([[[1, 1, 1, 0]]], dtype=torch.uint8)
+    valid = torch.ones(4, 16, 16, dtype=torch.bool)
+    before = float((logits.argmax(1) == 1).double().mean())
+    for _ in range(10):
+        found = ours(logits, valid, label, {})
+    assert before < 0.3
+    assert float((found.label == 1).double().mean()) > 0.6
+
+
+# --- the labeller over several steps, and what it must not see ---------------------------------------------------
+
+REMEMBERING: list[dict[str, Any]] = [
+    {"threshold": "adaptive"},
+    {"threshold": "adaptive", "threshold_momentum": 0.9},
+    {"threshold": "corrmatch"},
+    {"align_classes": True, "threshold": 0.6},
+    {"align_classes": True, "share_momentum": 0.9, "threshold": 0.6},
+    {"align_classes": True, "threshold": "adaptive"},
+    {"align_classes": True, "threshold": "corrmatch"},
+]
+
+
+def _logits(seed: int, n: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    tilt = torch.tensor([0.8, 0.0, -0.5], dtype=torch.float64)[:, None, None]
+    return torch.randn(n, CLASSES, 8, 8, generator=generator, dtype=torch.float64) + tilt
+
+
+def scene(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, valid and labels; a third of the pixels is padding, a third of the labels is ignored."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    valid = torch.rand(2, 8, 8, generator=generator) > 1 / 3
+    label = torch.randint(0, CLASSES, (2, 8, 8), generator=generator, dtype=torch.uint8) // 2 * 2
+    label[torch.rand(2, 8, 8, generator=generator) < 1 / 3] = 255
+    return _logits(seed), valid, label
+
+
+class _Remembers:
+    """As much of a method as its averages are read from."""
+
+    def __init__(self, pseudo: PseudoLabeller):
+        self.pseudo = pseudo
+
+
+@pytest.mark.parametrize("settings", REMEMBERING, ids=str)
+def test_labels_weights_and_averages_over_steps(settings: dict[str, Any]) -> None:
+    ours = labeller(CLASSES, **settings)
+    state, weights = truth_pseudo_labels.state_of(_Remembers(ours)), []
+    for seed in range(4):
+        logits, valid, label = scene(seed)
+        p = logits.softmax(1)
+        if ours.config.align_classes:
+            p, state = truth_pseudo_labels.aligned(p, valid, label, state, ours.config.share_momentum)
+        limits, state = truth_pseudo_labels.thresholds(p, valid, ours.config, state)
+        confidence, wanted = p.max(1)
+        sure = (confidence >= torch.tensor(limits, dtype=torch.float64)[wanted]) & valid
+        found = ours(logits, valid, label, {})
+        assert torch.equal(found.label.long(), wanted)
+        assert torch.equal(found.weight, sure.double())
+        assert_same_numbers(ours.state_dict(), state, 1e-12)
+        weights.append(sure.double().mean())
+    assert 0 < float(torch.stack(weights).mean()) < float(valid.double().mean())
+
+
+@pytest.mark.parametrize("settings", REMEMBERING, ids=str)
+def test_neither_padding_nor_ignored_labels_are_seen(settings: dict[str, Any]) -> None:
+    """Other logits in padding, and more of it; other images to fill the labelled batch with 255."""
+    one, other = (labeller(CLASSES, **settings) for _ in range(2))
+    logits, valid, label = scene(0)
+    changed = torch.where(valid[:, None], logits, 50 * _logits(9))
+    more = torch.cat([changed, 9 * _logits(8)])
+    padded = torch.cat([valid, torch.zeros_like(valid)])
+    ignored = torch.cat([label, torch.full_like(label, 255)])
+    first, second = one(logits, valid, label, {}), other(more, padded, ignored, {})
+    assert torch.equal(second.weight[:2], first.weight)
+    assert torch.equal(second.label[:2][valid], first.label[valid])
+    assert second.weight[2:].max() == 0
+    assert first.weight[~valid].max() == 0
+    assert_same_numbers(other.state_dict(), one.state_dict(), 1e-12)
+
+
+@pytest.mark.parametrize("settings", REMEMBERING, ids=str)
+def test_where_nothing_is_seen_the_averages_stay(settings: dict[str, Any]) -> None:
+    """The mean of no pixels is not 0."""
+    ours = labeller(CLASSES, **settings)
+    ours(*scene(0), {})
+    before = _numbers(ours.state_dict())
+    logits, valid, label = scene(1)
+    found = ours(logits, torch.zeros_like(valid), torch.full_like(label, 255), {})
+    assert found.weight.max() == 0
+    assert _numbers(ours.state_dict()) == before
+    ours(logits, valid, label, {})
+    after = _numbers(ours.state_dict())
+    assert all(after[name] != before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, set()),
+        ({"threshold": "adaptive"}, {"confidence", "probability"}),
+        ({"threshold": "corrmatch"}, {"confidence"}),
+        ({"align_classes": True}, {"labelled_share", "predicted_share"}),
+    ],
+    ids=str,
+)
+def test_what_is_remembered_lies_in_the_state_dict(settings: dict[str, Any], names: set[str]) -> None:
+    ours = method("fixmatch", **settings)
+    found = {name for name in ours.state_dict() if not name.startswith("model.")}
+    assert found == {f"pseudo.{name}" for name in names}
+    assert not list(ours.pseudo.parameters())
+    assert set(ours.diagnostics()) == {
+        "adaptive": {"threshold/lowest", "threshold/highest"},
+        "corrmatch": {"threshold"},
+    }.get(str(settings.get("threshold")), set())
+
+
+@pytest.mark.parametrize("threshold", ["adaptive", "corrmatch"])
+def test_the_defaults_of_what_moves(threshold: str) -> None:
+    """1/C and .85 at first, momentum .99."""
+    config = FixMatchConfig(threshold=threshold, align_classes=True)  # type: ignore[arg-type]
+    assert (config.threshold_momentum, config.share_momentum) == (0.99, 0.99)
+    state = PseudoLabeller(4, config).state_dict()
+    assert float(state["confidence"]) == pytest.approx({"adaptive": 0.25, "corrmatch": 0.85}[threshold])
+    for name in ("probability", "labelled_share", "predicted_share"):
+        if name in state:
+            assert state[name].tolist() == [0.25] * 4
