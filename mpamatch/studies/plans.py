@@ -23,7 +23,7 @@ ANY = "open_clip:MODEL"  # stands for many encoders, of which none is chosen by 
 TERMS = {
     NONE: {"method.weight_prototype": "0", "method.text_encoder": NONE, "method.second_opinion": NONE},
     "image": {"method.image_prototypes": "true", "method.text_encoder": NONE},
-    "text": {"method.image_prototypes": "false", "method.second_opinion": NONE},
+    "text": {"method.image_prototypes": "false"},
     "both": {"method.image_prototypes": "true"},
 }
 

@@ -93,7 +93,8 @@ def test_terms_differ_in_the_terms_alone(monkeypatch):
     assert [one.text_encoder for one in (none, image, text, both)] == ["none", "none", "minilm", "minilm"]
     assert [one.image_prototypes for one in (none, image, text, both)] == [True, True, False, True]
     assert [one.weight_prototype > 0 for one in (none, image, text, both)] == [False, True, True, True]
-    assert [one.second_opinion for one in (none, image, text, both)] == ["none", "average", "none", "average"]
+    assert [one.second_opinion for one in (none, image, text, both)] == ["none", "average", "average", "average"]
+    assert [one.asked() for one in (none, image, text, both)] == [[], ["image"], ["text"], ["image"]]
     shared = {"text_encoder": "minilm", "prompts": "generic", "momentum": 0.9, "second_opinion": "average"}
     for one in (none, image, text):  # all else is equal, what a point does not use too
         same = {**shared, "image_prototypes": True, "weight_prototype": both.weight_prototype}
