@@ -17,6 +17,7 @@ from mpamatch.errors import InputError
 from mpamatch.methods.losses import LabelledSettings, over_ranks
 from mpamatch.methods.teacher import Taught, ema_
 from mpamatch.models.network import Network
+from mpamatch.ops.unit import working
 from mpamatch.ranks import all_ranks
 from mpamatch.settings import Fraction, OnlyIf, Share, Whole, settings
 
@@ -58,7 +59,7 @@ class PseudoLabelSettings(LabelledSettings):
             average (label and confidence are those of the mean of all softmaxes).
         opinion_of: who is asked: student (beside the teacher) or mirror (the teacher on the mirrored view); unimatch
             and mpamatch also dropped (the view with channels dropped), mpamatch image or text (the prototypes).
-            Nothing: the first of image, text, dropped and student that there is.
+            Nothing: the first of image, text, dropped, student and mirror that there is.
     """
 
     others: ClassVar[tuple[str, ...]] = ("student", "mirror")
@@ -192,7 +193,7 @@ class PseudoLabeller(nn.Module):
         counts = over_ranks(counts)
         _move(self.labelled_share, counts, counts.sum(), momentum)
         ratio = self.labelled_share.clamp(min=1e-6) / self.predicted_share.clamp(min=1e-6)
-        return logits + ratio.log()[:, None, None].to(logits.dtype)
+        return working(logits) + ratio.log()[:, None, None]
 
     def _threshold(self, logits: Tensor, valid: Tensor) -> float | Tensor:
         """Moves the averages by the batch of all ranks and derives the threshold of each class.
@@ -297,7 +298,7 @@ def growth(step: Tensor, start: int, ramp: int) -> Tensor:  # () -> () f32
 
 def softmax(logits: Tensor) -> Tensor:
     """Computes the probabilities of the classes, in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+    return working(logits).softmax(1)
 
 
 def _mean(logits: Tensor, opinions: Any) -> Tensor:
