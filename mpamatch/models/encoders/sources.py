@@ -165,8 +165,8 @@ def weights_line(name: str, weights: str | None) -> str:
     if weights is None:
         return f"encoder: {name} from scratch, with random weights{_better(preset)}"
     if weights == OFFLINE and preset.offline is not None:
-        what = f"{preset.offline.about} ({preset.offline.licence})"
-        return f"encoder: {name} with {what}, from the package {preset.offline.install}"
+        what = f"{preset.offline.about} ({preset.offline.licence}), from the package {preset.offline.install}"
+        return f"encoder: {name} with {what}; mpamatch info lists those of tissue"
     where = {TIMM: "the weights that timm publishes", SMP: "ImageNet weights (segmentation_models_pytorch)"}
     if weights == PRESET_HUB:
         return f"encoder: {name} with the weights of {str(preset.hub).removeprefix(HUB)}"

