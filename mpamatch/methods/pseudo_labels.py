@@ -48,6 +48,8 @@ class PseudoLabelSettings(LabelledSettings):
     Attributes:
         threshold: least confidence of a pseudo-label that counts, 0 to 1; or adaptive: one per class, from moving
             averages (FreeMatch); or corrmatch: one, from a moving average of the classes' highest confidences.
+        class_thresholds: whether the threshold, a number or corrmatch, is lower for classes that are predicted less:
+            times the class's mean probability over the highest one, as adaptive has it.
         threshold_momentum: of these moving averages.
         align_classes: whether the probabilities of the weak view are scaled until the classes have the shares that
             they have among labelled pixels (ReMixMatch).
@@ -66,7 +68,10 @@ class PseudoLabelSettings(LabelledSettings):
     teacher: ClassVar[bool] = False
 
     threshold: Share | Literal["adaptive", "corrmatch"] = 0.95
-    threshold_momentum: Annotated[Fraction, OnlyIf("threshold", ("adaptive", "corrmatch"))] = 0.99
+    class_thresholds: bool = False
+    threshold_momentum: Annotated[
+        Fraction, OnlyIf("threshold", ("adaptive", "corrmatch")) | OnlyIf("class_thresholds")
+    ] = 0.99
     align_classes: bool = False
     share_momentum: Annotated[Fraction, OnlyIf("align_classes")] = 0.99
     unlabelled_loss: UnlabelledLoss = "ce"
@@ -76,6 +81,8 @@ class PseudoLabelSettings(LabelledSettings):
     opinion_of: Annotated[list[Other], OnlyIf("second_opinion", ("agree", "average"))] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.threshold == "adaptive" and self.class_thresholds:
+            raise InputError("method.class_thresholds: does nothing more where method.threshold is adaptive.")
         if self.second_opinion == "none":
             return
         had = self.opinions()
@@ -151,11 +158,12 @@ class PseudoLabeller(nn.Module):
 
     def __init__(self, classes: int, config: PseudoLabelSettings):
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, classes
         even = torch.full((classes,), 1 / classes)
+        if config.threshold == "adaptive" or config.class_thresholds:
+            self.register_buffer("probability", even.clone())
         if config.threshold == "adaptive":
             self.register_buffer("confidence", torch.tensor(1 / classes))
-            self.register_buffer("probability", even.clone())
         elif config.threshold == "corrmatch":
             self.register_buffer("confidence", torch.tensor(CORRMATCH_START))
         if config.align_classes:
@@ -206,24 +214,30 @@ class PseudoLabeller(nn.Module):
             _, confidence = ops.pseudo_label(logits)
             total, pixels = _summed(confidence[:, None], valid)
             _move(self.confidence, total[0], pixels, momentum)
-            _move(self.probability, *_summed(softmax(logits), valid), momentum)
-            return self.confidence * self.probability / self.probability.max()
-        if self.config.threshold == "corrmatch":
+        elif self.config.threshold == "corrmatch":
             label, confidence = ops.pseudo_label(logits)
             classes = range(logits.shape[1])
             highest = torch.stack([(confidence * (valid & (label == index))).max() for index in classes])
             if (group := all_ranks()) is not None:
                 dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
             _move(self.confidence, highest.sum(), (highest > 0).sum(), momentum)
-            return self.confidence.expand(logits.shape[1])
-        assert not isinstance(self.config.threshold, str)
-        return self.config.threshold
+        if "probability" in self._buffers:
+            _move(self.probability, *_summed(softmax(logits), valid), momentum)
+        return self.thresholds()
+
+    def thresholds(self) -> float | Tensor:  # or (C,)
+        """Returns the threshold of each class, or one for all."""
+        threshold = self.config.threshold
+        one = self.confidence if isinstance(threshold, str) else threshold
+        if "probability" in self._buffers:
+            return one * self.probability / self.probability.max()
+        return one.expand(self.classes) if isinstance(one, Tensor) else one
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Measures the lowest and the highest threshold of a class, where they move."""
-        if self.config.threshold == "adaptive":
-            threshold = self.confidence * self.probability / self.probability.max()
-            return {"threshold/lowest": threshold.min(), "threshold/highest": threshold.max()}
+        if "probability" in self._buffers:
+            found = torch.as_tensor(self.thresholds())
+            return {"threshold/lowest": found.min(), "threshold/highest": found.max()}
         return {"threshold": self.confidence} if self.config.threshold == "corrmatch" else {}
 
 

@@ -85,7 +85,8 @@ def test_a_file_takes_the_words_of_the_command_line(written):
         (["--model.lora_rank", "4"], "model.lora_rank: does nothing unless model.tuning is lora."),
         (
             ["--method.name", "fixmatch", "--method.threshold_momentum", ".9"],
-            "method.threshold_momentum: does nothing unless method.threshold is adaptive or corrmatch.",
+            "method.threshold_momentum: does nothing unless method.threshold is adaptive or corrmatch, or "
+            "class_thresholds is set.",
         ),
         (
             ["--method.name", "unimatch", "--method.share_momentum", ".9"],
@@ -131,6 +132,7 @@ def test_a_field_that_would_do_nothing_is_refused(flags, says):
     [
         ["--method.name", "fixmatch", "--method.threshold", "adaptive", "--method.threshold_momentum", ".9"],
         ["--method.name", "unimatch_v2", "--method.threshold", "corrmatch", "--method.threshold_momentum", ".9"],
+        ["--method.name", "unimatch", "--method.class_thresholds", "true", "--method.threshold_momentum", ".9"],
         ["--method.name", "unimatch_v2", "--method.teacher_decay", ".9"],
         ["--method.name", "unimatch", "--method.align_classes", "true", "--method.share_momentum", ".9"],
         ["--method.name", "fixmatch", "--method.teacher", "true", "--method.teacher_decay", ".9"],

@@ -68,6 +68,7 @@ EVERYTHING = {"align_classes": True, "unlabelled_start": 2, "unlabelled_ramp": 4
     [
         ("fixmatch", {"threshold": "adaptive", "teacher": True, "second_opinion": "agree"}),
         ("unimatch", {"threshold": "corrmatch", "second_opinion": "average"}),
+        ("unimatch", {"class_thresholds": True}),
         ("unimatch_v2", {"threshold": "adaptive", "second_opinion": "average"}),
         ("mpamatch", {"threshold": "corrmatch", "teacher": True, "weight_head": 0.5, "second_opinion": "agree"}),
     ],

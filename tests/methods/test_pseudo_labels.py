@@ -63,6 +63,16 @@ def test_the_thresholds_of_freematch_by_hand() -> None:
     assert found.weight[0, 0].tolist() == [1, 1]  # one threshold for both classes would leave the second out
 
 
+def test_a_fixed_threshold_is_lower_for_classes_that_are_predicted_less() -> None:
+    """p̃ = ½·½ + ½·(.6, .4) = (.55, .45): .8 for class 0, .8·.45/.55 = .6545 for class 1."""
+    ours = _labeller(threshold=0.8, class_thresholds=True)
+    p = [(0.9, 0.1), (0.79, 0.21), (0.34, 0.66), (0.35, 0.65), (0.62, 0.38), (0.01, 0.99)]  # the last of padding
+    found = ours(_row(*p), _valid(1, 1, 1, 1, 1, 0), NO_LABEL, {})
+    _close(ours.state_dict(), probability=[0.55, 0.45])
+    assert found.weight[0, 0].tolist() == [1, 0, 1, 0, 0, 0]
+    _close(ours.diagnostics(), **{"threshold/lowest": [0.8 * 0.45 / 0.55], "threshold/highest": [0.8]})
+
+
 def test_the_threshold_of_corrmatch_by_hand() -> None:
     """From .85: the classes that valid pixels have are 0 and 1, their highest confidences .8 and .6, mean .7; ½·.85 +
     ½·.7 = .775. Class 2 is predicted in padding alone."""
@@ -111,6 +121,7 @@ REMEMBERING: list[dict[str, Any]] = [
     {"threshold": "adaptive"},
     {"threshold": "adaptive", "threshold_momentum": 0.9},
     {"threshold": "corrmatch"},
+    {"class_thresholds": True, "threshold": 0.6},
     {"align_classes": True, "threshold": 0.6},
     {"align_classes": True, "share_momentum": 0.9, "threshold": 0.6},
     {"align_classes": True, "threshold": "adaptive"},
@@ -198,6 +209,7 @@ def test_where_nothing_is_seen_the_averages_stay(settings: dict[str, Any]) -> No
         ({}, set()),
         ({"threshold": "adaptive"}, {"confidence", "probability"}),
         ({"threshold": "corrmatch"}, {"confidence"}),
+        ({"class_thresholds": True}, {"probability"}),
         ({"align_classes": True}, {"labelled_share", "predicted_share"}),
     ],
     ids=str,
@@ -207,10 +219,9 @@ def test_what_is_remembered_lies_in_the_state_dict(settings: dict[str, Any], nam
     found = {name for name in ours.state_dict() if not name.startswith("model.")}
     assert found == {f"pseudo.{name}" for name in names}
     assert not list(ours.pseudo.parameters())
-    assert set(ours.diagnostics()) == {
-        "adaptive": {"threshold/lowest", "threshold/highest"},
-        "corrmatch": {"threshold"},
-    }.get(str(settings.get("threshold")), set())
+    of_classes, one = {"threshold/lowest", "threshold/highest"}, {"threshold"}
+    shown = of_classes if "probability" in names else one if "confidence" in names else set()
+    assert set(ours.diagnostics()) == shown
 
 
 @pytest.mark.parametrize("threshold", ["adaptive", "corrmatch"])
@@ -241,6 +252,7 @@ def test_targets_carry_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
+        ("fixmatch", {"threshold": "adaptive", "class_thresholds": True}, "method.class_thresholds: does nothing more"),
         ("fixmatch", {"threshold": "adaptiv"}, "unknown method.threshold 'adaptiv': did you mean 'adaptive'?"),
         ("fixmatch", {"threshold": 1.5}, "method.threshold: expected 0 to 1 or adaptive or corrmatch, got 1.5."),
         (

@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "adaptive": {"name": "fixmatch", "threshold": "adaptive", "threshold_momentum": 0.5},
     "corrmatch": {"name": "fixmatch", "threshold": "corrmatch", "threshold_momentum": 0.8},
+    "class thresholds": {"name": "fixmatch", "class_thresholds": True, "threshold_momentum": 0.5},
     "aligned": {"name": "fixmatch", "align_classes": True, "share_momentum": 0.5},
     "teacher": {"name": "unimatch", "teacher": True, "second_opinion": "average", "opinion_of": ["student", "mirror"]},
     "unimatch_v2": {"name": "unimatch_v2", "threshold": 0.4, "unlabelled_start": 1, "unlabelled_ramp": 1},

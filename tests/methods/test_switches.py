@@ -19,6 +19,8 @@ FAMILY = ("fixmatch", "unimatch", "unimatch_v2", "mpamatch")
 MOVING: list[dict[str, Any]] = [
     {"threshold": "adaptive", "threshold_momentum": 0.5},
     {"threshold": "corrmatch", "threshold_momentum": 0.8},
+    {"class_thresholds": True, "threshold_momentum": 0.5},
+    {"threshold": "corrmatch", "class_thresholds": True},
     {"align_classes": True, "share_momentum": 0.5},
     {"unlabelled_start": 4},
     {"unlabelled_start": 2, "unlabelled_ramp": 7},

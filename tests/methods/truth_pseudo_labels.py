@@ -51,25 +51,30 @@ def aligned(p: Tensor, valid: Tensor, label: Tensor, state: State, momentum: flo
 
 
 def thresholds(p: Tensor, valid: Tensor, config: Any, state: State) -> tuple[list[float], State]:
-    """Of each class: fixed, FreeMatch's (ICLR 2023), or CorrMatch's (CVPR 2024), after the averages have moved."""
+    """Of each class: fixed, FreeMatch's (ICLR 2023), or CorrMatch's (CVPR 2024), after the averages have moved; the
+    first and the last may have FreeMatch's factor of each class."""
     classes, m, state = p.shape[1], config.threshold_momentum, dict(state)
-    if config.threshold == "adaptive":
-        if valid.any():
-            pixels = rows(p, valid)
+    pixels = rows(p, valid)
+    one: Any = config.threshold
+    if one == "adaptive":
+        if pixels:
             state["confidence"] = moved(state["confidence"], mean([pixel.max() for pixel in pixels]), m)
-            state["probability"] = moved(state["probability"], mean(pixels), m)
-        highest = max(state["probability"].tolist())
-        return [float(state["confidence"]) * share / highest for share in state["probability"].tolist()], state
-    if config.threshold == "corrmatch":
+        one = float(state["confidence"])
+    if one == "corrmatch":
         best: dict[int, float] = {}
-        for pixel in rows(p, valid):
+        for pixel in pixels:
             c = int(pixel.argmax())
             best[c] = max(best.get(c, 0.0), float(pixel[c]))
         if best:
             now = torch.tensor(sum(best.values()) / len(best), dtype=torch.float64)
             state["confidence"] = moved(state["confidence"], now, m)
-        return [float(state["confidence"])] * classes, state
-    return [config.threshold] * classes, state
+        one = float(state["confidence"])
+    if config.threshold != "adaptive" and not config.class_thresholds:
+        return [one] * classes, state
+    if pixels:
+        state["probability"] = moved(state["probability"], mean(pixels), m)
+    highest = max(state["probability"].tolist())
+    return [one * share / highest for share in state["probability"].tolist()], state
 
 
 def asked(method: Any) -> list[str]:
