@@ -206,15 +206,15 @@ def test_where_nothing_is_seen_the_averages_stay(settings: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({}, set()),
-        ({"threshold": "adaptive"}, {"confidence", "probability"}),
-        ({"threshold": "corrmatch"}, {"confidence"}),
-        ({"class_thresholds": True}, {"probability"}),
-        ({"align_classes": True}, {"labelled_share", "predicted_share"}),
+        ({}, []),
+        ({"threshold": "adaptive"}, ["confidence", "probability"]),
+        ({"threshold": "corrmatch"}, ["confidence"]),
+        ({"class_thresholds": True}, ["probability"]),
+        ({"align_classes": True}, ["labelled_share", "predicted_share"]),
     ],
     ids=str,
 )
-def test_what_is_remembered_lies_in_the_state_dict(settings: dict[str, Any], names: set[str]) -> None:
+def test_what_is_remembered_lies_in_the_state_dict(settings: dict[str, Any], names: list[str]) -> None:
     ours = method("fixmatch", **settings)
     found = {name for name in ours.state_dict() if not name.startswith("model.")}
     assert found == {f"pseudo.{name}" for name in names}
