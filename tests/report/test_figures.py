@@ -23,17 +23,6 @@ def written(run, lines):
     return run
 
 
-@pytest.fixture
-def kept_open(monkeypatch):
-    """The figures that are drawn, still there to be looked at."""
-    drawn = []
-    monkeypatch.setattr(figures.plt, "close", drawn.append)
-    yield drawn
-    monkeypatch.undo()
-    for figure in drawn:
-        figures.plt.close(figure)
-
-
 def curves(axis):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
 

@@ -3,22 +3,10 @@ import pytest
 from PIL import Image
 
 from mpamatch.images import default_colour
-from mpamatch.report import figures
 from mpamatch.report.prototypes import NO_PROTOTYPE, Assigned, colour_of, draw_assignments, draw_maps, paint_assignments
 
 NAMES = ("background", "gland")
 COLOURS = tuple(default_colour(index) for index in range(2))
-
-
-@pytest.fixture
-def kept_open(monkeypatch):
-    """The figures that are drawn, still there to be looked at."""
-    kept = []
-    monkeypatch.setattr(figures.plt, "close", kept.append)
-    yield kept
-    monkeypatch.undo()
-    for figure in kept:
-        figures.plt.close(figure)
 
 
 @pytest.mark.parametrize("per_class", [1, 5, 20])

@@ -45,17 +45,6 @@ def test_differences_stand_with_their_intervals(drawn):
     assert "supervised" in right.get_title()
 
 
-@pytest.fixture
-def kept_open(monkeypatch):
-    """The figures that are drawn, still there to be looked at."""
-    kept = []
-    monkeypatch.setattr(figures.plt, "close", kept.append)
-    yield kept
-    monkeypatch.undo()
-    for figure in kept:
-        figures.plt.close(figure)
-
-
 def test_what_prototypes_measured_stands_in_a_row_of_its_own(kept_open, tmp_path):
     measures = {"cosine within": {"1": 0.0, "3": 0.5}, "cosine between": {"3": 0.25}}
     curve = Curve("mpamatch", {"1": {0: 70.0}, "3": {0: 80.0}}, {}, {"1": 60.0, "3": 65.0}, measures)
