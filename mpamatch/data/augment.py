@@ -97,13 +97,10 @@ def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Blurs rows, then columns, reflecting at the edges: 17 + 17 products for σ = 2 in place of 17²."""
-    radius = blur_radius(sigma)
-    place = torch.arange(-radius, radius + 1)
-    weight = torch.exp(-0.5 * (place / sigma).square())
-    weight = (weight / weight.sum())[None, None]
-    x = functional.pad(x[:, None], (radius,) * 4, mode="reflect")
-    return functional.conv2d(functional.conv2d(x, weight[:, :, None]), weight[..., None])[:, 0]
+    """Blurs columns, then rows, reflecting at the edges: 17 + 17 products for σ = 2 in place of 17²."""
+    window = 2 * blur_radius(sigma) + 1
+    x = tv.gaussian_blur(x, kernel_size=[1, window], sigma=[sigma, sigma])
+    return tv.gaussian_blur(x, kernel_size=[window, 1], sigma=[sigma, sigma])
 
 
 def _restain(x: Tensor, stain: tuple[float, float, float, float]) -> Tensor:
