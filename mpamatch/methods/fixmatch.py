@@ -37,10 +37,11 @@ class FixMatch(PseudoLabelling):
         x, u = batch.labelled, batch.unlabelled
         m = len(u.weak)
         mixed = inside(u.box1, *u.valid.shape[1:])
-        own = [u.weak] if self.teacher is None or "student" in self.asked else []
-        logits = self.model(torch.cat([x.image, *own, cutmix(u.strong1, mixed)])).logits
-        labelled, *weak, strong1 = logits.split([len(x.image)] + [m] * (len(own) + 1))
-        clean = self.pseudo_labels(batch, *(weak or [None]))
+        sees = self.teacher is None or "student" in self.asked  # does the student see the weak view?
+        views = [u.weak[: m * sees], cutmix(u.strong1, mixed)]
+        logits = self.model(torch.cat([x.image, *views])).logits
+        labelled, weak, strong1 = logits.split([len(x.image), m * sees, m])
+        clean = self.pseudo_labels(batch, weak)
 
         supervised = labelled_loss(labelled, x.label, self.config.labelled_loss)
         strong = unlabelled_loss(strong1, *cutmix_targets(clean, mixed), self.config.unlabelled_loss)

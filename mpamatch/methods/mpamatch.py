@@ -1,6 +1,6 @@
 """MPAMatch (arXiv 2508.19574): UniMatch, and pixels contrasted with image prototypes and text prototypes."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,6 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
         InputError: a value out of its range, or neither image nor text prototypes.
     """
 
-    others: ClassVar[tuple[str, ...]] = ("image", "text", "dropped", "student", "mirror")
-
     name: Literal["mpamatch"] = "mpamatch"  # type: ignore[assignment]
     image_prototypes: bool = True
     prototypes: Annotated[Count, OnlyIf("image_prototypes")] = 10
@@ -83,6 +81,9 @@ class MPAMatchConfig(TextSettings, UniMatchConfig):
                 "unimatch."
             )
         super().__post_init__()
+
+    def opinions(self) -> dict[str, bool]:
+        return {"image": self.image_prototypes, "text": self.text_encoder != "none", **super().opinions()}
 
 
 @METHODS.register

@@ -64,7 +64,6 @@ class PseudoLabelSettings(LabelledSettings):
             Nothing: the first of image, text, dropped, student and mirror that there is.
     """
 
-    others: ClassVar[tuple[str, ...]] = ("student", "mirror")
     teacher: ClassVar[bool] = False
 
     threshold: Share | Literal["adaptive", "corrmatch"] = 0.95
@@ -85,29 +84,24 @@ class PseudoLabelSettings(LabelledSettings):
             raise InputError("method.class_thresholds: does nothing more where method.threshold is adaptive.")
         if self.second_opinion == "none":
             return
-        had = self.opinions()
+        there = self.opinions()
         for name in self.opinion_of:
-            if name not in self.others:
-                raise InputError(f"method.opinion_of: {self.name} can ask {', '.join(self.others)}, got {name}.")  # type: ignore[attr-defined]
-            if name not in had:
+            if name not in there:
+                raise InputError(f"method.opinion_of: {self.name} can ask {', '.join(there)}, got {name}.")  # type: ignore[attr-defined]
+            if not there[name]:
                 raise InputError(f"method.opinion_of: {name} needs {_NEEDS[name]}.")
-        if not had:
+        if not any(there.values()):
             raise InputError(f"method.second_opinion: there is nobody to ask without {_NEEDS['student']}.")
 
-    def opinions(self) -> list[str]:
-        """Lists who can be asked with these settings, the likeliest first."""
-        there = {
-            "image": getattr(self, "image_prototypes", False),
-            "text": getattr(self, "text_encoder", "none") != "none",
-            "dropped": True,
-            "student": self.teacher,
-            "mirror": self.teacher,
-        }
-        return [name for name in self.others if there[name]]
+    def opinions(self) -> dict[str, bool]:
+        """Tells whose opinions the method knows, the likeliest first, and whether these settings have them."""
+        return {"student": self.teacher, "mirror": self.teacher}
 
     def asked(self) -> list[str]:
         """Lists who is asked."""
-        return [] if self.second_opinion == "none" else list(self.opinion_of or self.opinions()[:1])
+        if self.second_opinion == "none":
+            return []
+        return list(self.opinion_of) or [name for name, has in self.opinions().items() if has][:1]
 
 
 @settings("method")

@@ -26,12 +26,13 @@ class UniMatchConfig(TeacherSettings):
         weight_feature: of the feature-perturbed view.
     """
 
-    others: ClassVar[tuple[str, ...]] = ("dropped", "student", "mirror")
-
     name: Literal["unimatch"] = "unimatch"
     feature_dropout: Fraction = 0.5
     weight_strong: NonNegative = 0.5
     weight_feature: NonNegative = 0.5
+
+    def opinions(self) -> dict[str, bool]:
+        return {"dropped": True, **super().opinions()}
 
 
 class Views(NamedTuple):

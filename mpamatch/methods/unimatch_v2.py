@@ -25,12 +25,14 @@ class UniMatchV2Config(PseudoLabelSettings):
         teacher_decay: EMA decay of the teacher once past its start, min(1 − 1/(t+1), decay).
     """
 
-    others: ClassVar[tuple[str, ...]] = ("mirror",)
     teacher: ClassVar[bool] = True
 
     name: Literal["unimatch_v2"] = "unimatch_v2"
     complementary_dropout: bool = True
     teacher_decay: Fraction = 0.996
+
+    def opinions(self) -> dict[str, bool]:
+        return {"mirror": True}  # the student does not see the weak view
 
 
 @METHODS.register
