@@ -172,7 +172,7 @@ def work(config: Config, variant: Variant, orders: Iterator[str], answer: Any) -
     """What a variant's process does: one step for each line with its number, then on "end" the shares and the peak."""
     run = Run(config, variant)
     with using(variant.backend):
-        answer({"operations": dispatch.prepare(run.device.type), "device": run.device.type})
+        answer({"operations": dispatch.prepare(str(run.device)), "device": run.device.type})
     number = 0
     for order in orders:
         if order.strip() == "end":

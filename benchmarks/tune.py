@@ -116,12 +116,9 @@ def benchmark_of(operation: str) -> Benchmark:
 def tune(operation: str | None, seconds: float) -> int:
     """Searches for `seconds` in all, writes the table of this device, prints what changed; returns 0."""
 
-    from triton import runtime
-
     from mpamatch.kernels import tiles
 
-    properties = torch.cuda.get_device_properties(0)
-    device = tiles.Device(properties.name, (properties.major, properties.minor), properties.multi_processor_count)
+    device = tiles.describe(torch.device("cuda", torch.cuda.current_device()))
     chosen, began = [], time.monotonic()
     wanted = targets(operation)
     for place, target in enumerate(wanted):
@@ -132,11 +129,10 @@ def tune(operation: str | None, seconds: float) -> int:
         choice = choose(start, possible, _timer(target), until=until)
         chosen.append({"kernel": target.kernel, **target.bounds, "setting": choice.setting})
         print(_line(target, choice), flush=True)
-    kept = _others(tiles.nearest(device).entries, operation)
+    kept = _others(tiles.entries_for(device), operation)
     origin = f"timed on {datetime.date.today()}, torch {torch.__version__}, {seconds:.0f} s for {len(wanted)} searches"
-    shared_memory = runtime.driver.active.utils.get_device_properties(0)["max_shared_mem"]
     every = [kernel for kernels in tiled(None).values() for kernel in kernels]
-    path = tiles.write(device, [*chosen, *kept], every, shared_memory=shared_memory, origin=origin)
+    path = tiles.write(device, [*chosen, *kept], every, origin=origin)
     print(f"wrote {path}")
     return 0
 

@@ -1,8 +1,10 @@
-"""Sizes of tiles for every kernel, from the committed tables tiles/<device>.json: no search when a kernel is called.
+"""Sizes of tiles for every kernel, from the committed tables in tiles/: no search when a kernel is called.
 
-A table names its device, how it came about (`tuned`, `origin`) and its entries: per kernel, in order, the upper bounds
+A table that was timed has the name of its device, nvidia-h100-80gb-hbm3.json; one that was not, the name of a kind of
+devices, sm_90.json. It says how it came about (`tuned`, `origin`) and holds entries: per kernel, in order, the upper bounds
 within which an entry holds (`bits` of the input's dtype, D, M, C; no bound: any size) and the settings. The first entry
-that holds is taken. BLOCK_M and BLOCK_D are upper bounds: a smaller axis gets a smaller tile.
+that holds is taken. BLOCK_M and BLOCK_D are upper bounds: a smaller axis gets a smaller tile. A device takes the nearest
+table that fits into its shared memory, with `programs` in proportion to its multiprocessors.
 """
 
 import contextlib
@@ -28,11 +30,11 @@ class Device(NamedTuple):
     name: str
     capability: tuple[int, int]
     multiprocessors: int
+    shared_memory: int  # bytes a program may have, if it asks for more than 48 KB
 
 
 class Table(NamedTuple):
-    device: Device
-    shared_memory: int  # bytes a program may have
+    device: Device  # that was timed, or one of the kind
     tuned: bool
     origin: str  # how the settings were found: of which run, or that none was timed
     entries: tuple[Entry, ...]
@@ -46,38 +48,50 @@ _settings: dict[str, Setting] = {}
 @torch.compiler.assume_constant_result
 def lookup(kernel: str, device: torch.device, *, bits: int, D: int = 0, M: int = 0, C: int = 0) -> Setting:
     """The setting of `kernel` for inputs of `bits` a number and these sizes, on `device` or the nearest known to it."""
-    return _settings.get(kernel) or _lookup(kernel, _device or _describe(device), bits, D, M, C)
+    return _settings.get(kernel) or _lookup(kernel, _device or describe(device), bits, D, M, C)
 
 
 @cache
 def _lookup(kernel: str, device: Device, *sizes: int) -> Setting:
-    table = nearest(device)
     bound = dict(zip(BOUNDS, sizes, strict=True))
-    for entry in table.entries:
+    for entry in entries_for(device):
         if entry["kernel"] == kernel and all(bound[name] <= entry.get(name, bound[name]) for name in BOUNDS):
-            return entry["setting"]
-    raise LookupError(f"{table.device.name}: the table has no entry of {kernel} for {bound}.")
+            setting: Setting = entry["setting"]
+            return setting
+    raise LookupError(f"{nearest(device).device.name}: the table has no entry of {kernel} for {bound}.")
+
+
+def entries_for(device: Device) -> Iterator[Entry]:
+    """Those of the nearest table, with as many programs a multiprocessor as they have there."""
+    table = nearest(device)
+    for entry in table.entries:
+        setting = dict(entry["setting"])
+        if "programs" in setting:
+            setting["programs"] = max(1, setting["programs"] * device.multiprocessors // table.device.multiprocessors)
+        yield entry | {"setting": setting}
 
 
 def source(device: torch.device | Device) -> str:
     """One sentence: which table serves `device`, and whether it was tuned."""
-    own = _describe(device) if isinstance(device, torch.device) else device
+    own = describe(device) if isinstance(device, torch.device) else device
     table = nearest(own)
     relation = "" if table.device.name == own.name else f", the nearest to {own.name}, which has none of its own"
     return f"tile sizes from the table of {table.device.name}{relation} ({table.origin})"
 
 
 def nearest(device: Device) -> Table:
-    """The table of that name; else of the same compute capability, the nearest number of multiprocessors; else of the
-    nearest capability."""
+    """The table that was timed on such a device; else, of those that fit into its shared memory, the one of the nearest
+    compute capability, a timed one first, then the nearest number of multiprocessors."""
 
     def away(table: Table) -> tuple[Any, ...]:
         known = table.device
         (major, minor), (known_major, known_minor) = device.capability, known.capability
         return (
             known.name != device.name,
+            max(0, known.shared_memory - device.shared_memory),
             abs(major - known_major),
             abs(minor - known_minor),
+            not table.tuned,
             abs(device.multiprocessors - known.multiprocessors),
             known.name,
         )
@@ -87,24 +101,27 @@ def nearest(device: Device) -> Table:
 
 @cache
 def tables() -> dict[str, Table]:
-    """All committed tables by the name of their device."""
+    """All tables by the name of their device, or kind of devices."""
     found = [_read(path) for path in sorted(FOLDER.glob("*.json"))]
     return {table.device.name: table for table in found}
 
 
 def _read(path: Path) -> Table:
     content = json.loads(path.read_text(encoding="utf-8"))
-    device = Device(content["device"], (content["capability"][0], content["capability"][1]), content["multiprocessors"])
-    return Table(device, content["shared_memory"], content["tuned"], content["origin"], tuple(content["entries"]))
+    major, minor = content["capability"]
+    device = Device(content["device"], (major, minor), content["multiprocessors"], content["shared_memory"])
+    return Table(device, content["tuned"], content["origin"], tuple(content["entries"]))
 
 
 @cache
-def _describe(device: torch.device) -> Device:
+def describe(device: torch.device) -> Device:
     """What is known of a CUDA device. Other devices (the interpreter's) take the place of an H100."""
     if device.type != "cuda":
-        return Device("NVIDIA H100 80GB HBM3", (9, 0), 132)
-    properties = torch.cuda.get_device_properties(device)
-    return Device(properties.name, (properties.major, properties.minor), properties.multi_processor_count)
+        return Device("NVIDIA H100 80GB HBM3", (9, 0), 132, 232448)
+    found = torch.cuda.get_device_properties(device)
+    return Device(
+        found.name, (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
+    )
 
 
 @contextlib.contextmanager
@@ -171,7 +188,6 @@ def write(
     entries: Sequence[Entry],
     kernels: Iterable[str],
     *,
-    shared_memory: int,
     origin: str,
     folder: Path = FOLDER,
 ) -> Path:
@@ -187,11 +203,11 @@ def write(
         "device": device.name,
         "capability": list(device.capability),
         "multiprocessors": device.multiprocessors,
-        "shared_memory": shared_memory,
+        "shared_memory": device.shared_memory,
         "tuned": True,
         "origin": origin,
     }
-    path = folder / (re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") + ".json")
+    path = folder / f"{slug(device.name)}.json"
     head = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(entry) for entry in entries)
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False, encoding="utf-8") as part:
@@ -200,6 +216,11 @@ def write(
     tables.cache_clear()
     _lookup.cache_clear()
     return path
+
+
+def slug(device: str) -> str:
+    """Makes the name of a file: NVIDIA H100 80GB HBM3 → nvidia-h100-80gb-hbm3."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def _holds_for_all(entry: Entry, kernel: str, bits: int) -> bool:

@@ -305,17 +305,19 @@ def test_info_can_check_the_kernels_first(capsys):
 
 
 def test_info_on_a_machine_with_a_gpu_that_has_no_table(capsys, monkeypatch):
-    found = SimpleNamespace(name="NVIDIA L40S", major=8, minor=9, multi_processor_count=142)
+    found = SimpleNamespace(
+        name="NVIDIA L40S", major=8, minor=9, multi_processor_count=142, shared_memory_per_block_optin=101376
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: found.name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (found.major, found.minor))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (found.major, found.minor))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     dispatch.missing.cache_clear()
     assert main(["info", "--json"]) == 0
     dispatch.missing.cache_clear()
     facts = json.loads(capsys.readouterr().out)
-    assert "nearest to NVIDIA L40S" in facts["tiles"]
+    assert "table of sm_89, the nearest to NVIDIA L40S" in facts["tiles"]
     assert "cuda: triton" in facts["operations"]["prototype_contrast"]
 
 

@@ -146,7 +146,7 @@ class Trainer:
 
         self.method.to(self.fabric.device)
         ranks.synchronise_norms(self.method, self.fabric.device)
-        self.backends = dispatch.prepare(self.fabric.device.type)  # checks its kernels before the first step
+        self.backends = dispatch.prepare(str(self.fabric.device))  # checks its kernels before the first step
         if engine.keep_memory and self.fabric.device.type == "cpu":
             keep_freed_memory()
         _lay_out(self.method, engine, self.fabric.device)

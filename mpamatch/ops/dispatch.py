@@ -13,7 +13,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def _parse(wanted: str) -> tuple[str, ...]:
 
 _wanted: tuple[str, ...] | None = None  # None: not read from the environment yet
 _verdicts: dict[tuple[str, str, str], str | None] = {}  # (operation, backend, device) -> why its self-check failed
+_modules: dict[str, ModuleType] = {}  # operation -> its Triton kernels, loaded when they are chosen
 
 
 def wanted() -> tuple[str, ...]:
@@ -72,15 +74,18 @@ def choose(operation: str, *tensors: Tensor) -> str:
     Raises RuntimeError if one was asked for by name but cannot run.
     """
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    return _choose(operation, tensors[0].device.type, double)
+    device = tensors[0].device
+    return _choose(operation, device.type, device.index, double)
 
 
 @torch.compiler.assume_constant_result  # so that a compiled graph holds the choice, and a self-check runs outside it
-def _choose(operation: str, device: str, double: bool) -> str:
-    reasons = []
+def _choose(operation: str, device_type: str, index: int | None, double: bool) -> str:
+    reasons, device = [], _named(device_type, index)
     for name in wanted():
         reason = missing(operation, name, device, double) or failed(operation, name, device)
         if reason is None:
+            if name == "triton" and operation not in _modules:  # here, as a compiled graph cannot import
+                _modules[operation] = importlib.import_module(f"mpamatch.kernels.{operation}")
             return name
         reasons.append(f"{name}: {reason}")
     raise RuntimeError(
@@ -88,39 +93,50 @@ def _choose(operation: str, device: str, double: bool) -> str:
     )
 
 
+def _named(device_type: str, index: int | None = None) -> str:
+    """Returns cpu, or cuda with its number: that of the current one if there is none."""
+    if device_type != "cuda" or not torch.cuda.is_available():
+        return device_type
+    return f"cuda:{torch.cuda.current_device() if index is None else index}"
+
+
 @lru_cache(maxsize=256)
 def missing(operation: str, backend: str, device: str, double: bool = False) -> str | None:
-    """Tells why a backend cannot run here, in half a sentence; None if it can. Runs no self-check."""
+    """Tells why a backend cannot run here, in half a sentence; None if it can. Runs no self-check.
+
+    `device`: as torch names it, "cuda:1"; without a number the current one.
+    """
     if backend == "eager":
         return None
-    record = operations()[operation]
+    place, record = torch.device(device), operations()[operation]
     if backend not in record.backends:
         return f"{operation} has {' and '.join(record.backends)} only"
-    interpreted = backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if device != ("cpu" if backend == "cpp" else "cuda") and not interpreted:
-        return f"not for tensors on {device}"
+    interpreted = backend == "triton" and place.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if place.type != ("cpu" if backend == "cpp" else "cuda") and not interpreted:
+        return f"not for tensors on {place.type}"
     if backend != "triton":
-        return native.missing("cpu" if device == "cpu" else "cuda", record.kernels)
+        return native.missing("cpu" if place.type == "cpu" else "cuda", record.kernels)
     if double:
         return "float64 is not for tensor cores"
     try:
         importlib.import_module("triton")
     except ImportError as error:
         return f"triton: {error}"
-    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        return f"needs compute capability 8.0, this GPU has {'.'.join(map(str, torch.cuda.get_device_capability()))}"
+    if place.type == "cuda" and (capability := torch.cuda.get_device_capability(place)) < (8, 0):
+        return f"needs compute capability 8.0, this GPU has {'.'.join(map(str, capability))}"
     return None
 
 
 def failed(operation: str, backend: str, device: str) -> str | None:
     """Tells why the self-check of a backend failed; None if it passed. Runs it at the first call."""
-    key = (operation, backend, device)
+    place = torch.device(device)
+    key = (operation, backend, _named(place.type, place.index))
     if backend == "eager":
         return None
     if key not in _verdicts:
         _verdicts[key] = None  # so that the check itself gets the backend
         with _disable_current_modes():
-            _verdicts[key] = _self_check(operation, backend, device)
+            _verdicts[key] = _self_check(operation, backend, place)
         if _verdicts[key] is not None:
             warnings.warn(
                 f"{operation}: the {backend} kernel is set aside on {device}, as {_verdicts[key]}; eager PyTorch runs.",
@@ -130,18 +146,18 @@ def failed(operation: str, backend: str, device: str) -> str | None:
     return _verdicts[key]
 
 
-def _self_check(operation: str, backend: str, device: str) -> str | None:
+def _self_check(operation: str, backend: str, device: torch.device) -> str | None:
     """Tells in half a sentence what differs between `backend` and eager; None if they agree. Takes milliseconds."""
     wanted()  # a wrong wish is the user's error, not the kernel's
     check = operations()[operation].self_check
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            for dtype, tolerance in selfcheck.TOLERANCE.items():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            for dtype, size in selfcheck.CASES:
                 with using(backend):
-                    ours = check(selfcheck.draw(device, dtype))
+                    ours = check(selfcheck.draw(device, dtype, size))
                 with using("eager"):
-                    expected = check(selfcheck.draw(device, dtype))
-                if reason := selfcheck.difference(ours, expected, tolerance):
+                    expected = check(selfcheck.draw(device, dtype, size))
+                if reason := selfcheck.difference(ours, expected, selfcheck.TOLERANCE[dtype]):
                     return f"{reason} ({dtype})"
     except Exception as error:  # whatever a compiler or a driver raises: the reason is shown, eager runs
         return f"its self-check raised {type(error).__name__}: {error}"
@@ -149,15 +165,16 @@ def _self_check(operation: str, backend: str, device: str) -> str | None:
 
 
 def prepare(device: str) -> dict[str, str]:
-    """Runs the self-checks of all operations for a device type and returns the backend of each.
+    """Runs the self-checks of all operations on a device, such as cpu or cuda:1, and returns the backend of each.
 
     The engine calls it before its first step, so that no check falls into a compiled graph or a CUDA graph's capture.
     """
-    return {operation: _choose(operation, device, False) for operation in operations()}
+    place = torch.device(device)
+    return {operation: _choose(operation, place.type, place.index, False) for operation in operations()}
 
 
 def available(operation: str, device: str) -> dict[str, str | None]:
-    """Lists the backends of an operation with the reason why each cannot run on this device type; None if it can."""
+    """Lists the backends of an operation with the reason why each cannot run on this device; None if it can."""
     return {
         name: missing(operation, name, device) or failed(operation, name, device)
         for name in (*operations()[operation].backends, "eager")
@@ -180,5 +197,11 @@ def kernel(name: str, backend: str) -> Callable[..., Any]:
     if backend != "triton":
         return getattr(torch.ops.mpamatch, name)
     operation = name.removesuffix("_backward")
-    module = importlib.import_module(f"mpamatch.kernels.{operation}")
-    return getattr(module, "forward" if name == operation else "backward")
+    function = _modules[operation].forward if name == operation else _modules[operation].backward
+    return function if torch.compiler.is_compiling() else partial(_on_its_device, function)
+
+
+def _on_its_device(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls with the device of the tensors as the current one, on which Triton launches; a graph sees to it itself."""
+    with torch.cuda.device_of(next(value for value in arguments if isinstance(value, Tensor))):
+        return function(*arguments)

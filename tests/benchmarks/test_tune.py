@@ -68,10 +68,10 @@ def test_where_nothing_runs_the_start_stays_and_the_line_says_so():
 
 
 def test_the_entries_of_a_search_make_a_whole_table(tmp_path):
-    device = tiles.Device("A GPU", (9, 0), 100)
+    device = tiles.Device("A GPU", (9, 0), 100, 232448)
     setting = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
     entries = [{"kernel": t.kernel, **t.bounds, "setting": setting} for t in targets(None)]
-    path = tiles.write(device, entries, KERNELS, shared_memory=1, origin="a test", folder=tmp_path)
+    path = tiles.write(device, entries, KERNELS, origin="a test", folder=tmp_path)
     assert path == tmp_path / "a-gpu.json"
 
 

@@ -74,8 +74,8 @@ def entries() -> Iterator[object]:
             key = (table.device.capability, entry["kernel"], dtype, *sizes.values(), *setting.values())
             if key not in seen:
                 seen.add(key)
-                label = "-".join([table.device.name.split()[1], entry["kernel"], str(dtype)[6:], *map(str, key[3:6])])
-                mark = compiles(entry["kernel"], table.device, table.shared_memory, entry)
+                label = "-".join([table.device.name, entry["kernel"], str(dtype)[6:], *map(str, key[3:6])])
+                mark = compiles(entry["kernel"], table.device, entry)
                 yield pytest.param(table, entry, dtype, sizes, id=label, marks=mark)
 
 
@@ -87,7 +87,7 @@ def test_cost(table: tiles.Table, entry: tiles.Entry, dtype: torch.dtype, sizes:
     for cost in costs:
         assert cost.local_memory == 0, cost
         assert not cost.instructions["STL"] + cost.instructions["LDL"], cost
-        assert cost.shared_memory <= table.shared_memory, cost
+        assert cost.shared_memory <= table.device.shared_memory, cost
         assert 0 < cost.registers <= 255, cost
         assert not cost.instructions["ATOM"] + cost.instructions["ATOMG"] + cost.instructions["RED"], cost
     if entry["kernel"].startswith("prototype") and dtype == torch.bfloat16:
@@ -104,13 +104,13 @@ def test_float16(kernel: str) -> None:
     for table in {table.device.capability: table for table in tiles.tables().values()}.values():
         for cost in compiled.costs(call(kernel, torch.float16, 256, 50, 2), table.device):
             assert cost.local_memory == 0, cost
-            assert cost.shared_memory <= table.shared_memory, cost
+            assert cost.shared_memory <= table.device.shared_memory, cost
 
 
 @compiles_kernels
 def test_alignment_is_that_of_the_call() -> None:
     """Rows that begin at any multiple of 2 bytes are loaded one number at a time, aligned ones 8 at a time."""
-    table = tiles.tables()["NVIDIA A100-SXM4-80GB"]
+    table = tiles.tables()["sm_80"]
     loads = []
     for stride in (64, 65):
         embedding = empty(PIXELS, stride, dtype=torch.bfloat16)[:, :64]
@@ -122,7 +122,7 @@ def test_alignment_is_that_of_the_call() -> None:
 @compiles_kernels
 def test_a_spill_shows() -> None:
     """The check is able to fail: this tile needs more registers than there are."""
-    table = tiles.tables()["NVIDIA A100-SXM4-80GB"]
+    table = tiles.tables()["sm_80"]
     huge = {"BLOCK_P": 128, "num_warps": 1, "num_stages": 2, "programs": 8}
     with tiles.using("segmentation_loss.forward", huge):
         costs = compiled.costs(call("segmentation_loss.forward", torch.float32, 64, 50, 20), table.device)

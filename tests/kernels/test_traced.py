@@ -9,7 +9,9 @@ import pytest
 import torch
 from triton.runtime.driver import driver
 
+from mpamatch import ops
 from mpamatch.kernels import compiled, prototype_contrast, prototype_distance, pseudo_label, segmentation_loss
+from mpamatch.ops import dispatch
 from tests.ops import cases
 
 PIXELS = cases.pixels(100, 64, dtype=torch.bfloat16)
@@ -45,6 +47,11 @@ def a_device_in_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ids=lambda value: f"{value.__module__.split('.')[-1]}.{value.__name__}" if callable(value) else "",
 )
 def test_one_graph(function: Callable[..., object], arguments: tuple[object, ...], launches: int) -> None:
+    assert launches_in(function, *arguments) == launches
+
+
+def launches_in(function: Callable[..., object], *arguments: object) -> int:
+    """The Triton launches of the one graph that torch.compile makes of the call."""
     found: list[torch.fx.GraphModule] = []
 
     def stop(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
@@ -53,5 +60,34 @@ def test_one_graph(function: Callable[..., object], arguments: tuple[object, ...
 
     with pytest.raises(Exception, match="StoppedError"):
         torch.compile(function, fullgraph=True, backend=stop)(*arguments)
-    targets = [str(node.target) for node in found[0].graph.nodes]
-    assert sum("triton_kernel_wrapper" in target for target in targets) == launches
+    graphs = [module.graph for module in found[0].modules() if isinstance(module, torch.fx.GraphModule)]
+    return sum("triton_kernel_wrapper" in str(node.target) for graph in graphs for node in graph.nodes)
+
+
+@pytest.fixture
+def triton_chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Operations take the Triton kernels as on a GPU, whose loading is part of the choice."""
+    monkeypatch.setattr(dispatch, "missing", lambda *given: None)
+    monkeypatch.setattr(dispatch, "failed", lambda *given: None)
+    monkeypatch.setattr(dispatch, "_modules", {})
+    with dispatch.using("triton"):
+        yield
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    ("operation", "arguments", "forward", "backward"),
+    [
+        (ops.prototype_distance, CONTRAST[:2], 2, 3),
+        (ops.prototype_contrast, CONTRAST[:3], 3, 3),
+        (ops.segmentation_loss, tuple(MAPS)[:2], 2, 1),
+        (ops.pseudo_label, (MAPS.logits,), 1, 0),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+@pytest.mark.usefixtures("triton_chosen")
+def test_an_operation_is_in_one_graph(
+    operation: Callable[..., object], arguments: tuple[torch.Tensor, ...], forward: int, backward: int, gradient: bool
+) -> None:
+    given = [x.detach().requires_grad_(gradient and x.is_floating_point()) for x in arguments]
+    assert launches_in(operation, *given) == forward + (backward if gradient else 0)
