@@ -118,6 +118,6 @@ BENCHMARK = Benchmark(
     wanted=("embedding", "prototypes"),
     incoming=("grad_contrast", "grad_alignment"),
     constants={"weight": None, "temperature": TEMPERATURE, "same_class_negatives": True},
-    results=("contrast", "alignment", "lse"),
+    results=("contrast", "alignment", "lse", "inverse", "packed"),
 )
 BENCHMARKS = (BENCHMARK,)

@@ -89,6 +89,6 @@ BENCHMARK = Benchmark(
     least={FORWARD: 1.5, BOTH: 1.6},
     wanted=("embedding", "prototypes"),
     incoming=("grad_distance",),
-    results=("distance", "nearest"),
+    results=("distance", "nearest", "inverse", "packed"),
 )
 BENCHMARKS = (BENCHMARK,)

@@ -186,7 +186,7 @@ def _calls(target: Target, given: Inputs, copies: int) -> Iterator[Callable[[], 
     benchmark = benchmark_of(name)
     for _ in range(copies):
         known = {key: value.detach().clone() for key, value in given.items()} | benchmark.constants
-        if direction == "backward":
+        if direction != "forward":
             results = module.forward(*arguments(module.forward, known))
             known |= dict(zip(benchmark.results, results, strict=False))
         kernel = getattr(module, direction)

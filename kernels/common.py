@@ -1,7 +1,5 @@
 """What the kernels share: tiles of rows, products of tiles, prototypes as packed unit vectors, sums over slots."""
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -17,20 +15,34 @@ WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def multiply(a, b, total):
-    """total + a·b, accumulated in float32. float32 tiles are multiplied in full precision, not in TF32."""
+    """total + a·b, accumulated in float32.
+
+    float32 tiles as three products in TF32, which keeps their accuracy (2⁻²¹) on tensor cores.
+    """
     if WIDEN:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    return tl.dot(a, b, total, input_precision="ieee")
+    return tl.dot(a, b, total, input_precision="tf32x3")
 
 
 @triton.jit
-def load_rows(x_pointer, start_n, first_d, N, D, stride_x, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The tile (BLOCK_N, BLOCK_D) of x (N, D); 0 outside, whatever lies there."""
+def load_rows(x_pointer, start_n, first_d, used, D, stride_x, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The tile (BLOCK_N, BLOCK_D) of x (N, D); 0 in rows that are not used, and outside, whatever lies there."""
     offset_n = tl.arange(0, BLOCK_N)
     offset_d = first_d + tl.arange(0, BLOCK_D)
-    mask = (offset_n < N - start_n)[:, None] & (offset_d < D)[None, :]
+    mask = used[:, None] & (offset_d < D)[None, :]
     tile = offset_n[:, None] * stride_x + offset_d[None, :]  # 32 bits: half the registers
     return tl.load(x_pointer + start_n * stride_x + tile, mask, other=0.0)
+
+
+@triton.jit
+def load_rows_again(x_pointer, start_n, first_d, used, D, stride_x, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The same tile from the cache, for the last time. It is another load to the compiler, which else would keep the
+    first one's tile in registers all along and spill."""
+    offset_n = tl.arange(0, BLOCK_N)
+    offset_d = first_d + tl.arange(0, BLOCK_D)
+    mask = used[:, None] & (offset_d < D)[None, :]
+    tile = offset_n[:, None] * stride_x + offset_d[None, :]
+    return tl.load(x_pointer + start_n * stride_x + tile, mask, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -41,24 +53,56 @@ def load_packed(packed_pointer, offset_m, first_d, D_PAD, BLOCK_D: tl.constexpr)
 
 
 @triton.jit
-def with_prototypes(
-    x, packed_pointer, offset_m, first_d, M_PAD, D_PAD, total, PLANES: tl.constexpr, BLOCK_D: tl.constexpr
+def load_resident(
+    packed_pointer,
+    first_m,
+    M_PAD,
+    D_PAD,
+    RESIDENT: tl.constexpr,
+    PLANES: tl.constexpr,
+    D_PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """total + x·p̂ᵀ of pixels x (BLOCK_N, BLOCK_D), to (BLOCK_N, BLOCK_M)."""
-    for plane in tl.static_range(PLANES):
-        p = load_packed(packed_pointer + plane * M_PAD * D_PAD, offset_m, first_d, D_PAD, BLOCK_D)
-        total = multiply(x, tl.trans(p), total)
-    return total
+    """The tiles (BLOCK_M, BLOCK_D) of a tile of prototypes, plane after plane of each part of D: loaded before the loop
+    over pixels, they stay in shared memory. Empty if not RESIDENT: then each is loaded where it is used."""
+    tiles_of_d = ()
+    if RESIDENT:
+        offset_m = first_m + tl.arange(0, BLOCK_M)
+        for d_part in tl.static_range(D_PARTS):
+            for plane in tl.static_range(PLANES):
+                start = packed_pointer + plane * M_PAD * D_PAD
+                tiles_of_d = tiles_of_d + (load_packed(start, offset_m, d_part * BLOCK_D, D_PAD, BLOCK_D),)  # type: ignore[assignment]
+    return tiles_of_d
 
 
 @triton.jit
-def along_prototypes(
-    grad, packed_pointer, offset_m, first_d, M_PAD, D_PAD, total, PLANES: tl.constexpr, BLOCK_D: tl.constexpr
+def prototypes_at(
+    resident,
+    packed_pointer,
+    offset_m,
+    d_part,
+    M_PAD,
+    D_PAD,
+    RESIDENT: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
+    """The two planes (BLOCK_M, BLOCK_D) of prototypes at a part of D; the same one twice if there is one."""
+    if RESIDENT:
+        return resident[d_part * PLANES], resident[d_part * PLANES + PLANES - 1]
+    else:
+        high = load_packed(packed_pointer, offset_m, d_part * BLOCK_D, D_PAD, BLOCK_D)
+        start = packed_pointer + (PLANES - 1) * M_PAD * D_PAD
+        return high, load_packed(start, offset_m, d_part * BLOCK_D, D_PAD, BLOCK_D)
+
+
+@triton.jit
+def along_prototypes(grad, high, low, total, PLANES: tl.constexpr):
     """total + grad·p̂ of a gradient in the cosines (BLOCK_N, BLOCK_M), to (BLOCK_N, BLOCK_D)."""
-    for plane in tl.static_range(PLANES):
-        p = load_packed(packed_pointer + plane * M_PAD * D_PAD, offset_m, first_d, D_PAD, BLOCK_D)
-        total = multiply(grad.to(p.dtype), p, total)
+    total = multiply(grad.to(high.dtype), high, total)
+    if PLANES == 2:
+        total = multiply(grad.to(high.dtype), low, total)
     return total
 
 
@@ -69,25 +113,6 @@ def squared_length(x):
 
 
 @triton.jit
-def squared_lengths(
-    embedding_pointer,
-    start_n,
-    N,
-    D,
-    stride_embedding,
-    D_PARTS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    squared = tl.zeros((BLOCK_N,), tl.float32)
-    for part in range(D_PARTS):
-        squared += squared_length(
-            load_rows(embedding_pointer, start_n, part * BLOCK_D, N, D, stride_embedding, BLOCK_N, BLOCK_D)
-        )
-    return squared
-
-
-@triton.jit
 def inverse_length(squared):
     """1/‖x‖, and 0 for a zero vector: then its cosines, and every gradient that carries this factor, are 0."""
     alive = squared >= SQUARED_ZERO
@@ -95,39 +120,74 @@ def inverse_length(squared):
 
 
 @triton.jit
-def cosines_of_tile(
-    x,
+def add_part(
+    product,
+    squared,
     embedding_pointer,
     packed_pointer,
+    resident,
     start_n,
+    used,
     offset_m,
-    N,
+    d_part,
     D,
     M_PAD,
+    D_PAD,
     stride_embedding,
+    RESIDENT: tl.constexpr,
     PLANES: tl.constexpr,
+    SQUARE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One part of D of the products x·p̂, and of ‖x‖² if SQUARE; and the part of x (BLOCK_N, BLOCK_D)."""
+    x = load_rows(embedding_pointer, start_n, d_part * BLOCK_D, used, D, stride_embedding, BLOCK_N, BLOCK_D)
+    high, low = prototypes_at(resident, packed_pointer, offset_m, d_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_D)
+    product = multiply(x, tl.trans(high), product)
+    if PLANES == 2:
+        product = multiply(x, tl.trans(low), product)
+    if SQUARE:
+        squared += squared_length(x)
+    return product, squared, x
+
+
+@triton.jit
+def products_of_tile(
+    embedding_pointer,
+    packed_pointer,
+    resident,
+    start_n,
+    used,
+    offset_m,
+    D,
+    M_PAD,
+    D_PAD,
+    stride_embedding,
+    RESIDENT: tl.constexpr,
+    PLANES: tl.constexpr,
+    SQUARE: tl.constexpr,
     D_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The cosines of a tile of pixels with the prototypes offset_m (BLOCK_N, BLOCK_M), and 1/‖x‖ (BLOCK_N,).
-
-    x is the tile (BLOCK_N, BLOCK_D) if D_PARTS is 1, which no caller loads again; else its parts are loaded here.
-    """
+    """x·p̂ of a tile of pixels and the prototypes offset_m (BLOCK_N, BLOCK_M), ‖x‖² (BLOCK_N,) if SQUARE, and the last
+    part of x (BLOCK_N, BLOCK_D): all of it if D_PARTS is 1."""
     product = tl.zeros((BLOCK_N, offset_m.shape[0]), tl.float32)
-    if D_PARTS == 1:
-        product = with_prototypes(x, packed_pointer, offset_m, 0, M_PAD, BLOCK_D, product, PLANES, BLOCK_D)
-        squared = squared_length(x)
+    squared = tl.zeros((BLOCK_N,), tl.float32)
+    x = tl.zeros((BLOCK_N, BLOCK_D), embedding_pointer.dtype.element_ty)
+    if RESIDENT:
+        for d_part in tl.static_range(D_PARTS):
+            product, squared, x = add_part(
+                product, squared, embedding_pointer, packed_pointer, resident, start_n, used, offset_m, d_part,
+                D, M_PAD, D_PAD, stride_embedding, RESIDENT, PLANES, SQUARE, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
     else:
-        squared = tl.zeros((BLOCK_N,), tl.float32)
         for d_part in range(D_PARTS):
-            part = load_rows(embedding_pointer, start_n, d_part * BLOCK_D, N, D, stride_embedding, BLOCK_N, BLOCK_D)
-            product = with_prototypes(
-                part, packed_pointer, offset_m, d_part * BLOCK_D, M_PAD, D_PARTS * BLOCK_D, product, PLANES, BLOCK_D
-            )
-            squared += squared_length(part)
-    inverse = inverse_length(squared)
-    return product * inverse[:, None], inverse
+            product, squared, x = add_part(
+                product, squared, embedding_pointer, packed_pointer, resident, start_n, used, offset_m, d_part,
+                D, M_PAD, D_PAD, stride_embedding, RESIDENT, PLANES, SQUARE, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+    return product, squared, x
 
 
 @triton.jit
@@ -155,7 +215,7 @@ def upright(x, pulled, along, factor, inverse):
 
 @triton.jit
 def add_to_prototypes(total, grad, factor, x):
-    """total (BLOCK_M, BLOCK_D) + Σ_n factor_n·grad_nm·x_n: the gradient in unit prototypes, dL/dp̂_m = Σ g_nm x̂_n.
+    """total (BLOCK_D, BLOCK_M) + Σ_n factor_n·grad_nm·x_n: the gradient in unit prototypes, dL/dp̂_m = Σ g_nm x̂_n.
 
     In float16 the factor, which holds the caller's weight and 1/‖x‖, could push grad below the smallest number, 6e-8.
     There it is divided by its largest value in the tile, and the product multiplied by that in float32.
@@ -164,17 +224,17 @@ def add_to_prototypes(total, grad, factor, x):
         largest = tl.max(tl.abs(factor), 0)
         factor = factor / tl.where(largest > 0, largest, 1.0)
         rows = (grad * factor[:, None]).to(tl.float16)
-        return total + largest * multiply(tl.trans(rows), x, tl.zeros_like(total))
+        return total + largest * multiply(tl.trans(x), rows, tl.zeros_like(total))
     rows = (grad * factor[:, None]).to(x.dtype)
-    return multiply(tl.trans(rows), x, total)
+    return multiply(tl.trans(x), rows, total)
 
 
 @triton.jit
 def store_partial(partial_pointer, total, slot, offset_m, first_d, M_PAD, D_PAD):
-    """Writes the tile (BLOCK_M, BLOCK_D) into partial (slots, M_PAD, D_PAD)."""
-    offset_d = first_d + tl.arange(0, total.shape[1])
+    """Writes the tile (BLOCK_D, BLOCK_M) into partial (slots, M_PAD, D_PAD)."""
+    offset_d = first_d + tl.arange(0, total.shape[0])
     partial_pointer += slot.to(tl.int64) * M_PAD * D_PAD
-    tl.store(partial_pointer + offset_m[:, None] * D_PAD + offset_d[None, :], total)
+    tl.store(partial_pointer + offset_m[None, :] * D_PAD + offset_d[:, None], total)
 
 
 @triton.jit
@@ -197,7 +257,7 @@ def softmax(x):
     return exponential / total[None, :], highest + tl.log(total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "K"])
 def pack_kernel(
     prototypes_pointer,
     packed_pointer,
@@ -234,7 +294,7 @@ def pack_kernel(
             rest -= unit.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def prototypes_gradient_kernel(
     partial_pointer,
     prototypes_pointer,
@@ -265,7 +325,7 @@ def prototypes_gradient_kernel(
     tl.store(grad_prototypes_pointer + row * D + offset_d, upright, mask_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "width"])
 def sum_slots_kernel(
     partial_pointer,
     first_pointer,
@@ -289,32 +349,22 @@ def sum_slots_kernel(
     tl.store(rest_pointer + offset_w - 1, result, mask_w & (offset_w > 0))
 
 
-def extent(size: int, smallest: int, largest: int) -> int:
-    """A power of two for a tile along an axis of `size`: the whole axis where `largest` allows it."""
-    return min(max(smallest, tiles.power_of_two(size)), largest)
-
-
 def parts(size: int, block: int) -> int:
     return (size + block - 1) // block
-
-
-def slots_of(tile: dict[str, int], pixels: int, shares: int) -> int:
-    """The slots of a backward kernel, each of which `shares` programs divide among them: tiles of D, of prototypes.
-
-    Those stand next to each other in the grid, so that they find each other's pixels in the cache.
-    """
-    return min(max(1, tile["programs"] // shares), parts(pixels, tile["BLOCK_N"]))
 
 
 def pack(
     prototypes: Tensor,  # (C, K, D) f32, contiguous
     like: Tensor,  # gives the dtype
-    k_pad: int,
-    m_pad: int,
-    d_pad: int,
+    k_pad: int | None = None,
 ) -> Tensor:  # (planes, m_pad, d_pad), the sum over the planes counts
-    """Unit prototypes, class c at rows c·k_pad onwards, zeros in every other row and column."""
+    """Unit prototypes, class c at rows c·k_pad onwards (None: c·K), zeros in every other row and column.
+
+    Each axis is whole in tiles of any size that is allowed, so that forward packs once for every kernel.
+    """
     classes, per_class, width = prototypes.shape
+    k_pad = per_class if k_pad is None else k_pad
+    m_pad, d_pad = tiles.padded(classes * k_pad), tiles.padded(width)
     planes = 1 if like.dtype == torch.float32 else 2
     packed = torch.empty((planes, m_pad, d_pad), dtype=like.dtype, device=like.device)
     rows = 8
@@ -333,59 +383,6 @@ def pack(
         num_warps=4,
     )
     return packed
-
-
-class Plan(NamedTuple):
-    """What a backward kernel over pixels and prototypes writes to, and how it is launched."""
-
-    packed: Tensor  # (planes, m_pad, d_pad)
-    m_pad: int
-    grad_embedding: Tensor  # (N, D) in embedding's dtype; (0,) if not needed, and so below
-    partial: Tensor  # (slots, m_pad, d_pad) f32
-    launches: list[tuple[tuple[int, int, int], dict[str, int | bool]]]  # each launch's grid and constants
-
-
-def plan_backward(
-    kernel: str, embedding: Tensor, prototypes: Tensor, need_embedding: bool, need_prototypes: bool
-) -> Plan:
-    """One launch makes both gradients if all prototypes fit in one tile.
-
-    A gradient in embedding sums over all prototypes, one in prototypes keeps its sum in registers over all pixels:
-    beyond one tile, those are two loops, and two launches.
-    """
-    pixels, width = embedding.shape
-    classes, per_class, _ = prototypes.shape
-    count, device = classes * per_class, embedding.device
-    tile = tiles.lookup(kernel, device, bits=embedding.itemsize * 8, D=width, M=count)
-    block_m, block_d = extent(count, 16, tile["BLOCK_M"]), extent(width, 16, tile["BLOCK_D"])
-    m_parts, d_parts = parts(count, block_m), parts(width, block_d)
-    m_pad, d_pad = m_parts * block_m, d_parts * block_d
-    slots = slots_of(tile, pixels, d_parts * m_parts)
-    grad_embedding = torch.empty((pixels, width) if need_embedding else (0,), dtype=embedding.dtype, device=device)
-    partial = torch.empty((slots, m_pad, d_pad) if need_prototypes else (0,), dtype=torch.float32, device=device)
-    packed = pack(prototypes, embedding, per_class, m_pad, d_pad)
-    if m_parts == 1:
-        wanted = [(need_embedding, need_prototypes)]
-    else:
-        wanted = [(need_embedding, False), (False, need_prototypes)]
-    launches = []
-    for in_embedding, in_prototypes in wanted:
-        if in_embedding or in_prototypes:
-            grid = (d_parts, m_parts, slots) if in_prototypes else (d_parts, 1, slots_of(tile, pixels, d_parts))
-            constants = {
-                "IN_EMBEDDING": in_embedding,
-                "IN_PROTOTYPES": in_prototypes,
-                "PLANES": packed.shape[0],
-                "M_PARTS": 1 if in_prototypes else m_parts,
-                "D_PARTS": d_parts,
-                "BLOCK_N": tile["BLOCK_N"],
-                "BLOCK_M": block_m,
-                "BLOCK_D": block_d,
-                "num_warps": tile["num_warps"],
-                "num_stages": tile["num_stages"],
-            }
-            launches.append((grid, constants))
-    return Plan(packed, m_pad, grad_embedding, partial, launches)
 
 
 def no_gradients(
@@ -414,9 +411,9 @@ def gradient_in_prototypes(
         m_pad,
         d_pad,
         slots,
-        BLOCK_S=max(1, min(16, 4096 // block_d)),
+        BLOCK_S=max(1, min(tiles.power_of_two(slots), 16384 // block_d)),  # few rounds, as each waits for the memory
         BLOCK_D=block_d,
-        num_warps=4,
+        num_warps=16,
     )
     return grad
 
@@ -428,7 +425,8 @@ def sum_slots(
 ) -> None:
     """Writes the sum over the slots: column 0 into `first`, the others into `rest`."""
     slots, width = partial.shape
-    block_w = min(16, tiles.power_of_two(width))
+    block_s = min(2048, tiles.power_of_two(slots))  # all in one round, as each waits for the memory
+    block_w = max(1, min(8192 // block_s, tiles.power_of_two(width)))
     sum_slots_kernel[(parts(width, block_w),)](
-        partial, first, rest, slots, width, BLOCK_S=1024 // block_w, BLOCK_W=block_w, num_warps=4
+        partial, first, rest, slots, width, BLOCK_S=block_s, BLOCK_W=block_w, num_warps=8
     )

@@ -80,19 +80,19 @@ def backward(
 
 @triton.jit
 def load_pixels(label_pointer, weight_pointer, first, mask_p, C, HAS_WEIGHT: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Per pixel from `first` of the batch onwards: its class, −1 where ignored, and its weight, 0 there."""
+    """Per pixel from `first` of the batch onwards: its class, −1 where it does not count, and its weight, 0 there."""
     offset_p = tl.arange(0, BLOCK_P)
     own = tl.load(label_pointer + first + offset_p, mask_p, other=0)
     used = mask_p & (own >= 0) & (own < C)  # before narrowing: 2³² is no class 0
-    own = tl.where(used, own, 0).to(tl.int32)
     if HAS_WEIGHT:
         weight = tl.load(weight_pointer + first + offset_p, used, other=0.0)
+        used = used & (weight != 0.0)
     else:
         weight = tl.where(used, 1.0, 0.0)
-    return tl.where(used, own, -1), weight
+    return tl.where(used, tl.where(used, own, 0).to(tl.int32), -1), weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "blocks", "all_blocks"])
 def forward_kernel(
     logits_pointer,
     label_pointer,
@@ -125,7 +125,7 @@ def forward_kernel(
         cross_entropy += tl.where(own >= 0, weight * (lse - own_x), 0.0)
         counted = tl.where(own >= 0, weight, 0.0)[None, :]
         in_py += tl.where(mine, counted * p, 0.0)
-        in_pp += counted * p * p
+        in_pp += tl.where((own >= 0)[None, :], counted * p * p, 0.0)  # p may be NaN where it does not count
         in_y += tl.where(mine, counted, 0.0)
     width = 3 * C + 1
     partial_pointer += slot * width
@@ -136,7 +136,7 @@ def forward_kernel(
     tl.store(partial_pointer + 1 + 2 * C + offset_c, tl.sum(in_y, 1), mask_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "blocks"])
 def backward_kernel(
     grad_cross_entropy_pointer,
     grad_overlap_pointer,

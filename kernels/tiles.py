@@ -1,10 +1,13 @@
 """Sizes of tiles for every kernel, from the committed tables in tiles/: no search when a kernel is called.
 
 A table that was timed has the name of its device, nvidia-h100-80gb-hbm3.json; one that was not, the name of a kind of
-devices, sm_90.json. It says how it came about (`tuned`, `origin`) and holds entries: per kernel, in order, the upper bounds
-within which an entry holds (`bits` of the input's dtype, D, M, C; no bound: any size) and the settings. The first entry
-that holds is taken. BLOCK_M and BLOCK_D are upper bounds: a smaller axis gets a smaller tile. A device takes the nearest
-table that fits into its shared memory, with `programs` in proportion to its multiprocessors.
+devices, sm_90.json. It says how it came about (`tuned`, `origin`) and holds entries: per kernel, in order, the upper
+bounds within which an entry holds (`bits` of the input's dtype, D, M, C; no bound: any size) and the settings. The
+first entry that holds is taken. A device takes the nearest table that fits into its shared memory, with `programs` in
+proportion to its multiprocessors.
+
+BLOCK_M and BLOCK_D are upper bounds: a smaller axis gets a smaller tile. `resident` is the largest number of parts of D
+in which prototypes that are one tile are loaded once, before the loop over pixels, and stay in shared memory.
 """
 
 import contextlib
@@ -19,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 FOLDER = Path(__file__).parent / "tiles"
+SMALLEST, LARGEST = 16, 512  # tiles of prototypes and of channels
 BOUNDS = ("bits", "D", "M", "C")
 Setting = dict[str, int]
 Entry = dict[str, Any]  # {"kernel": name, one of BOUNDS: int, …, "setting": Setting}
@@ -40,6 +45,19 @@ class Table(NamedTuple):
     entries: tuple[Entry, ...]
 
 
+class Plan(NamedTuple):
+    """How a kernel goes over pixels, prototypes and channels."""
+
+    rows: int  # M = C·K, or C·k_pad
+    m_parts: int  # tiles of prototypes
+    d_parts: int  # tiles of channels
+    block_n: int
+    block_m: int
+    block_d: int
+    programs: int
+    constants: dict[str, int]  # of the launch
+
+
 # Set by `as_device` and `using`.
 _device: Device | None = None
 _settings: dict[str, Setting] = {}
@@ -49,6 +67,30 @@ _settings: dict[str, Setting] = {}
 def lookup(kernel: str, device: torch.device, *, bits: int, D: int = 0, M: int = 0, C: int = 0) -> Setting:
     """The setting of `kernel` for inputs of `bits` a number and these sizes, on `device` or the nearest known to it."""
     return _settings.get(kernel) or _lookup(kernel, _device or describe(device), bits, D, M, C)
+
+
+def plan(kernel: str, embedding: Tensor, prototypes: Tensor, k_pad: int | None = None) -> Plan:
+    """The tiles of `kernel` for embedding (N, D) and prototypes (C, K, D), of which a class takes k_pad rows (None: K).
+
+    BLOCK_M and BLOCK_D of the table are upper bounds.
+    """
+    classes, per_class, width = prototypes.shape
+    count = classes * (per_class if k_pad is None else k_pad)
+    tile = lookup(kernel, embedding.device, bits=embedding.itemsize * 8, D=width, M=classes * per_class)
+    block_m = min(max(SMALLEST, power_of_two(count)), tile["BLOCK_M"])
+    block_d = min(max(SMALLEST, power_of_two(width)), tile["BLOCK_D"])
+    m_parts, d_parts = -(-count // block_m), -(-width // block_d)
+    constants = {"M_PARTS": m_parts, "D_PARTS": d_parts, "BLOCK_N": tile["BLOCK_N"], "BLOCK_M": block_m}
+    one_tile = m_parts == 1 or kernel.endswith(".in_prototypes")  # which has a program for each
+    constants["RESIDENT"] = int(one_tile and d_parts <= tile["resident"])
+    constants |= {"BLOCK_D": block_d, "num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
+    return Plan(count, m_parts, d_parts, tile["BLOCK_N"], block_m, block_d, tile["programs"], constants)
+
+
+def padded(size: int) -> int:
+    """An axis of packed prototypes: a multiple of every BLOCK_M or BLOCK_D that a plan may have for it."""
+    block = min(max(SMALLEST, power_of_two(size)), LARGEST)
+    return -(-size // block) * block
 
 
 @cache
@@ -119,9 +161,8 @@ def describe(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device("NVIDIA H100 80GB HBM3", (9, 0), 132, 232448)
     found = torch.cuda.get_device_properties(device)
-    return Device(
-        found.name, (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
-    )
+    shared_memory = found.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return Device(found.name, (found.major, found.minor), found.multi_processor_count, shared_memory)
 
 
 @contextlib.contextmanager
@@ -159,8 +200,8 @@ def candidates(
     blocks_n = (32, 64) if narrow else (64, 128)
     blocks_m = {min(power_of_two(max(16, M)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
     blocks_d = {min(power_of_two(max(16, D)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
-    axes = itertools.product(blocks_n, sorted(blocks_m), sorted(blocks_d), (4, 8), (2, 3), (1, 2))
-    for block_n, block_m, block_d, warps, stages, share in axes:
+    axes = itertools.product(blocks_n, sorted(blocks_m), sorted(blocks_d), (4, 8), (2, 3), (1, 2), (0, 4))
+    for block_n, block_m, block_d, warps, stages, share, resident in axes:
         yield {
             "BLOCK_N": block_n,
             "BLOCK_M": block_m,
@@ -168,6 +209,7 @@ def candidates(
             "programs": share * multiprocessors,
             "num_warps": warps,
             "num_stages": stages,
+            "resident": resident,
         }
 
 

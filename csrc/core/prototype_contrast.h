@@ -78,13 +78,13 @@ void prototype_contrast(const PrototypeContrastArguments& a, ParallelTasks paral
             T peak[BLOCK], total[BLOCK], log_total[BLOCK], own_logit[BLOCK], missed[BLOCK], w[BLOCK];
             for (int64_t r = 0; r < BLOCK; ++r) {
                 const int32_t own = r < rows ? index_at(a.assignment, begin + r, count) : -1;
-                peak[r] = own_logit[r] = missed[r] = w[r] = 0, total[r] = 1;  // so that lse is 0
-                if (own < 0) continue;
+                peak[r] = own_logit[r] = missed[r] = 0, total[r] = 1;  // so that lse is 0
+                w[r] = own < 0 ? T{0} : weight ? weight[begin + r] : T{1};
+                if (w[r] == 0) continue;  // whatever its embedding holds, NaN too
                 T* row = products.get() + r * stride;
                 missed[r] = 1 - contrast.to_logits(row, block.inverse[r], own);
                 contrast.reduce(row, &peak[r], &total[r]);
                 own_logit[r] = row[own];
-                w[r] = weight ? weight[begin + r] : T{1};
             }
             for (int64_t r = 0; r < BLOCK; r += LANES<T>) store(log_total + r, logarithm(load(total + r)));
             for (int64_t r = 0; r < rows; ++r) {

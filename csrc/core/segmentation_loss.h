@@ -20,6 +20,7 @@ void segmentation_loss(const SegmentationLossArguments& a, ParallelTasks paralle
         for (int64_t index = range.begin; index < range.end; ++index) {
             strip.take(index);
             own.take(a.label, static_cast<const T*>(a.weight), strip.pixel(), strip.count, classes);
+            strip.clear(own.weight);
             for (int64_t i = 0; i < STRIP; i += LANES<T>) {
                 Vec<T> logit = {};
                 for (int64_t c = 0; c < classes; ++c) {
@@ -74,6 +75,7 @@ void segmentation_loss_backward(const SegmentationLossBackwardArguments& a, Para
         for (int64_t index = range.begin; index < range.end; ++index) {
             strip.take(index);
             own.take(a.label, static_cast<const T*>(a.weight), strip.pixel(), strip.count, classes);
+            strip.clear(own.weight);
             strip.exponentials();
             for (int64_t i = 0; i < STRIP; i += LANES<T>) {
                 const Vec<T> by = T{1} / load(strip.total + i), label = load(own.label + i);

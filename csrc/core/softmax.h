@@ -29,6 +29,20 @@ class Strip {
         }
     }
 
+    // Pixels of weight 0 become 0: whatever they hold, NaN too, they count for nothing.
+    void clear(const T* weight) {
+        bool any = false;
+        for (int64_t i = 0; i < STRIP; ++i) any |= weight[i] == T{0};
+        if (!any) return;
+        for (int64_t c = 0; c < logits_.classes; ++c) {
+            for (int64_t i = 0; i < STRIP; i += LANES<T>) {
+                T* value = values.get() + c * STRIP + i;
+                const auto counts = load(weight + i) != T{0};
+                store(value, counts ? load(value) : Vec<T>{});
+            }
+        }
+    }
+
     // peak = the highest logit, and total = Σ exp(logit − peak); the values become these exponentials.
     void exponentials() {
         for (int64_t i = 0; i < STRIP; i += LANES<T>) {

@@ -24,6 +24,7 @@ class Operation:
         kernels: by schema of torch.ops.mpamatch, its fake: shapes and dtypes of its results without values.
         self_check: computes all results for a sample, the gradients among them.
         differentiable: the arguments that get a gradient.
+        directions: names of the Triton kernels that have tile sizes: functions in their file.
     """
 
     name: str
@@ -31,13 +32,12 @@ class Operation:
     kernels: Mapping[str, Callable[..., Any]]
     self_check: Callable[[Sample], list[Tensor]]
     differentiable: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
 
     @property
     def tiled(self) -> tuple[str, ...]:
         """Names of the Triton kernels that have tile sizes in kernels/tiles/."""
-        if "triton" not in self.backends:
-            return ()
-        return (f"{self.name}.forward", *([f"{self.name}.backward"] if self.differentiable else []))
+        return tuple(f"{self.name}.{direction}" for direction in self.directions)
 
 
 @cache

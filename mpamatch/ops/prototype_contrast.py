@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from mpamatch.ops import checks, dispatch
 from mpamatch.ops.operation import Operation, gradients_like
 from mpamatch.ops.selfcheck import Sample
-from mpamatch.ops.unit import unit, without_autocast, working
+from mpamatch.ops.unit import blank, unit, without_autocast, working
 
 
 @without_autocast
@@ -80,11 +80,12 @@ def reference(
     """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
     dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
-    cosine = unit(working(embedding).to(dtype)) @ unit(prototypes.to(dtype)).reshape(-1, width).T  # (N, C·K)
-    w = checks.pixel_weight(weight, cosine, pixels)
+    w = checks.pixel_weight(weight, prototypes.new_empty((), dtype=dtype), pixels)
     chosen = assignment.long()
-    used = (chosen >= 0) & (chosen < classes * per_class)
+    used = (chosen >= 0) & (chosen < classes * per_class) & (w != 0)
     w, chosen = torch.where(used, w, 0.0), torch.where(used, chosen, 0)
+    z, p = unit(blank(working(embedding).to(dtype), used)), unit(prototypes.to(dtype))
+    cosine = z @ p.reshape(-1, width).T  # (N, C·K)
 
     own = cosine.gather(1, chosen[:, None]).squeeze(1)
     logits = cosine / temperature
@@ -98,7 +99,8 @@ def reference(
 
 
 class _Fused(torch.autograd.Function):
-    """The fused kernels. Of the forward pass it keeps one number per pixel, lse; backward recomputes the logits."""
+    """The fused kernels. Of the forward pass it keeps one number per pixel, lse, and what a backend keeps beside it of
+    the prototypes; backward recomputes the logits."""
 
     @staticmethod
     def forward(
@@ -112,8 +114,10 @@ class _Fused(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         forward = dispatch.kernel("prototype_contrast", backend)
-        contrast, alignment, lse = forward(embedding, prototypes, assignment, weight, temperature, same_class_negatives)
-        ctx.save_for_backward(embedding, prototypes, assignment, weight, lse)
+        contrast, alignment, *kept = forward(
+            embedding, prototypes, assignment, weight, temperature, same_class_negatives
+        )
+        ctx.save_for_backward(embedding, prototypes, assignment, weight, *kept)
         ctx.settings = temperature, same_class_negatives
         ctx.backend = backend
         return contrast, alignment
@@ -179,4 +183,5 @@ OPERATION = Operation(
     kernels={"prototype_contrast": _fake, "prototype_contrast_backward": _fake_backward},
     self_check=_self_check,
     differentiable=("embedding", "prototypes"),
+    directions=("forward", "in_embedding", "in_prototypes"),
 )

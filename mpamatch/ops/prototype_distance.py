@@ -53,15 +53,18 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embedding: Tensor, prototypes: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         forward = dispatch.kernel("prototype_distance", backend)
-        distance, nearest = forward(embedding, prototypes)
-        ctx.save_for_backward(embedding, prototypes, distance, nearest)
+        ctx.set_materialize_grads(False)  # else `nearest` would get a gradient of zeros, to be thrown away
+        distance, nearest, *kept = forward(embedding, prototypes)
+        ctx.save_for_backward(embedding, prototypes, distance, nearest, *kept)
         ctx.mark_non_differentiable(nearest)
         ctx.backend = backend
         return distance, nearest
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_distance: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_distance: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_distance is None:
+            return None, None, None
         backward = dispatch.kernel("prototype_distance_backward", ctx.backend)
         need_embedding, need_prototypes, _ = ctx.needs_input_grad
         gradients = backward(grad_distance.contiguous(), *ctx.saved_tensors, need_embedding, need_prototypes)
@@ -98,4 +101,5 @@ OPERATION = Operation(
     kernels={"prototype_distance": _fake, "prototype_distance_backward": _fake_backward},
     self_check=_self_check,
     differentiable=("embedding", "prototypes"),
+    directions=("forward", "in_embedding", "in_prototypes"),
 )

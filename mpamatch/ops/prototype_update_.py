@@ -7,7 +7,7 @@ from torch import Tensor
 from mpamatch.ops import checks, dispatch
 from mpamatch.ops.operation import Operation, working_dtype
 from mpamatch.ops.selfcheck import Sample
-from mpamatch.ops.unit import ZERO_NORM, sum_over_ranks, unit, without_autocast, working
+from mpamatch.ops.unit import ZERO_NORM, blank, sum_over_ranks, unit, without_autocast, working
 
 
 @without_autocast
@@ -71,10 +71,10 @@ def reference(
 ) -> None:
     """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
-    z = unit(working(embedding).to(prototypes.dtype))
-    w = checks.pixel_weight(weight, z, pixels)
+    w = checks.pixel_weight(weight, prototypes, pixels)
     chosen = assignment.long()
-    used = (chosen >= 0) & (chosen < classes * per_class)
+    used = (chosen >= 0) & (chosen < classes * per_class) & (w != 0)
+    z = unit(blank(working(embedding).to(prototypes.dtype), used))
     member = chosen[:, None] == torch.arange(classes * per_class, device=chosen.device)
     share = torch.where(member & used[:, None], w[:, None], 0.0)  # (N, C·K)
     total = sum_over_ranks(share.T @ z, process_group).reshape(classes, per_class, width)

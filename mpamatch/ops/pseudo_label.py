@@ -59,5 +59,9 @@ def _self_check(sample: Sample) -> list[Tensor]:
 
 
 OPERATION = Operation(
-    name="pseudo_label", backends=("cpp", "triton"), kernels={"pseudo_label": _fake}, self_check=_self_check
+    name="pseudo_label",
+    backends=("cpp", "triton"),
+    kernels={"pseudo_label": _fake},
+    self_check=_self_check,
+    directions=("forward",),
 )

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from mpamatch.ops import checks, dispatch
 from mpamatch.ops.operation import Operation, working_dtype
 from mpamatch.ops.selfcheck import Sample
-from mpamatch.ops.unit import without_autocast, working
+from mpamatch.ops.unit import blank, without_autocast, working
 
 
 @without_autocast
@@ -57,11 +57,11 @@ def segmentation_loss(
 def reference(logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Computes the operation in eager PyTorch, its specification; `weight` in the working dtype."""
     batch, classes, height, width = logits.shape
-    log_p = working(logits).log_softmax(1)
-    w = checks.pixel_weight(weight, log_p, batch, height, width)
-    label = label.long()
-    used = (label >= 0) & (label < classes)
+    x, label = working(logits), label.long()
+    w = checks.pixel_weight(weight, x, batch, height, width)
+    used = (label >= 0) & (label < classes) & (w != 0)
     w, own = torch.where(used, w, 0.0), torch.where(used, label, 0)
+    log_p = blank(x, used, 1).log_softmax(1)
 
     cross_entropy = -(w * log_p.gather(1, own[:, None]).squeeze(1)).sum()
     p = log_p.exp()
@@ -115,4 +115,5 @@ OPERATION = Operation(
     kernels={"segmentation_loss": _fake, "segmentation_loss_backward": _fake_backward},
     self_check=_self_check,
     differentiable=("logits",),
+    directions=("forward", "backward"),
 )

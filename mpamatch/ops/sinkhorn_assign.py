@@ -9,7 +9,7 @@ from torch import Tensor
 from mpamatch.ops import checks, dispatch
 from mpamatch.ops.operation import Operation
 from mpamatch.ops.selfcheck import Sample
-from mpamatch.ops.unit import maximum_over_ranks, sum_over_ranks, unit, without_autocast, working
+from mpamatch.ops.unit import blank, maximum_over_ranks, sum_over_ranks, unit, without_autocast, working
 
 SAFE_EPSILON = 0.025  # from here on exp(cos/ε − 1/ε) is a normal float32: no maximum has to be reduced
 
@@ -80,9 +80,8 @@ def reference(
     used = (label >= 0) & (label < classes)
     own = torch.where(used, label, 0)
     member = torch.nn.functional.one_hot(own, classes).bool() & used[:, None]  # (N, C)
-    score = (
-        unit(working(embedding)) @ unit(working(prototypes).to(working(embedding).dtype)).reshape(-1, width).T
-    ) / epsilon
+    z, p = unit(blank(working(embedding), used)), unit(working(prototypes).to(working(embedding).dtype))
+    score = z @ p.reshape(-1, width).T / epsilon
     score = score.reshape(pixels, classes, per_class)[torch.arange(pixels, device=label.device), own]  # (N, K)
 
     log_u = score.new_zeros(classes, per_class)

@@ -47,6 +47,14 @@ def unit(x: Tensor) -> Tensor:  # (…, D) -> (…, D)
     return torch.where(alive, x * torch.rsqrt(torch.where(alive, squared, 1.0)), 0.0)
 
 
+def blank(x: Tensor, counts: Tensor, axis: int = -1) -> Tensor:
+    """Sets the pixels of x that do not count to 0: NaN times a weight of 0 would be NaN, as would its gradient.
+
+    `counts` is bool, in the shape of x without `axis`.
+    """
+    return torch.where(counts.unsqueeze(axis), x, 0.0)
+
+
 def sum_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
     """Sums `x` over the ranks of `process_group` (None: this process alone), without gradient."""
     if process_group is None:

@@ -19,6 +19,7 @@ DTYPES = {16: torch.bfloat16, 32: torch.float32}
 KERNELS = Path(tiles.__file__).parent
 OPERATIONS = {entry["kernel"].partition(".")[0] for table in tiles.tables().values() for entry in table.entries}
 PACKAGES = ["triton", "torch"]
+TENSOR_CORES = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA"}  # the instruction, by the first number of the compute capability
 compiles_kernels = pytest.mark.native(sources=[KERNELS], packages=PACKAGES)
 
 
@@ -44,19 +45,26 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def call(kernel: str, dtype: torch.dtype, D: int, M: int, C: int) -> Callable[[], object]:
     """A call of the operation's direction with all it can be asked for."""
     per_class = 10 if M % 10 == 0 else 8
-    embedding, prototypes = empty(PIXELS, D, dtype=dtype), empty(M // per_class, per_class, D)
-    of_class, nearest = empty(PIXELS, M // per_class), empty(PIXELS, M // per_class, dtype=torch.int32)
+    classes = M // per_class
+    embedding, prototypes = empty(PIXELS, D, dtype=dtype), empty(classes, per_class, D)
+    of_class, nearest = empty(PIXELS, classes), empty(PIXELS, classes, dtype=torch.int32)
     assignment, weight = empty(PIXELS, dtype=torch.int32), empty(PIXELS)
     logits, label, of_map = empty(8, C, 128, 64, dtype=dtype), empty(8, 128, 64, dtype=torch.uint8), empty(8, 128, 64)
+    planes = 1 if dtype == torch.float32 else 2
+    packed = empty(planes, tiles.padded(M), tiles.padded(D), dtype=dtype)
+    in_classes = empty(
+        planes, tiles.padded(classes * prototype_distance.padded_class(per_class)), tiles.padded(D), dtype=dtype
+    )
     contrast = (embedding, prototypes, assignment, weight)
-    distance = (of_class, embedding, prototypes, of_class, nearest)
+    kept = (empty(), empty(), *contrast, weight, weight, packed, 0.1, False)
+    distance = (of_class, embedding, prototypes, of_class, nearest, weight, in_classes)
     return {
         "prototype_distance.forward": lambda: prototype_distance.forward(embedding, prototypes),
-        "prototype_distance.backward": lambda: prototype_distance.backward(*distance, True, True),
+        "prototype_distance.in_embedding": lambda: prototype_distance.in_embedding(*distance),
+        "prototype_distance.in_prototypes": lambda: prototype_distance.in_prototypes(*distance),
         "prototype_contrast.forward": lambda: prototype_contrast.forward(*contrast, 0.1, False),
-        "prototype_contrast.backward": lambda: prototype_contrast.backward(
-            empty(), empty(), *contrast, weight, 0.1, False, True, True
-        ),
+        "prototype_contrast.in_embedding": lambda: prototype_contrast.in_embedding(*kept),
+        "prototype_contrast.in_prototypes": lambda: prototype_contrast.in_prototypes(*kept),
         "segmentation_loss.forward": lambda: segmentation_loss.forward(logits, label, of_map),
         "segmentation_loss.backward": lambda: segmentation_loss.backward(empty(), empty(3, C), logits, label, of_map),
         "pseudo_label.forward": lambda: pseudo_label.forward(logits),
@@ -91,14 +99,13 @@ def test_cost(table: tiles.Table, entry: tiles.Entry, dtype: torch.dtype, sizes:
         assert 0 < cost.registers <= 255, cost
         assert not cost.instructions["ATOM"] + cost.instructions["ATOMG"] + cost.instructions["RED"], cost
     if entry["kernel"].startswith("prototype") and dtype == torch.bfloat16:
-        tensor_cores = "HGMMA" if table.device.capability >= (9, 0) else "HMMA"
-        main = [cost for cost in costs if cost.kernel in ("forward_kernel", "backward_kernel")]
+        main = [cost for cost in costs if cost.kernel == f"{entry['kernel'].partition('.')[2]}_kernel"]
         assert main
-        assert all(cost.instructions[tensor_cores] for cost in main)
+        assert all(cost.instructions[TENSOR_CORES[table.device.capability[0]]] for cost in main)
 
 
 @compiles_kernels
-@pytest.mark.parametrize("kernel", ["prototype_distance.backward", "prototype_contrast.backward"])
+@pytest.mark.parametrize("kernel", ["prototype_distance.in_prototypes", "prototype_contrast.in_prototypes"])
 def test_float16(kernel: str) -> None:
     """As bfloat16 but for the scaling in `add_to_prototypes`: at the commonest size, on each kind of device."""
     for table in {table.device.capability: table for table in tiles.tables().values()}.values():

@@ -16,7 +16,7 @@ from tests.ops import cases
 
 PIXELS = cases.pixels(100, 64, dtype=torch.bfloat16)
 MAPS = cases.maps()
-SCALAR, OF_CLASS, OF_PIXEL = torch.ones(()), torch.ones(100, 3), torch.ones(100)
+SCALAR, OF_CLASS, OF_PIXEL, PACKED = torch.ones(()), torch.ones(100, 3), torch.ones(100), torch.ones(2, 16, 64)
 CONTRAST = (PIXELS.embedding, PIXELS.prototypes, PIXELS.assignment, PIXELS.weight)
 
 
@@ -37,9 +37,17 @@ def a_device_in_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("function", "arguments", "launches"),
     [
         (prototype_distance.forward, CONTRAST[:2], 2),
-        (prototype_distance.backward, (OF_CLASS, *CONTRAST[:2], OF_CLASS, OF_CLASS.int(), True, True), 3),
+        (
+            prototype_distance.backward,
+            (OF_CLASS, *CONTRAST[:2], OF_CLASS, OF_CLASS.int(), OF_PIXEL, PACKED, True, True),
+            3,
+        ),
         (prototype_contrast.forward, (*CONTRAST, 0.1, True), 3),
-        (prototype_contrast.backward, (SCALAR, SCALAR, *CONTRAST, OF_PIXEL, 0.1, True, True, True), 3),
+        (
+            prototype_contrast.backward,
+            (SCALAR, SCALAR, *CONTRAST, OF_PIXEL, OF_PIXEL, PACKED, 0.1, True, True, True),
+            3,
+        ),
         (segmentation_loss.forward, tuple(MAPS), 2),
         (segmentation_loss.backward, (SCALAR, SCALAR.expand(3, 3).contiguous(), *MAPS), 1),
         (pseudo_label.forward, (MAPS.logits,), 1),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.ops.cases import DTYPES, TOLERANCE, array, assert_near
+from tests.ops.cases import DTYPES, IGNORE, TOLERANCE, array, assert_near
 from tests.ops.form import Form, assert_same_index, forward_backward, ramp
 from tests.ops.forms import FORMS
 from tests.tools.nosync import assert_no_sync
@@ -77,6 +77,31 @@ def test_the_layout_in_memory_does_not_matter(form: Form, layout) -> None:
     views = {name: layout(value) for name, value in inputs.items()}
     assert any(not view.is_contiguous() for view in views.values())
     _assert_close(forward_backward(form, views), forward_backward(form, inputs))
+
+
+def _uncounted(form: Form, inputs: dict[str, Tensor]) -> Tensor:
+    """The pixels whose weight is 0 or that are ignored, in the shape of the label."""
+    of_pixel = {name: inputs[name] for name in ("label", "assignment", "weight") if name in inputs}
+    found = {"label": lambda x: x == IGNORE, "assignment": lambda x: x < 0, "weight": lambda x: x == 0}
+    return torch.stack([found[name](value) for name, value in of_pixel.items()]).any(0)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.of_numbers and len(form.arguments) > 2], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("what", [float("nan"), float("inf"), -float("inf")])
+def test_a_pixel_that_does_not_count_may_hold_anything(form: Form, dtype: torch.dtype, what: float) -> None:
+    """Its weight is 0 or it is ignored: whatever its row holds, the results are the same to the bit."""
+    inputs = form.inputs(seed=11, dtype=dtype)
+    uncounted = _uncounted(form, inputs)
+    assert 0 < uncounted.sum() < uncounted.numel()
+    spoilt = inputs[form.main].clone()
+    (spoilt.movedim(1, -1) if form.of_maps else spoilt)[uncounted] = what
+    ours = forward_backward(form, inputs | {form.main: spoilt})
+    _assert_same_bits(ours, forward_backward(form, inputs))
+    assert all(bool(value.isfinite().all()) for value in ours.values())
+    if form.main in ours:
+        gradient = ours[form.main].movedim(1, -1) if form.of_maps else ours[form.main]
+        assert not gradient[uncounted].any()
 
 
 @every_form

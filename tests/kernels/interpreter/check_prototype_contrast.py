@@ -11,7 +11,7 @@ from tests.kernels.interpreter.compare import HALVES, assert_as_good, assert_it_
 from tests.ops import cases, truth
 from tests.ops.strategies import INTERPRETED_PIXELS
 
-FORWARD = {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_D": 16, "programs": 2, "num_warps": 4, "num_stages": 2}
+FORWARD = {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_D": 16, "programs": 2, "num_warps": 4, "num_stages": 2, "resident": 2}
 BACKWARD = FORWARD | {"BLOCK_N": 16, "programs": 8}  # two slots for 2 tiles of D and 2 of prototypes
 AROUND = {"n": 70, "d": 20, "c": 2, "k": 10}  # 3 or 5 blocks of pixels, 2 tiles of D and 2 of prototypes
 GRAD = (0.7, -0.3)
@@ -46,10 +46,10 @@ def run(
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, ...]:
     inputs = (case.embedding, case.prototypes, case.assignment, weight)
-    contrast, alignment, lse = prototype_contrast.forward(*inputs, TEMPERATURE, same)
-    assert lse.isfinite().all()
+    contrast, alignment, *kept = prototype_contrast.forward(*inputs, TEMPERATURE, same)
+    assert all(value.isfinite().all() for value in kept)
     given = [torch.tensor(number) for number in grad]
-    return contrast, alignment, *prototype_contrast.backward(*given, *inputs, lse, TEMPERATURE, same, *needs)
+    return contrast, alignment, *prototype_contrast.backward(*given, *inputs, *kept, TEMPERATURE, same, *needs)
 
 
 def check(case: cases.Pixels, weighted: bool = True, same: bool = True, grad: tuple[float, float] = GRAD) -> None:
@@ -86,9 +86,10 @@ def test_tiles_that_go_around_every_loop(same: bool, dtype: torch.dtype) -> None
     case = cases.pixels(**AROUND, dtype=dtype)
     with (
         tiles.using("prototype_contrast.forward", FORWARD),
-        tiles.using("prototype_contrast.backward", BACKWARD),
+        tiles.using("prototype_contrast.in_embedding", BACKWARD),
+        tiles.using("prototype_contrast.in_prototypes", BACKWARD),
     ):
-        assert_it_goes_around("prototype_contrast.backward", case)
+        assert_it_goes_around("prototype_contrast", case)
         check(case, same=same)
 
 
@@ -119,6 +120,34 @@ def test_rows_with_a_stride_and_nan_between_them() -> None:
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("what", [float("nan"), float("inf")])
+def test_a_pixel_that_does_not_count_may_hold_anything(what: float, dtype: torch.dtype) -> None:
+    case = cases.pixels(40, 20, 2, 10, dtype=dtype)
+    spoilt = case.embedding.clone()
+    uncounted = (case.assignment < 0) | (case.weight == 0)
+    spoilt[uncounted] = what
+    ours, clean = run(case._replace(embedding=spoilt), case.weight, False), run(case, case.weight, False)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, clean, strict=True))
+    assert not ours[2][uncounted].any()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_prototypes_that_stay_in_shared_memory_part_by_part(same: bool) -> None:
+    """One tile of prototypes, several parts of channels, each loaded once before the loop; or loaded where used."""
+    case = cases.pixels(70, 40, 2, 4, dtype=torch.bfloat16)
+    results = []
+    for resident in (4, 0):
+        with (
+            tiles.using("prototype_contrast.forward", FORWARD | {"resident": resident}),
+            tiles.using("prototype_contrast.in_embedding", FORWARD | {"resident": resident}),
+            tiles.using("prototype_contrast.in_prototypes", BACKWARD | {"resident": resident}),
+        ):
+            check(case, same=same)
+            results.append(run(case, case.weight, same))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("case", [cases.pixels(0), cases.pixels(30, ignored=1.0)], ids=["no pixel", "all ignored"])
 def test_nothing_to_do(case: cases.Pixels) -> None:
     contrast, alignment, in_embedding, in_prototypes = run(case, None, False)
@@ -144,7 +173,10 @@ def test_zero_vectors(tiny: float) -> None:
 def test_needs_and_repeats() -> None:
     """The same bits again, and each gradient alone has the bits it has beside the other."""
     case = cases.pixels(40, 20, 2, 10)
-    with tiles.using("prototype_contrast.backward", BACKWARD):
+    with (
+        tiles.using("prototype_contrast.in_embedding", BACKWARD),
+        tiles.using("prototype_contrast.in_prototypes", BACKWARD),
+    ):
         both, again = run(case, None, True), run(case, None, True)
         first = run(case, None, True, needs=(True, False))
         second = run(case, None, True, needs=(False, True))

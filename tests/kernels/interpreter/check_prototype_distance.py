@@ -11,7 +11,7 @@ from tests.kernels.interpreter.compare import DTYPES, TOLERANCE, assert_as_good,
 from tests.ops import cases, truth
 from tests.ops.strategies import INTERPRETED_PIXELS
 
-FORWARD = {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_D": 16, "programs": 2, "num_warps": 4, "num_stages": 2}
+FORWARD = {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_D": 16, "programs": 2, "num_warps": 4, "num_stages": 2, "resident": 2}
 BACKWARD = FORWARD | {"BLOCK_N": 16, "BLOCK_M": 32, "programs": 8}  # two slots for 2 tiles of D and 2 of prototypes
 AROUND = {"n": 70, "d": 20, "c": 2, "k": 20}  # 3 or 5 blocks of pixels, 2 tiles of D, and 2 in each of 2 classes
 
@@ -36,10 +36,10 @@ def gradients_through(case: cases.Pixels, nearest: Tensor, grad: Tensor) -> tupl
 
 def check(case: cases.Pixels) -> None:
     dtype = case.embedding.dtype
-    distance, nearest = prototype_distance.forward(case.embedding, case.prototypes)
+    distance, nearest, *kept = prototype_distance.forward(case.embedding, case.prototypes)
     grad = torch.randn(distance.shape, generator=torch.Generator().manual_seed(1))
     in_embedding, in_prototypes = prototype_distance.backward(
-        grad, case.embedding, case.prototypes, distance, nearest, True, True
+        grad, case.embedding, case.prototypes, distance, nearest, *kept, True, True
     )
     plain = eager(case, grad)
     true_distance, true_nearest = truth.prototype_distance(cases.array(case.embedding), cases.array(case.prototypes))
@@ -77,9 +77,10 @@ def test_tiles_that_go_around_every_loop(dtype: torch.dtype) -> None:
     case = cases.pixels(**AROUND, dtype=dtype)
     with (
         tiles.using("prototype_distance.forward", FORWARD),
-        tiles.using("prototype_distance.backward", BACKWARD),
+        tiles.using("prototype_distance.in_embedding", BACKWARD),
+        tiles.using("prototype_distance.in_prototypes", BACKWARD),
     ):
-        assert_it_goes_around("prototype_distance.backward", case)
+        assert_it_goes_around("prototype_distance", case)
         check(case)
 
 
@@ -92,10 +93,11 @@ def test_fuzz(case: cases.Pixels) -> None:
 def test_rows_with_a_stride_and_nan_between_them() -> None:
     case = cases.pixels(40, 17)
     wide = padded(case.embedding)
-    distance, nearest = prototype_distance.forward(case.embedding, case.prototypes)
-    for mine, theirs in zip(prototype_distance.forward(wide, case.prototypes), (distance, nearest), strict=True):
+    distance, nearest, *kept = prototype_distance.forward(case.embedding, case.prototypes)
+    again = prototype_distance.forward(wide, case.prototypes)
+    for mine, theirs in zip(again, (distance, nearest, *kept), strict=True):
         assert torch.equal(mine, theirs)
-    saved = (case.prototypes, distance, nearest, True, True)
+    saved = (case.prototypes, distance, nearest, *kept, True, True)
     plain = prototype_distance.backward(distance, case.embedding, *saved)
     for mine, theirs in zip(prototype_distance.backward(distance, wide, *saved), plain, strict=True):
         assert torch.equal(mine, theirs)
@@ -103,9 +105,11 @@ def test_rows_with_a_stride_and_nan_between_them() -> None:
 
 def test_no_pixel() -> None:
     case = cases.pixels(0)
-    distance, nearest = prototype_distance.forward(case.embedding, case.prototypes)
+    distance, nearest, *kept = prototype_distance.forward(case.embedding, case.prototypes)
     assert distance.shape == nearest.shape == (0, 3)
-    gradients = prototype_distance.backward(distance, case.embedding, case.prototypes, distance, nearest, True, True)
+    gradients = prototype_distance.backward(
+        distance, case.embedding, case.prototypes, distance, nearest, *kept, True, True
+    )
     assert gradients[0].shape == (0, 17)
     assert torch.equal(gradients[1], torch.zeros_like(case.prototypes))
 
@@ -115,13 +119,13 @@ def test_zero_vectors(tiny: float) -> None:
     case = cases.pixels(40, 17)
     case.embedding[5] = tiny / 17**0.5
     case.prototypes[1] = 0
-    distance, nearest = prototype_distance.forward(case.embedding, case.prototypes)
+    distance, nearest, *kept = prototype_distance.forward(case.embedding, case.prototypes)
     assert torch.equal(distance[5], torch.ones(3))
     assert torch.equal(distance[:, 1], torch.ones(40))
     assert not nearest[5].any()
     assert not nearest[:, 1].any()
     in_embedding, in_prototypes = prototype_distance.backward(
-        torch.ones_like(distance), case.embedding, case.prototypes, distance, nearest, True, True
+        torch.ones_like(distance), case.embedding, case.prototypes, distance, nearest, *kept, True, True
     )
     assert in_embedding.isfinite().all()
     assert in_prototypes.isfinite().all()
@@ -132,11 +136,14 @@ def test_zero_vectors(tiny: float) -> None:
 def test_needs_and_repeats() -> None:
     """The same bits again, and each gradient alone has the bits it has beside the other."""
     case = cases.pixels(40, 20, 2, 10)
-    with tiles.using("prototype_distance.backward", BACKWARD | {"BLOCK_M": 16}):
-        distance, nearest = prototype_distance.forward(case.embedding, case.prototypes)
+    small = BACKWARD | {"BLOCK_M": 16}
+    with tiles.using("prototype_distance.in_embedding", small), tiles.using("prototype_distance.in_prototypes", small):
+        distance, nearest, *kept = prototype_distance.forward(case.embedding, case.prototypes)
 
         def run(*needs: bool) -> tuple[Tensor, Tensor]:
-            return prototype_distance.backward(distance, case.embedding, case.prototypes, distance, nearest, *needs)
+            return prototype_distance.backward(
+                distance, case.embedding, case.prototypes, distance, nearest, *kept, *needs
+            )
 
         both, again = run(True, True), run(True, True)
         first, none = run(True, False)
@@ -153,9 +160,9 @@ def test_needs_and_repeats() -> None:
 def test_float16_keeps_small_and_large_gradients(scale: float) -> None:
     """Unscaled, entries of 1e-7 would be lost in float16, whose smallest number is 6e-8."""
     case = cases.pixels(40, 37, dtype=torch.float16)
-    distance, nearest = prototype_distance.forward(case.embedding, case.prototypes)
+    distance, nearest, *kept = prototype_distance.forward(case.embedding, case.prototypes)
     grad = scale * torch.randn(distance.shape, generator=torch.Generator().manual_seed(1))
     grad[::2] *= 0.1
-    _, ours = prototype_distance.backward(grad, case.embedding, case.prototypes, distance, nearest, False, True)
+    _, ours = prototype_distance.backward(grad, case.embedding, case.prototypes, distance, nearest, *kept, False, True)
     expected = gradients_through(case, nearest, grad)[1]
     assert np.abs(ours.numpy() - expected).max() <= 1e-3 * np.abs(expected).max()

@@ -62,6 +62,15 @@ def test_truth(c: int, dtype: torch.dtype) -> None:
     check(cases.maps(2, c, 5, 9, dtype=dtype))
 
 
+@pytest.mark.parametrize("what", [float("nan"), float("inf")])
+def test_a_pixel_that_does_not_count_may_hold_anything(what: float) -> None:
+    case = cases.maps(2, 5, 5, 7)
+    spoilt = case.logits.clone()
+    spoilt.movedim(1, -1)[(case.label == cases.IGNORE) | (case.weight == 0)] = what
+    ours, clean = run(case._replace(logits=spoilt), case.weight, grads(5)), run(case, case.weight, grads(5))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, clean, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tiles_that_go_around_every_loop(dtype: torch.dtype) -> None:
     with tiles.using("segmentation_loss.forward", SMALL), tiles.using("segmentation_loss.backward", SMALL):

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpamatch.kernels.common import parts, plan_backward
+from mpamatch.kernels import tiles
+from mpamatch.kernels.common import parts
 from tests.ops.cases import Pixels, array
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -36,11 +37,11 @@ def padded(x: Tensor) -> Tensor:
     return table[:, : x.shape[1]]
 
 
-def assert_it_goes_around(kernel: str, case: Pixels) -> None:
-    """With the tiles in use, each backward launch goes around its loops over pixels, prototypes and channels."""
-    plan = plan_backward(kernel, case.embedding, case.prototypes, True, True)
-    assert len(plan.launches) == 2
-    for grid, constants in plan.launches:
-        assert parts(len(case.embedding), constants["BLOCK_N"]) > grid[2] > 1
-        assert max(constants["M_PARTS"], grid[1]) > 1
-        assert constants["D_PARTS"] > 1
+def assert_it_goes_around(operation: str, case: Pixels) -> None:
+    """With the tiles in use, the backward kernels go around their loops over pixels, prototypes and channels."""
+    for direction in ("in_embedding", "in_prototypes"):
+        plan = tiles.plan(f"{operation}.{direction}", case.embedding, case.prototypes)
+        blocks = parts(len(case.embedding), plan.block_n)
+        assert blocks > plan.programs // (plan.d_parts * plan.m_parts) > 1
+        assert plan.m_parts > 1
+        assert plan.d_parts > 1
