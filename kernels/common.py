@@ -25,24 +25,28 @@ def multiply(a, b, total):
 
 
 @triton.jit
-def load_rows(x_pointer, start_n, first_d, used, D, stride_x, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The tile (BLOCK_N, BLOCK_D) of x (N, D); 0 in rows that are not used, and outside, whatever lies there."""
+def load_rows(
+    x_pointer,
+    start_n,
+    first_d,
+    used,
+    D,
+    stride_x,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    LAST_USE: tl.constexpr = False,
+):
+    """The tile (BLOCK_N, BLOCK_D) of x (N, D); 0 in rows that are not used, and outside, whatever lies there.
+
+    A tile that is read again, from the cache, is LAST_USE: for the compiler another load than the first, whose tile it
+    else would keep in registers all along, and spill.
+    """
     offset_n = tl.arange(0, BLOCK_N)
     offset_d = first_d + tl.arange(0, BLOCK_D)
     mask = used[:, None] & (offset_d < D)[None, :]
     tile = offset_n[:, None] * stride_x + offset_d[None, :]  # 32 bits: half the registers
-    return tl.load(x_pointer + start_n * stride_x + tile, mask, other=0.0)
-
-
-@triton.jit
-def load_rows_again(x_pointer, start_n, first_d, used, D, stride_x, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The same tile from the cache, for the last time. It is another load to the compiler, which else would keep the
-    first one's tile in registers all along and spill."""
-    offset_n = tl.arange(0, BLOCK_N)
-    offset_d = first_d + tl.arange(0, BLOCK_D)
-    mask = used[:, None] & (offset_d < D)[None, :]
-    tile = offset_n[:, None] * stride_x + offset_d[None, :]
-    return tl.load(x_pointer + start_n * stride_x + tile, mask, other=0.0, eviction_policy="evict_first")
+    policy: tl.constexpr = "evict_first" if LAST_USE else ""
+    return tl.load(x_pointer + start_n * stride_x + tile, mask, other=0.0, eviction_policy=policy)
 
 
 @triton.jit

@@ -13,7 +13,6 @@ from .common import (
     inverse_length,
     load_resident,
     load_rows,
-    load_rows_again,
     no_gradients,
     pack,
     parts,
@@ -69,6 +68,8 @@ def forward(
         HAS_WEIGHT=weight is not None,
         SAME_CLASS_NEGATIVES=same_class_negatives,
         PLANES=packed.shape[0],
+        RESIDENT=plan.resident,
+        M_PARTS=plan.m_parts,
         **plan.constants,
     )
     contrast = torch.empty((), dtype=torch.float32, device=embedding.device)
@@ -136,6 +137,8 @@ def in_embedding(
         HAS_WEIGHT=weight is not None,
         SAME_CLASS_NEGATIVES=same_class_negatives,
         PLANES=packed.shape[0],
+        RESIDENT=plan.resident,
+        M_PARTS=plan.m_parts,
         **plan.constants,
     )
     return grad_embedding
@@ -174,6 +177,7 @@ def in_prototypes(
         HAS_WEIGHT=weight is not None,
         SAME_CLASS_NEGATIVES=same_class_negatives,
         PLANES=packed.shape[0],
+        RESIDENT=plan.resident,
         **plan.constants,
     )
     return gradient_in_prototypes(partial, prototypes)
@@ -210,7 +214,7 @@ def load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT: t
 def competitors(own, offset_m, M, K, SAME_CLASS_NEGATIVES: tl.constexpr):
     """The prototypes in a pixel's denominator, of pixels and prototypes along different axes. One that does not count
     has all, to stay finite."""
-    compete = (offset_m < M) & (own > -2)
+    compete = offset_m < M
     if not SAME_CLASS_NEGATIVES:
         place = offset_m - own // K * K  # in [0, K): of the pixel's own class
         compete = compete & ((place < 0) | (place >= K) | (offset_m == own) | (own < 0))
@@ -398,7 +402,7 @@ def in_embedding_kernel(
                     resident, packed_pointer, tl.arange(0, BLOCK_M), d_part, M_PAD, D_PAD, False, PLANES, BLOCK_D
                 )
                 pulled = along_prototypes(grad, high, low, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), PLANES)
-                x = load_rows_again(embedding_pointer, start_n, first_d, used, D, stride_embedding, BLOCK_N, BLOCK_D)
+                x = load_rows(embedding_pointer, start_n, first_d, used, D, stride_embedding, BLOCK_N, BLOCK_D, True)
                 gradient = upright(x, pulled, along, weight * scale, inverse)
                 store_rows(grad_embedding_pointer, gradient, start_n, first_d, N, D, BLOCK_N, BLOCK_D)
 
@@ -426,7 +430,6 @@ def in_prototypes_kernel(
     SAME_CLASS_NEGATIVES: tl.constexpr,
     RESIDENT: tl.constexpr,
     PLANES: tl.constexpr,
-    M_PARTS: tl.constexpr,
     D_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,

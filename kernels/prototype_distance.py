@@ -13,7 +13,6 @@ from .common import (
     inverse_length,
     load_resident,
     load_rows,
-    load_rows_again,
     no_gradients,
     pack,
     parts,
@@ -48,8 +47,6 @@ def forward(
     # A tile holds whole classes, or part of one: 60 of its 64 rows if a class has 10.
     block_k = min(k_pad, plan.block_m)
     held = plan.block_m // block_k
-    constants = plan.constants | {"RESIDENT": int(plan.constants["RESIDENT"] and held >= classes)}
-    del constants["M_PARTS"]
     forward_kernel[(min(plan.programs, parts(pixels, plan.block_n)),)](
         embedding,
         packed,
@@ -70,7 +67,8 @@ def forward(
         WIDE=tiles.power_of_two(held),
         C_PARTS=parts(classes, held),
         K_PARTS=parts(k_pad, block_k),
-        **constants,
+        RESIDENT=plan.resident and held >= classes,
+        **plan.constants,
     )
     return distance, nearest, inverse, packed
 
@@ -129,12 +127,12 @@ def in_embedding(
         pixels,
         width,
         classes,
-        per_class,
         packed.shape[1],
         packed.shape[2],
         embedding.stride(0),
         PLANES=packed.shape[0],
         K_PAD=k_pad,
+        M_PARTS=plan.m_parts,
         BLOCK_C=class_tile(classes),
         **plan.constants,
     )
@@ -157,7 +155,6 @@ def in_prototypes(
     slots = min(max(1, plan.programs // shares), parts(pixels, plan.block_n))
     size = (slots, plan.m_parts * plan.block_m, plan.d_parts * plan.block_d)
     partial = torch.empty(size, dtype=torch.float32, device=embedding.device)
-    constants = {name: value for name, value in plan.constants.items() if name not in ("M_PARTS", "RESIDENT")}
     in_prototypes_kernel[(plan.d_parts, plan.m_parts, slots)](
         grad_distance,
         embedding,
@@ -170,7 +167,7 @@ def in_prototypes(
         per_class,
         embedding.stride(0),
         BLOCK_C=class_tile(classes),
-        **constants,
+        **plan.constants,
     )
     return gradient_in_prototypes(partial, prototypes)
 
@@ -298,7 +295,7 @@ def gradient_in_cosines(
     return tl.where(nearest == offset_k[None, :], grad, 0.0)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=["N", "C"])
 def in_embedding_kernel(
     grad_distance_pointer,
     embedding_pointer,
@@ -310,11 +307,9 @@ def in_embedding_kernel(
     N,
     D,
     C,
-    K,
     M_PAD,
     D_PAD,
     stride_embedding,
-    RESIDENT: tl.constexpr,
     PLANES: tl.constexpr,
     K_PAD: tl.constexpr,
     M_PARTS: tl.constexpr,
@@ -350,7 +345,7 @@ def in_embedding_kernel(
             )  # fmt: skip
             high, low = prototypes_at((), packed_pointer, offset_m, d_part, M_PAD, D_PAD, False, PLANES, BLOCK_D)
             pulled = along_prototypes(grad, high, low, pulled, PLANES)
-        x = load_rows_again(embedding_pointer, start_n, first_d, mask_n, D, stride_embedding, BLOCK_N, BLOCK_D)
+        x = load_rows(embedding_pointer, start_n, first_d, mask_n, D, stride_embedding, BLOCK_N, BLOCK_D, True)
         gradient = upright(x, pulled, along, factor, inverse)
         store_rows(grad_embedding_pointer, gradient, start_n, first_d, N, D, BLOCK_N, BLOCK_D)
 

@@ -55,7 +55,8 @@ class Plan(NamedTuple):
     block_m: int
     block_d: int
     programs: int
-    constants: dict[str, int]  # of the launch
+    resident: bool  # whether the prototypes, one tile, stay in shared memory
+    constants: dict[str, int]  # of every launch
 
 
 # Set by `as_device` and `using`.
@@ -69,6 +70,12 @@ def lookup(kernel: str, device: torch.device, *, bits: int, D: int = 0, M: int =
     return _settings.get(kernel) or _lookup(kernel, _device or describe(device), bits, D, M, C)
 
 
+@torch.compiler.assume_constant_result
+def resident_parts(kernel: str, device: torch.device, *, bits: int, D: int, M: int) -> int:
+    """In how many parts of D, at most, prototypes stay in shared memory; 0 for a kernel that has no use for it."""
+    return lookup(kernel, device, bits=bits, D=D, M=M).get("resident", 0)
+
+
 def plan(kernel: str, embedding: Tensor, prototypes: Tensor, k_pad: int | None = None) -> Plan:
     """The tiles of `kernel` for embedding (N, D) and prototypes (C, K, D), of which a class takes k_pad rows (None: K).
 
@@ -76,15 +83,18 @@ def plan(kernel: str, embedding: Tensor, prototypes: Tensor, k_pad: int | None =
     """
     classes, per_class, width = prototypes.shape
     count = classes * (per_class if k_pad is None else k_pad)
-    tile = lookup(kernel, embedding.device, bits=embedding.itemsize * 8, D=width, M=classes * per_class)
+    bits = embedding.itemsize * 8
+    tile = lookup(kernel, embedding.device, bits=bits, D=width, M=classes * per_class)
     block_m = min(max(SMALLEST, power_of_two(count)), tile["BLOCK_M"])
     block_d = min(max(SMALLEST, power_of_two(width)), tile["BLOCK_D"])
     m_parts, d_parts = -(-count // block_m), -(-width // block_d)
-    constants = {"M_PARTS": m_parts, "D_PARTS": d_parts, "BLOCK_N": tile["BLOCK_N"], "BLOCK_M": block_m}
+    constants = {"D_PARTS": d_parts, "BLOCK_N": tile["BLOCK_N"], "BLOCK_M": block_m, "BLOCK_D": block_d}
+    constants |= {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
     one_tile = m_parts == 1 or kernel.endswith(".in_prototypes")  # which has a program for each
-    constants["RESIDENT"] = int(one_tile and d_parts <= tile["resident"])
-    constants |= {"BLOCK_D": block_d, "num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
-    return Plan(count, m_parts, d_parts, tile["BLOCK_N"], block_m, block_d, tile["programs"], constants)
+    resident = one_tile and d_parts <= resident_parts(
+        kernel, embedding.device, bits=bits, D=width, M=classes * per_class
+    )
+    return Plan(count, m_parts, d_parts, tile["BLOCK_N"], block_m, block_d, tile["programs"], resident, constants)
 
 
 def padded(size: int) -> int:
@@ -200,17 +210,19 @@ def candidates(
     blocks_n = (32, 64) if narrow else (64, 128)
     blocks_m = {min(power_of_two(max(16, M)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
     blocks_d = {min(power_of_two(max(16, D)), largest) for largest in ((32, 64) if narrow else (64, 128, 256))}
-    axes = itertools.product(blocks_n, sorted(blocks_m), sorted(blocks_d), (4, 8), (2, 3), (1, 2), (0, 4))
+    axes = itertools.product(
+        blocks_n, sorted(blocks_m), sorted(blocks_d), (4, 8), (2, 3), (1, 2), (0, 4) if "resident" in start else (None,)
+    )
     for block_n, block_m, block_d, warps, stages, share, resident in axes:
-        yield {
+        setting = {
             "BLOCK_N": block_n,
             "BLOCK_M": block_m,
             "BLOCK_D": block_d,
             "programs": share * multiprocessors,
             "num_warps": warps,
             "num_stages": stages,
-            "resident": resident,
         }
+        yield setting if resident is None else setting | {"resident": resident}
 
 
 def _streaming(in_slots: bool, multiprocessors: int, C: int) -> Iterator[Setting]:

@@ -12,12 +12,14 @@ import triton
 from torch import Tensor
 
 from mpamatch.kernels import compiled, prototype_contrast, prototype_distance, pseudo_label, segmentation_loss, tiles
+from mpamatch.ops.operation import operations
 
 PIXELS = 65536
 LARGEST = {"D": 384, "M": 190, "C": 150}  # where an entry has no bound: more than one tile along each axis
 DTYPES = {16: torch.bfloat16, 32: torch.float32}
 KERNELS = Path(tiles.__file__).parent
 OPERATIONS = {entry["kernel"].partition(".")[0] for table in tiles.tables().values() for entry in table.entries}
+DIRECTIONS = {name: record.tiled for name, record in operations().items()}
 PACKAGES = ["triton", "torch"]
 TENSOR_CORES = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA"}  # the instruction, by the first number of the compute capability
 compiles_kernels = pytest.mark.native(sources=[KERNELS], packages=PACKAGES)
@@ -135,3 +137,34 @@ def test_a_spill_shows() -> None:
         costs = compiled.costs(call("segmentation_loss.forward", torch.float32, 64, 50, 20), table.device)
     assert costs[0].local_memory > 0
     assert costs[0].instructions["STL"] > 0
+
+
+@compiles_kernels
+@pytest.mark.parametrize("classes", [150, 4000])
+@pytest.mark.parametrize("direction", ["in_embedding", "in_prototypes"])
+def test_many_classes_spill_nothing(classes: int, direction: str) -> None:
+    """However many there are, a pixel's gradients in them go by in tiles."""
+    table = tiles.tables()["sm_90"]
+    of_class, of_pixel = empty(PIXELS, classes), empty(PIXELS)
+    packed = empty(2, tiles.padded(classes), tiles.padded(256), dtype=torch.bfloat16)
+    embedding, prototypes = empty(PIXELS, 256, dtype=torch.bfloat16), empty(classes, 1, 256)
+    nearest = empty(PIXELS, classes, dtype=torch.int32)
+    given = (of_class, embedding, prototypes, of_class, nearest, of_pixel, packed)
+    for cost in compiled.costs(lambda: getattr(prototype_distance, direction)(*given), table.device):
+        assert cost.local_memory == 0, cost
+
+
+@compiles_kernels
+@pytest.mark.parametrize(
+    "kernel", [name for operation in ("prototype_distance", "prototype_contrast") for name in DIRECTIONS[operation]]
+)
+def test_another_number_of_pixels_compiles_nothing(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also 1, and one that is no multiple of 16."""
+    main = f"{kernel.partition('.')[2]}_kernel"
+    found = set()
+    for pixels in (65536, 65537, 1):
+        monkeypatch.setattr(f"{__name__}.PIXELS", pixels)
+        with compiled._recorded(tiles.tables()["sm_90"].device) as kernels:
+            call(kernel, torch.bfloat16, 256, 50, 2)()
+        found |= {one.hash for one in kernels if one.name == main}
+    assert len(found) == 1
