@@ -17,7 +17,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -32,8 +32,8 @@ from torch.nn import functional
 from mpamatch.benchmarks import measure, rows
 from mpamatch.benchmarks.command import run_main
 from mpamatch.benchmarks.measure import Timed, Timing
+from mpamatch.benchmarks.pretend import pretended
 from mpamatch.errors import InputError, unknown
-from mpamatch.files import replacing
 from mpamatch.images import Colour, overlay, read_image
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, most_probable, precision_on, scaled, to_predict
 from mpamatch.inference.tiles import origins
@@ -94,6 +94,7 @@ class PredictRow:
     machine: str = ""
     torch: str = ""
     load: float | None = None
+    pretend: bool = field(default_factory=pretended)
 
 
 # The two ways to predict.
@@ -356,9 +357,7 @@ def write(path: Path, found: Sequence[PredictRow]) -> None:
     before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     fresh = {_key(asdict(row)) for row in found}
     kept = [line for line in before if not line.startswith(rows.PREDICT) or _key(json.loads(line)) not in fresh]
-    with replacing(path) as temporary:
-        lines = [*kept, *(json.dumps(asdict(row)) for row in found)]
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    rows.write_lines(path, [*kept, *(json.dumps(asdict(row)) for row in found)])
 
 
 def _key(row: Mapping[str, Any]) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from mpamatch.benchmarks.suite import Benchmark, Competitor, Inputs, needs
 def cases(sizes: str, device: str, dtype: str) -> list[Case]:
     """D 64, 256, 512 and M 20, 50, 190 at 65,536 pixels, and on a GPU at 262,144 too."""
     found = of_pixels("prototype_distance", FORWARD, sizes, dtype)
-    middle = found[1]
+    middle = found[1] if len(found) > 1 else found[0]
     if sizes == "full":
         found += [replace(middle, d=width) for width in (64, 512)]
         if device == "cuda":

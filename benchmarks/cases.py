@@ -1,10 +1,14 @@
-"""The sizes that are measured: N pixels, D width, C classes, K prototypes per class, M = C·K."""
+"""The sizes that are measured: N pixels, D width, C classes, K prototypes per class, M = C·K.
+
+"full" is everything; "goal" the sizes of `goals`, a case or two an operation; "rest" is full without the goal cases in
+half precision; "small" is a first look, "tiny" a dry run, whose times mean nothing.
+"""
 
 from dataclasses import dataclass
 
 FORWARD, BOTH = "forward", "forward+backward"
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-SIZES = ("small", "full")
+SIZES = ("small", "full", "goal", "rest", "tiny")
 SINKHORN_AND_UPDATE = "sinkhorn_assign+prototype_update_"
 
 
@@ -40,13 +44,22 @@ class Case:
 
 def of_pixels(operation: str, direction: str, sizes: str, dtype: str) -> list[Case]:
     """One 256² image, or 16 at stride 4, with 2, 5 and 19 classes; the small ones for tests and a first look."""
-    if sizes == "full":
-        return [Case(operation, direction, 65_536, 256, classes, 10, dtype) for classes in (2, 5, 19)]
-    return [Case(operation, direction, 8_192, 64, classes, 10, dtype) for classes in (2, 5)]
+    n, d, counts, k = {
+        "full": (65_536, 256, (2, 5, 19), 10),
+        "goal": (65_536, 256, (5,), 10),
+        "small": (8_192, 64, (2, 5), 10),
+        "tiny": (96, 16, (3,), 2),
+    }[sizes]
+    return [Case(operation, direction, n, d, classes, k, dtype) for classes in counts]
 
 
 def of_maps(operation: str, direction: str, sizes: str, dtype: str) -> list[Case]:
     """8 images of 256², with 2, 5 and 20 classes; the small ones as above."""
-    shape, counts = ((8, 256, 256), (2, 5, 20)) if sizes == "full" else ((2, 64, 64), (2, 5))
+    shape, counts = {
+        "full": ((8, 256, 256), (2, 5, 20)),
+        "goal": ((8, 256, 256), (5,)),
+        "small": ((2, 64, 64), (2, 5)),
+        "tiny": ((1, 16, 16), (3,)),
+    }[sizes]
     pixels = shape[0] * shape[1] * shape[2]
     return [Case(operation, direction, pixels, 0, classes, 0, dtype, shape=shape) for classes in counts]

@@ -1,12 +1,12 @@
 """What the commands of this folder share: how they end, and where their rows go."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mpamatch.benchmarks import rows
 from mpamatch.errors import InputError
 
 
@@ -20,7 +20,5 @@ def run_main(main: Callable[[], int]) -> None:
 
 
 def append_rows(path: Path, found: Iterable[Any]) -> None:
-    """Adds rows (dataclasses) to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in found)
+    """Adds rows (dataclasses) to a file of JSON lines, all or none."""
+    rows.add(path, [asdict(row) for row in found])

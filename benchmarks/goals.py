@@ -106,7 +106,7 @@ def _times(value: float) -> str:
 
 def judge(rows: Iterable[Row]) -> list[Verdict]:
     """Every fused row against each competitor of its case (same allocation), and against every goal that fits."""
-    rows = [row for row in rows if row.median]
+    rows = [row for row in rows if row.median and not row.pretend]
     verdicts = []
     for row in rows:
         if row.backend not in FUSED or "differ" in row.note:

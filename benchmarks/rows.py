@@ -1,17 +1,21 @@
 """A row per operation, backend, direction, size and allocation; JSON lines and tables of them."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mpamatch.benchmarks.cases import Case
+from mpamatch.benchmarks.pretend import pretended
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 PREDICT = '{"predict":'  # the rows of bench_predict
-OTHERS = ('{"check":', PREDICT)  # lines of another form, which stay as they are
+CHECK = '{"check":'  # the summary of gpu_check, always the last line
+OTHERS = (CHECK, PREDICT, '{"info":', '{"tune":', '{"recipe":')  # lines of another form, which stay as they are
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Row:
     machine: str = ""
     torch: str = ""
     load: float | None = None
+    pretend: bool = field(default_factory=pretended)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -70,9 +75,22 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     fresh = {row.key: row for row in rows}
     kept = [row for row in (read(path) if before else []) if not _outdated(row, fresh)]
     lines = [json.dumps(asdict(row)) for row in [*kept, *fresh.values()]]
-    lines += [line for line in before if line.startswith(OTHERS)]
+    write_lines(path, [*lines, *(line for line in before if line.startswith(OTHERS))])
+
+
+def add(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines of another form than a Row's; those of a dry run say so."""
+    mark = {"pretend": True} if pretended() else {}
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    write_lines(path, [*before, *(json.dumps({**record, **mark}) for record in records)])
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Writes the whole file or nothing of it, the summary of a gpu_check last."""
+    summaries = [line for line in lines if line.startswith(CHECK)]
+    others = [line for line in lines if not line.startswith(CHECK)]
     with replacing(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text("".join(line + "\n" for line in chain(others, summaries)), encoding="utf-8")
 
 
 def _outdated(old: Row, fresh: dict[tuple[object, ...], Row]) -> bool:
@@ -82,11 +100,11 @@ def _outdated(old: Row, fresh: dict[tuple[object, ...], Row]) -> bool:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, without bench_predict's and the line in which gpu_check sums up.
+    """The rows of a file, without lines of another form, such as bench_predict's and the summary of gpu_check.
 
     Raises InputError where a line is none of ours.
     """
-    known = {field.name for field in fields(Row)}
+    known = {one.name for one in fields(Row)}
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.startswith(OTHERS):

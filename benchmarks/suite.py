@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import count, zip_longest
 from typing import Any
 
 import torch
@@ -72,7 +72,11 @@ class Benchmark:
 
     def cases(self, sizes: str, device: str, dtype: str) -> list[Case]:
         """What is measured, with the least work of each."""
-        found = self.measured(sizes, device, dtype)
+        if sizes == "rest":
+            done = self.measured("goal", device, dtype) if dtype == "bfloat16" else []
+            found = [case for case in self.measured("full", device, dtype) if case not in done]
+        else:
+            found = self.measured(sizes, device, dtype)
         return [replace(case, bytes=self.bytes(case), flops=self.flops(case)) for case in found]
 
     @property
@@ -93,7 +97,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Settings:
-    """`seconds` per case and allocation; `compare`: names of competitors, None for all."""
+    """`seconds` per case and allocation; `compare`: names of competitors, None for all.
+
+    Tiny sizes are a dry run: little is measured of the machine, and torch.compile does all but write code.
+    """
 
     device: str
     sizes: str
@@ -101,21 +108,33 @@ class Settings:
     compare: tuple[str, ...] | None = None
     seconds: float = 10.0
 
+    @property
+    def tiny(self) -> bool:
+        return self.sizes == "tiny"
+
 
 def run(benchmarks: Sequence[Benchmark], settings: Settings) -> Iterator[list[Row]]:
     """The rows of one case after the other: all its variants, first those that cannot run with the reason.
 
     On a CPU all cases are measured with fresh memory before any is with kept memory, see measure.memory.
     """
-    ceilings = measure.measure_ceilings(settings.device, settings.dtypes)
+    ceilings = measure.measure_ceilings(settings.device, settings.dtypes, settings.tiny)
     load = measure.load()
-    for allocation in allocations(settings.device):
-        for benchmark in benchmarks:
-            for dtype in settings.dtypes:
-                for case in benchmark.cases(settings.sizes, settings.device, dtype):
-                    rows = run_case(benchmark, case, settings, ceilings, allocation)
-                    yield [replace(row, load=load) for row in rows]
+    for allocation in allocations(settings.device)[: 1 if settings.tiny else None]:
+        for benchmark, case in in_turns(benchmarks, settings):
+            rows = run_case(benchmark, case, settings, ceilings, allocation)
+            yield [replace(row, load=load) for row in rows]
     torch.compiler.reset()
+
+
+def in_turns(benchmarks: Sequence[Benchmark], settings: Settings) -> Iterator[tuple[Benchmark, Case]]:
+    """The first case of every operation, then the second of each: a run that is stopped has seen all operations."""
+    for dtype in settings.dtypes:
+        of_each = [benchmark.cases(settings.sizes, settings.device, dtype) for benchmark in benchmarks]
+        for turn in zip_longest(*of_each):
+            for benchmark, case in zip(benchmarks, turn, strict=True):
+                if case is not None:
+                    yield benchmark, case
 
 
 def allocations(device: str) -> list[str]:
@@ -172,7 +191,9 @@ def _variants(benchmark: Benchmark, case: Case, settings: Settings) -> Iterator[
         else:
             yield _row(case, device, backend, "", note=reason)
     if COMPILE in wanted:
-        yield Variant(COMPILE, bound(torch.compile(benchmark.call, fullgraph=True, dynamic=False)), eager)
+        compiler = "aot_eager" if settings.tiny else "inductor"
+        compiled = torch.compile(benchmark.call, fullgraph=True, dynamic=False, backend=compiler)
+        yield Variant(COMPILE, bound(compiled), eager)
     for name, competitor in benchmark.competitors.items():
         if name not in wanted:
             continue
@@ -275,6 +296,7 @@ def _row(
     launches: int | None = None,
     note: str = "",
 ) -> Row:
+    note = "; ".join(filter(None, [note, timing.note if timing else ""]))
     row = Row(
         case.operation, backend, case.direction, case.n, case.d, case.c, case.k, case.dtype, device, allocation,
         bytes=case.bytes, flops=case.flops, note=note, machine=measure.machine(device), torch=torch.__version__,
@@ -283,7 +305,7 @@ def _row(
         return row
     return replace(
         row,
-        **timing._asdict(),
+        **{name: value for name, value in timing._asdict().items() if name != "note"},
         roofline=ceilings.fraction(timing.median, case.bytes, case.flops, case.dtype),
         peak_extra_bytes=peak,
         launches=launches,

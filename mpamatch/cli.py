@@ -268,9 +268,12 @@ def _bench(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--op", help="one operation, such as prototype_contrast (all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where (the GPU if there is one)")
     parser.add_argument("--compare", help="competitors by name, with commas: eager, compile, loop, … (all)")
-    parser.add_argument("--sizes", choices=("small", "full"), default="full", help="small: a quick look (full)")
+    parser.add_argument(
+        "--sizes", choices=("small", "full", "goal", "rest", "tiny"), default="full",
+        help="small: a quick look; goal: one case of each operation; rest: full without those; tiny: a dry run (full)",
+    )  # fmt: skip
     parser.add_argument("--dtype", help="float32, bfloat16, …, with commas (float32; on a GPU also bfloat16)")
-    parser.add_argument("--out", help="file of JSON lines (benchmarks/results/MACHINE.jsonl)")
+    parser.add_argument("--out", help="file of JSON lines (benchmarks/results/MACHINE.jsonl; --tune: none)")
     parser.add_argument("--tune", action="store_true", help="time tile sizes on this GPU and write their table")
     parser.add_argument("--seconds", type=float, default=600.0, help="how long --tune may search (600)")
     return parser

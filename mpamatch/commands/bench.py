@@ -9,6 +9,7 @@ from mpamatch.benchmarks import goals, rows, suite
 from mpamatch.benchmarks.all import BENCHMARKS
 from mpamatch.benchmarks.cases import BYTES
 from mpamatch.benchmarks.measure import machine
+from mpamatch.benchmarks.pretend import pretended
 from mpamatch.benchmarks.suite import Benchmark, Settings
 from mpamatch.errors import InputError, unknown
 
@@ -21,9 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tune:
         from mpamatch.benchmarks.tune import tune
 
-        if device != "cuda":
+        if device != "cuda" and not pretended():
             raise InputError("bench --tune: tile sizes are timed on a CUDA device, and torch sees none here.")
-        return tune(arguments.op, arguments.seconds)
+        return tune(arguments.op, arguments.seconds, Path(arguments.out) if arguments.out else None)
     chosen = choose(arguments.op)
     settings = Settings(device, arguments.sizes, _dtypes(arguments.dtype, device), _compare(arguments.compare, chosen))
     out = Path(arguments.out) if arguments.out else rows.results_file(machine(device))
@@ -59,6 +60,9 @@ def report(found: list[rows.Row]) -> None:
 
 def draw(results: Path) -> None:
     """Draws the roofline of a results file as a PNG beside it, if matplotlib is installed."""
+    if pretended():
+        print("no picture: this is a dry run")
+        return
     try:
         from mpamatch.benchmarks import roofline
     except ImportError as error:

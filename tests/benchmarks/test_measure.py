@@ -1,5 +1,6 @@
 """Times, memory and ceilings: the tools themselves."""
 
+import contextlib
 import subprocess
 import time
 import timeit
@@ -95,3 +96,58 @@ def test_half_precision_has_the_ceiling_of_float32_on_a_cpu(monkeypatch):
     monkeypatch.setattr(measure, "_quickest", lambda call, device: 1.0)
     ceilings = measure.measure_ceilings("cpu", ["bfloat16", "float32"])
     assert ceilings.matmul["bfloat16"] == ceilings.matmul["float32"] == 2 * 2048**3
+
+
+@pytest.fixture
+def stub_gpu(monkeypatch):
+    """The calls of `on_cuda` beside the capture, without a GPU: do_bench finds 0.5 ms."""
+    testing = pytest.importorskip("triton.testing")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(testing, "do_bench", lambda *_, **__: [0.5, 0.5, 0.5])
+
+
+def test_a_call_under_two_milliseconds_is_timed_by_a_graph(stub_gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure, "_captured", lambda call, rotation, calls: asked.append((rotation, calls)))
+    monkeypatch.setattr(measure, "_replayed", lambda graph, calls, replays: measure.summary([1e-5] * replays, "graph"))
+    timing = measure.on_cuda(Timed(lambda: None), rotation=5)
+    assert (timing.timer, timing.median, timing.note) == ("graph", 1e-5, "")
+    assert asked == [(5, 20)]
+    assert timing.rounds == 10  # 20 calls of 0.5 ms in each, 100 ms in all
+
+
+def test_where_a_capture_fails_the_row_says_that_host_time_counts(stub_gpu, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("called a synchronizing\nCUDA operation")
+
+    monkeypatch.setattr(measure, "_captured", refused)
+    timing = measure.on_cuda(Timed(lambda: None), rotation=1)
+    assert (timing.timer, timing.median) == ("do_bench", 0.5e-3)
+    assert timing.note == "no CUDA graph, so host time counts: called a synchronizing CUDA operation"
+
+
+def test_a_failed_capture_leaves_the_stream_that_it_found(monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class Failing:
+        def __enter__(self):
+            current.append("the capture's")
+
+        def __exit__(self, *_):
+            raise RuntimeError("capture failed")
+
+    before = Stream()
+    current: list[object] = [before]
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: Failing())
+    with pytest.raises(RuntimeError, match="capture failed"):
+        measure._captured(lambda: None, rotation=1, calls=2)
+    assert current[-1] is before

@@ -1,10 +1,11 @@
 """Results files, tables, goals and the picture."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from mpamatch.benchmarks import goals, report, roofline, rows
+from mpamatch.benchmarks import goals, measure, report, roofline, rows
 from mpamatch.benchmarks.rows import Row
 from mpamatch.errors import InputError
 
@@ -135,3 +136,27 @@ def test_the_picture_is_drawn_or_there_is_none(tmp_path):
     picture = roofline.draw(file, tmp_path / "picture.png")
     assert picture is not None
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_lines_of_another_form_stay_and_the_summary_is_the_last(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"check": {"parts": []}}\n')
+    rows.add(file, [{"tune": "prototype_contrast.forward"}])
+    rows.write(file, [ROW])
+    rows.add(file, [{"info": {}}])
+    assert rows.read(file) == [ROW]
+    kinds = [next(iter(json.loads(line))) for line in file.read_text().splitlines()]
+    assert kinds == ["operation", "tune", "info", "check"]
+
+
+def test_a_dry_run_marks_what_it_writes_and_meets_no_goal(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPAMATCH_PRETEND", "1")
+    file = tmp_path / "results.jsonl"
+    made = Row(
+        *(getattr(ROW, name) for name in ("operation", "backend", "direction", "n", "d", "c", "k")), "x", "y", "z"
+    )
+    assert made.pretend
+    rows.add(file, [{"info": {}}])
+    assert json.loads(file.read_text()) == {"info": {}, "pretend": True}
+    assert measure.machine("cpu").startswith("pretended on ")
+    assert goals.judge([replace(ROW, pretend=True), replace(OURS, pretend=True)]) == []

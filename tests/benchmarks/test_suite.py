@@ -168,3 +168,22 @@ def test_every_case_has_bytes_and_flops(benchmark_, device):
 def test_the_floors_of_the_contrast_are_six_bytes_a_channel_in_half_precision():
     case = next(c for c in bench_prototype_contrast.BENCHMARK.cases("full", "cuda", "bfloat16") if c.d == 256)
     assert case.bytes == pytest.approx(6 * case.n * case.d, rel=0.02)
+
+
+def test_every_operation_comes_before_a_second_case_of_any():
+    settings = Settings("cuda", "rest", ("bfloat16", "float32"))
+    order = list(suite.in_turns(BENCHMARKS, settings))
+    of_dtype = [benchmark.operation for benchmark, case in order if case.dtype == "bfloat16"]
+    kinds = set(of_dtype)
+    assert len(set(of_dtype[: len(kinds)])) == len(kinds)
+    assert [case.dtype for _, case in order] == sorted(case.dtype for _, case in order)
+
+
+@pytest.mark.parametrize("benchmark_", BENCHMARKS, ids=lambda value: value.operation)
+def test_goal_and_rest_make_the_whole(benchmark_):
+    goal = benchmark_.cases("goal", "cuda", "bfloat16")
+    assert {(case.n, case.d, case.c) for case in goal} in ({(65_536, 256, 5)}, {(8 * 65_536, 0, 5)})
+    rest = benchmark_.cases("rest", "cuda", "bfloat16")
+    full = benchmark_.cases("full", "cuda", "bfloat16")
+    assert [case for case in full if case not in goal] == rest
+    assert benchmark_.cases("rest", "cuda", "float32") == benchmark_.cases("full", "cuda", "float32")
