@@ -85,12 +85,24 @@ def add(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_lines(path, [*before, *(json.dumps({**record, **mark}) for record in records)])
 
 
+def replace_kind(path: Path, start: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines of another form in place of all that begin with `start`."""
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if any(line.startswith(start) for line in before):
+        write_lines(path, [line for line in before if not line.startswith(start)])
+    add(path, records)
+
+
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Writes the whole file or nothing of it, the summary of a gpu_check last."""
     summaries = [line for line in lines if line.startswith(CHECK)]
     others = [line for line in lines if not line.startswith(CHECK)]
+    write_text(path, "".join(line + "\n" for line in chain(others, summaries)))
+
+
+def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in chain(others, summaries)), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _outdated(old: Row, fresh: dict[tuple[object, ...], Row]) -> bool:
