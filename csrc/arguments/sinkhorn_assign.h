@@ -5,6 +5,20 @@
 
 namespace mpamatch {
 
+struct SinkhornAssignArguments {  // all of it, for the pixels of one process
+    Pixels embedding;
+    const void* prototypes;
+    int64_t classes, per_class;
+    Indices label;
+    double epsilon;
+    int64_t iterations;
+    bool shifted;         // as below
+    int32_t* assignment;  // (N,)
+};
+MPAMATCH_KERNEL(SinkhornAssignArguments)
+
+// The same by passes, where ranks share the sums of each.
+
 struct SinkhornScoreArguments {
     Pixels embedding;
     const void* prototypes;

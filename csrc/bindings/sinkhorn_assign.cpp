@@ -4,6 +4,20 @@
 namespace mpamatch {
 namespace {
 
+Tensor sinkhorn_assign(const Tensor& embedding, const Tensor& prototypes, const Tensor& label, double epsilon,
+                       int64_t iterations, bool shifted) {
+    const Call call(embedding, "embedding");
+    const Pixels pixels = call.pixels(embedding);
+    const Prototypes p = call.prototypes(prototypes, pixels);
+    STD_TORCH_CHECK(epsilon > 0, "epsilon: expected > 0.");
+    STD_TORCH_CHECK(iterations >= 0, "iterations: expected >= 0.");
+    Tensor assignment = call.empty(ScalarType::Int, {pixels.count});
+    call.run(SinkhornAssignArguments{pixels, p.data, p.classes, p.per_class, call.indices(label, "label", pixels.count),
+                                     epsilon, iterations, shifted,
+                                     static_cast<int32_t*>(assignment.mutable_data_ptr())});
+    return assignment;
+}
+
 Pair sinkhorn_score(const Tensor& embedding, const Tensor& prototypes, const Tensor& label, double epsilon,
                     bool shifted) {
     const Call call(embedding, "embedding");
@@ -67,6 +81,9 @@ Tensor sinkhorn_pick(const Tensor& score, const Tensor& label, const Tensor& log
 
 MPAMATCH_SCHEMAS(m) {
     m.def(
+        "sinkhorn_assign(Tensor embedding, Tensor prototypes, Tensor label, float epsilon, int iterations, "
+        "bool shifted) -> Tensor");
+    m.def(
         "sinkhorn_score(Tensor embedding, Tensor prototypes, Tensor label, float epsilon, bool shifted) "
         "-> (Tensor, Tensor)");
     m.def("sinkhorn_step(Tensor score, Tensor label, Tensor log_u, Tensor total, bool rows) -> (Tensor, Tensor)");
@@ -74,6 +91,7 @@ MPAMATCH_SCHEMAS(m) {
 }
 
 MPAMATCH_IMPLEMENTATIONS(m) {
+    m.impl("sinkhorn_assign", TORCH_BOX(&sinkhorn_assign));
     m.impl("sinkhorn_score", TORCH_BOX(&sinkhorn_score));
     m.impl("sinkhorn_step", TORCH_BOX(&sinkhorn_step));
     m.impl("sinkhorn_pick", TORCH_BOX(&sinkhorn_pick));

@@ -1,4 +1,4 @@
-// Balanced assignment by stages; between them C·K numbers may be summed over ranks.
+// Balanced assignment, whole and by passes; between passes C·K numbers may be summed over ranks.
 #pragma once
 
 #include <limits>
@@ -161,6 +161,35 @@ void sinkhorn_pick(const SinkhornPickArguments& a, ParallelTasks parallel) {
             a.assignment[n] = static_cast<int32_t>(c * K + chosen);
         }
     });
+}
+
+template <class T>
+void sinkhorn_assign(const SinkhornAssignArguments& a, ParallelTasks parallel) {
+    const Pixels& pixels = a.embedding;
+    const Element element = sizeof(T) == 8 ? Element::f64 : Element::f32;
+    const int64_t count = a.classes * a.per_class;
+    Buffer<T> score(pixels.count * a.per_class), log_u(count, true), total(count), new_log_u(count), new_total(count);
+    sinkhorn_score<T>(
+        {pixels, a.prototypes, a.classes, a.per_class, a.label, a.epsilon, a.shifted, score.get(), total.get()},
+        parallel);
+    const auto pass = [&](bool rows) {
+        sinkhorn_step<T>({score.get(), element, pixels.count, a.classes, a.per_class, a.label, log_u.get(), total.get(),
+                          rows, new_log_u.get(), new_total.get()},
+                         parallel);
+        const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+        std::memcpy(log_u.get(), new_log_u.get(), bytes);
+        std::memcpy(total.get(), new_total.get(), bytes);
+    };
+    const bool from_maxima = a.iterations > 0 && !a.shifted;
+    for (int64_t i = 0; i < count; ++i) {
+        if (from_maxima) log_u[i] = -total[i];
+        if (from_maxima || a.iterations == 0) total[i] = 1;
+    }
+    if (from_maxima) pass(false);
+    for (int64_t i = 1; i < a.iterations; ++i) pass(true);
+    sinkhorn_pick<T>(
+        {score.get(), element, pixels.count, a.classes, a.per_class, a.label, log_u.get(), total.get(), a.assignment},
+        parallel);
 }
 
 }  // namespace mpamatch::MPAMATCH_ISA

@@ -3,6 +3,10 @@
 
 namespace mpamatch::MPAMATCH_ISA {
 
+void run_kernel(const SinkhornAssignArguments& a, ParallelTasks parallel) {
+    with_working(a.embedding.element, [&](auto real) { sinkhorn_assign<decltype(real)>(a, parallel); });
+}
+
 void run_kernel(const SinkhornScoreArguments& a, ParallelTasks parallel) {
     with_working(a.embedding.element, [&](auto real) { sinkhorn_score<decltype(real)>(a, parallel); });
 }

@@ -55,6 +55,77 @@ struct ClassOrder {
     }
 };
 
+// The same for more pixels than threads, and for any number of classes: each warp walks down a piece of the slice with
+// a running count of each class. In slots of one pixel each, or padded as above.
+template <int padding>
+struct SliceOrder {
+    std::uint16_t* count;  // (warps, classes)
+    int* size;             // (classes)
+    int* start;            // (classes + 1), in slots
+    int* piece;            // (threads)
+
+    static constexpr int most_pixels = 0xffff;
+
+    MPAMATCH_BOTH SliceOrder(Shared& shared, int classes, int threads)
+        : count(shared.take<std::uint16_t>(std::int64_t(threads / warp_size) * classes)),
+          size(shared.take<int>(classes)),
+          start(shared.take<int>(classes + 1)),
+          piece(shared.take<int>(threads)) {}
+
+    MPAMATCH_BOTH static int slots(int pixels, int classes) {
+        return pixels + (padding - 1) * (classes < pixels ? classes : pixels);
+    }
+
+    // put(pixel, class, slot) for each of `pixels`, where class = own(pixel); -1 and -1 where it is ignored. The order
+    // is that of the pixels within their class. Ends with a barrier.
+    template <class Own, class Put>
+    MPAMATCH_DEVICE void sort(int pixels, int classes, const Own& own_of, const Put& put) const {
+        const int warps = thread_count() / warp_size;
+        for (int i = thread_index(); i < warps * classes; i += thread_count()) count[i] = 0;
+        block_barrier();
+        walk(pixels, classes, own_of, [](int, int, int) {});
+        block_barrier();
+        for (int c = thread_index(); c < classes; c += thread_count()) {
+            int before = 0;
+            for (int warp = 0; warp < warps; ++warp) {
+                const int here = count[warp * classes + c];
+                count[warp * classes + c] = static_cast<std::uint16_t>(before);
+                before += here;
+            }
+            size[c] = before;
+        }
+        block_barrier();
+        sums_before(
+            classes, piece, [&](int c) { return (size[c] + padding - 1) / padding * padding; },
+            [&](int c, int before) { start[c] = before; });
+        block_barrier();
+        walk(pixels, classes, own_of,
+             [&](int pixel, int own, int place) { put(pixel, own, own < 0 ? -1 : start[own] + place); });
+        block_barrier();
+    }
+
+  private:
+    // Raises the counts of this warp along its piece; use(pixel, class, pixels of this class before it).
+    template <class Own, class Use>
+    MPAMATCH_DEVICE void walk(int pixels, int classes, const Own& own_of, const Use& use) const {
+        const int turns = static_cast<int>(divide_up(pixels, thread_count()));
+        const int warp = thread_index() / warp_size;
+        const int lane = thread_index() % warp_size;
+        std::uint16_t* counts = count + warp * classes;
+        for (int turn = 0; turn < turns; ++turn) {
+            const int pixel = (warp * turns + turn) * warp_size + lane;
+            const int own = pixel < pixels ? own_of(pixel) : -1;
+            const std::uint32_t same = same_in_warp(own);
+            const int rank = count_bits(same & ((1u << lane) - 1u));
+            const int before = own < 0 ? 0 : counts[own];
+            warp_barrier();
+            if (own >= 0 && rank == 0) counts[own] = static_cast<std::uint16_t>(before + count_bits(same));
+            warp_barrier();
+            if (pixel < pixels) use(pixel, own, before + rank);
+        }
+    }
+};
+
 // Reduces `value` (slots, columns) over the slots of each class into `row` (classes, per_class) from column `first`
 // on. A class is split over as many threads as there are, each taking every parts-th slot, and their results are added
 // in order; `piece` holds piece_count() numbers. Begins and ends with a barrier.

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/place.h"
 #include "cuda/primitives.h"
 
@@ -46,6 +47,20 @@ int blocks_for(std::int64_t work, const Place& place) {
     return blocks < 1 ? 1 : static_cast<int>(blocks);
 }
 
+inline Device device_of(const Place& place) {
+    return {processors(place), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, place),
+            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, place),
+            attribute(cudaDevAttrCooperativeLaunch, place) != 0};
+}
+
+// Beyond 48 KB a kernel has to ask.
+template <class Kernel>
+void allow_shared_bytes(std::int64_t bytes, const char* name) {
+    if (bytes <= (48 << 10)) return;
+    check(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          name);
+}
+
 template <class Kernel>
 void launch(const Kernel& kernel, std::int64_t blocks, const char* name, const Place& place) {
     const std::int64_t bytes = kernel.shared_bytes(Kernel::threads);
@@ -54,13 +69,33 @@ void launch(const Kernel& kernel, std::int64_t blocks, const char* name, const P
         throw std::runtime_error("prototypes: too many for the shared memory of this device, " + std::string(name) +
                                  " needs " + std::to_string(bytes) + " bytes of " + std::to_string(most) + ".");
     }
-    if (bytes > (48 << 10)) {
-        check(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-              name);
-    }
+    allow_shared_bytes<Kernel>(bytes, name);
     entry<Kernel><<<static_cast<unsigned>(blocks), Kernel::threads, static_cast<std::size_t>(bytes),
                     static_cast<cudaStream_t>(place.stream)>>>(kernel);
     check(cudaGetLastError(), name);
+}
+
+// Whether all blocks of a grid run at once, so that they may wait for one another. Asks the driver, not the device.
+template <class Kernel>
+bool runs_at_once(const Kernel& kernel, int blocks, const char* name, const Place& place) {
+    const std::int64_t bytes = kernel.shared_bytes(Kernel::threads);
+    allow_shared_bytes<Kernel>(bytes, name);
+    int each = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry<Kernel>, Kernel::threads,
+                                                        static_cast<std::size_t>(bytes)),
+          name);
+    return std::int64_t(each) * processors(place) >= blocks;
+}
+
+// A launch that CUDA refuses unless all its blocks run at once.
+template <class Kernel>
+void launch_at_once(const Kernel& kernel, int blocks, const char* name, const Place& place) {
+    void* arguments[] = {const_cast<Kernel*>(&kernel)};
+    check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(entry<Kernel>), dim3(static_cast<unsigned>(blocks)),
+                                      dim3(Kernel::threads), arguments,
+                                      static_cast<std::size_t>(kernel.shared_bytes(Kernel::threads)),
+                                      static_cast<cudaStream_t>(place.stream)),
+          name);
 }
 
 // Whether every row can be read in packs of `vector` elements.

@@ -99,6 +99,7 @@ MPAMATCH_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 MPAMATCH_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
 MPAMATCH_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 MPAMATCH_DEVICE void block_barrier() { __syncthreads(); }
+MPAMATCH_DEVICE void warp_barrier() { __syncwarp(); }
 MPAMATCH_DEVICE int count_bits(std::uint32_t bits) { return __popc(bits); }
 // The place of the highest or lowest bit that is set; at least one is.
 MPAMATCH_DEVICE int highest_bit(std::uint32_t bits) { return 31 - __clz(static_cast<int>(bits)); }
@@ -121,6 +122,15 @@ MPAMATCH_DEVICE int take_ticket(int* ticket) {
     const int number = atomicAdd(ticket, 1);
     __threadfence();
     return number;
+}
+
+// Waits until a ticket has been taken `goal` times. The caller's next block barrier passes on to its whole block what
+// those who took one wrote before it. Only where all blocks of the launch run at once.
+MPAMATCH_DEVICE void wait_for_tickets(const int* ticket, int goal) {
+    int taken;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(taken) : "l"(ticket) : "memory");
+    } while (taken < goal);
 }
 
 // A value another block of this launch wrote: from L2, never from a stale line of the first-level cache.
@@ -216,6 +226,27 @@ MPAMATCH_DEVICE void sums_to_owners(const Real (&value)[lists * size], Real (&su
         MPAMATCH_UNROLL
         for (int i = 0; i < size; ++i) sum[i] = kept[i];
     }
+}
+
+// put(i, the sum of size_of(j) over j < i) for i in [0, count], at the last the sum of all; each i by one thread.
+// `piece` holds an integer for each thread. What size_of reads is complete; begins and ends without a barrier.
+template <class Size, class Put>
+MPAMATCH_DEVICE void sums_before(int count, int* piece, const Size& size_of, const Put& put) {
+    const int each = static_cast<int>(divide_up(count, thread_count()));
+    const int first = thread_index() * each < count ? thread_index() * each : count;
+    const int end = first + each < count ? first + each : count;
+    int sum = 0;
+    for (int i = first; i < end; ++i) sum += size_of(i);
+    piece[thread_index()] = sum;
+    block_barrier();
+    sum = 0;
+    MPAMATCH_UNROLL_8
+    for (int thread = 0; thread < thread_index(); ++thread) sum += piece[thread];
+    for (int i = first; i < end; ++i) {
+        put(i, sum);
+        sum += size_of(i);
+    }
+    if (thread_index() == thread_count() - 1) put(count, sum);
 }
 
 // The sum over a block whose number of threads is a power of two, in every thread; `shared` holds one per thread.

@@ -74,6 +74,12 @@ inline std::uint32_t same_in_warp(int value) {
     return mask;
 }
 
+inline void warp_barrier() { host_thread.processor->warp[host_thread.index / warp_size].barrier.arrive_and_wait(); }
+
+inline void wait_for_tickets(const int* ticket, int goal) {
+    while (std::atomic_ref<int>(*const_cast<int*>(ticket)).load() < goal) std::this_thread::yield();
+}
+
 inline int take_ticket(int* ticket) { return std::atomic_ref<int>(*ticket).fetch_add(1); }
 
 template <class Real>
@@ -106,6 +112,7 @@ inline float to_working(float x) { return x; }
 inline double to_working(double x) { return x; }
 
 // Runs `blocks` blocks, `at_once` of them together, in an order that `seed` shuffles. Fresh shared memory holds NaN.
+// A kernel whose blocks wait for one another needs all of them at once.
 template <class Kernel>
 void run_grid(const Kernel& kernel, int blocks, int at_once, unsigned seed) {
     std::vector<int> order(static_cast<std::size_t>(blocks));

@@ -36,8 +36,7 @@ void sum(const PrototypeSumArguments& a, const SumPlan& plan, const Place& place
 
 void run_kernel(const PrototypeSumArguments& a, const Place& place) {
     check_limits(a.embedding);
-    const Device device{processors(place), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, place),
-                        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, place)};
+    const Device device = device_of(place);
     with_storage(a.embedding.element, [&](auto storage) {
         using Storage = decltype(storage);
         constexpr int vector = full_vector<Storage>;

@@ -1,6 +1,7 @@
 // The kernels of prototype_update_: total[m] = sum of w z/||z|| over the pixels of prototype m, then the move.
 #pragma once
 
+#include "cuda/device.h"
 #include "cuda/primitives.h"
 
 namespace mpamatch::cuda {
@@ -276,13 +277,6 @@ struct PrototypeMove {
         for (int d = thread_index(); d < width; d += thread_count()) prototype[d] *= scale;
         if (thread_index() == 0) updates[block_index()] = count + 1;
     }
-};
-
-// What a processor of the device offers.
-struct Device {
-    int processors;
-    std::int64_t shared_per_processor;  // bytes
-    std::int64_t shared_per_block;      // bytes, with opt-in
 };
 
 template <class Storage>

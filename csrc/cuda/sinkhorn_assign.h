@@ -1,8 +1,10 @@
-// The three kernels of sinkhorn_assign. With s = cos/epsilon the transport plan of a class is exp(s + log_u) up to a
-// factor per pixel, so between launches one K-vector log_u per class holds it all; each launch reduces C x K numbers.
+// The kernels of sinkhorn_assign. With s = cos/epsilon the transport plan of a class is exp(s + log_u) up to a factor
+// per pixel, so one K-vector log_u per class holds it all; each iteration reduces C x K numbers over the pixels.
 #pragma once
 
 #include "cuda/class_order.h"
+#include "cuda/class_scores.h"
+#include "cuda/device.h"
 #include "cuda/ordered_sum.h"
 #include "cuda/primitives.h"
 
@@ -10,43 +12,239 @@ namespace mpamatch::cuda {
 
 constexpr int sinkhorn_threads = 256;
 
-// score[n, k] = cos(z_n, p_{label(n), k}) / epsilon, 0 where the pixel is ignored; reduced over the pixels of each
-// class: sum of exp(score - 1/epsilon) where shifted, else the maximum.
-//
-// A prototype read from the first-level cache should serve more than one pixel: one pixel at a time would read
-// K x D x 4 bytes for D x 2 of its own, 671 MB of cache traffic at N = 65,536, D = 256, K = 10. So a tile is put into
-// the order of its classes, and each lane group of eight takes `rows` pixels of one class against `columns` of its
-// prototypes: 40 products for 14 loads.
+// log_u once more: log_u - log(total) where total > 0. A constant added to all K of a class changes nothing.
+template <class Real>
+MPAMATCH_DEVICE Real next_log_u(Real log_u, Real total) {
+    return total > Real(0) ? log_u - std::log(total) : log_u;
+}
+
+// The lowest of the k where row[k] + shift[k] is largest.
+template <class Real>
+MPAMATCH_DEVICE int best_of(const Real* row, const Real* shift, int count) {
+    int found = 0;
+    Real highest = row[0] + shift[0];
+    for (int k = 1; k < count; ++k) {
+        const Real x = row[k] + shift[k];
+        if (x > highest) {
+            highest = x;
+            found = k;
+        }
+    }
+    return found;
+}
+
+// All of sinkhorn_assign in one launch whose blocks run at once: a block keeps the scores of its slice in shared
+// memory, and each iteration is a pass over these and one sum over the grid.
 template <class Storage, int vector>
-struct SinkhornScore {
-    using Real = Working<Storage>;
+struct SinkhornAssign {
+    using Scores = ClassScores<Storage, vector>;
+    using Real = typename Scores::Real;
     static constexpr int threads = sinkhorn_threads;
     static constexpr int blocks_per_processor = 2;
-    static constexpr int rows = sizeof(Real) == 8 ? 2 : 4;   // pixels of a lane group
-    static constexpr int owners = lanes / rows;              // lanes that share a pixel's results
-    static constexpr int owned = sizeof(Real) == 8 ? 2 : 5;  // results of a lane
-    static constexpr int columns = owners * owned;           // prototypes of a class at once
-    static constexpr int list = owned + 1;                   // the results of a lane, then its pixel's squared length
+    static constexpr int rows = Scores::rows;
+    using Order = SliceOrder<rows>;
+
+    Scores scores;
+    Indices label;  // (pixels)
+    std::int64_t pixels;
+    int slice;  // pixels of a block
+    int iterations;
+    bool shifted;              // begin with exp(score - 1/epsilon), else with exp(score - maximum)
+    std::int32_t* assignment;  // (pixels)
+    GridSum<Real> sum;
+
+    struct Tile {
+        int* pixel;     // (slots) as ClassScores takes them
+        Real* inverse;  // (classes, columns) 1/||p||
+        Real* score;    // (slots, per_class)
+        Order order;
+        int* flag;    // (1)
+        Real* level;  // (slots) what is taken from its exponents
+        Real* piece;  // (slots / rows, per_class)
+        Real* log_u;  // (classes, per_class)
+
+        MPAMATCH_BOTH Tile(Shared& shared, int slice, int classes, int per_class, int threads)
+            : pixel(shared.take<int>(Order::slots(slice, classes))),
+              inverse(shared.take<Real>(classes * Scores::columns)),
+              score(shared.take<Real>(std::int64_t(Order::slots(slice, classes)) * per_class)),
+              order(shared, classes, threads),
+              flag(shared.take<int>(1)),
+              level(shared.take<Real>(Order::slots(slice, classes))),
+              piece(shared.take<Real>(divide_up(Order::slots(slice, classes), rows) * per_class)),
+              log_u(shared.take<Real>(std::int64_t(classes) * per_class)) {}
+    };
+
+    MPAMATCH_BOTH static std::int64_t shared_bytes(int slice, int classes, int per_class, int threads_in_block) {
+        Shared shared(nullptr);
+        Tile(shared, slice, classes, per_class, threads_in_block);
+        return shared.bytes();
+    }
+    MPAMATCH_BOTH std::int64_t shared_bytes(int threads_in_block) const {
+        return shared_bytes(slice, scores.classes, scores.per_class, threads_in_block);
+    }
+
+    MPAMATCH_DEVICE void run(unsigned char* memory) const {
+        const Tile tile = tile_in(memory);
+        sort(tile);
+        score(tile);
+        int turn = 0;
+        if (iterations > 0 && !shifted) {
+            reduce(tile, turn++, Reduction<Real>{true}, [&](int i, Real peak) { tile.log_u[i] = -peak; });
+        }
+        for (int iteration = 0; iteration < iterations; ++iteration) {
+            if (iteration > 0) normalise(tile);
+            reduce(tile, turn++, Reduction<Real>{false},
+                   [&](int i, Real total) { tile.log_u[i] = next_log_u(tile.log_u[i], total); });
+        }
+        pick(tile);
+    }
+
+  private:
+    MPAMATCH_DEVICE Tile tile_in(unsigned char* memory) const {
+        Shared shared(memory);
+        return Tile(shared, slice, scores.classes, scores.per_class, thread_count());
+    }
+    MPAMATCH_DEVICE std::int64_t begin() const { return std::int64_t(slice) * block_index(); }
+    MPAMATCH_DEVICE int slots(const Tile& tile) const { return tile.order.start[scores.classes]; }
+
+    MPAMATCH_DEVICE void sort(const Tile& tile) const {
+        const std::int64_t left = pixels - begin();
+        const int length = left < slice ? left < 0 ? 0 : static_cast<int>(left) : slice;
+        for (int i = thread_index(); i < Order::slots(slice, scores.classes); i += thread_count()) tile.pixel[i] = -1;
+        for (int i = thread_index(); i < scores.classes * scores.per_class; i += thread_count()) tile.log_u[i] = 0;
+        tile.order.sort(
+            length, scores.classes, [&](int place) { return read_index(label, begin() + place, scores.classes); },
+            [&](int place, int own, int slot) {
+                if (slot < 0) {
+                    assignment[begin() + place] = -1;
+                } else {
+                    tile.pixel[slot] = own << 16 | place;
+                }
+            });
+    }
+
+    MPAMATCH_DEVICE void score(const Tile& tile) const {
+        const int per_class = scores.per_class;
+        for (int i = thread_index(); i < slots(tile); i += thread_count()) {
+            tile.level[i] = shifted ? scores.inverse_epsilon : Real(0);
+        }
+        for (int k = 0; k < per_class; k += Scores::columns) {
+            scores.measure_prototypes(tile.order.size, k, tile.inverse);
+            block_barrier();
+            Real* score = tile.score + k;
+            scores.multiply(tile.pixel, slots(tile), begin(), k, tile.inverse,
+                            [=](int slot, int, int, int column, Real x) { score[slot * per_class + column] = x; });
+            block_barrier();
+        }
+    }
+
+    // level = log of the sum over k of exp(score + log_u): taken away, what is left are the shares of a pixel.
+    MPAMATCH_DEVICE void normalise(const Tile& tile) const {
+        for (int slot = thread_index(); slot < slots(tile); slot += thread_count()) {
+            if (tile.pixel[slot] < 0) continue;
+            const Real* row = tile.score + slot * scores.per_class;
+            const Real* shift = tile.log_u + (tile.pixel[slot] >> 16) * scores.per_class;
+            Real peak = row[0] + shift[0];
+            for (int k = 1; k < scores.per_class; ++k) {
+                const Real x = row[k] + shift[k];
+                if (x > peak) peak = x;
+            }
+            Real total = 0;
+            for (int k = 0; k < scores.per_class; ++k) total += std::exp(row[k] + shift[k] - peak);
+            tile.level[slot] = peak + std::log(total);
+        }
+        block_barrier();
+    }
+
+    // use(c K + k, the sum over the pixels of c of exp(score + log_u - level), or the maximum of score). A set of slots
+    // is one class's: first the sets, many and alike, then those of each class in their order, whatever its size.
+    template <class Use>
+    MPAMATCH_DEVICE void reduce(const Tile& tile, int turn, const Reduction<Real>& reduction, const Use& use) const {
+        const int per_class = scores.per_class;
+        for (int i = thread_index(); i < slots(tile) / rows * per_class; i += thread_count()) {
+            const int first = i / per_class * rows;
+            const Real shift = tile.log_u[(tile.pixel[first] >> 16) * per_class + i % per_class];
+            Real total = reduction.neutral();
+            MPAMATCH_UNROLL
+            for (int slot = first; slot < first + rows; ++slot) {
+                if (tile.pixel[slot] < 0) continue;
+                const Real x = tile.score[slot * per_class + i % per_class];
+                total = reduction.combine(total, reduction.maximum ? x : std::exp(x + shift - tile.level[slot]));
+            }
+            tile.piece[i] = total;
+        }
+        block_barrier();
+        for (int i = thread_index(); i < scores.classes * per_class; i += thread_count()) {
+            const Real* piece = tile.piece + tile.order.start[i / per_class] / rows * per_class + i % per_class;
+            const int sets = (tile.order.size[i / per_class] + rows - 1) / rows;
+            Real total = reduction.neutral();
+            MPAMATCH_UNROLL_8
+            for (int set = 0; set < sets; ++set) total = reduction.combine(total, piece[set * per_class]);
+            sum.own_row()[i] = total;
+        }
+        sum.finish(turn, reduction, tile.flag, use);
+        block_barrier();
+    }
+
+    MPAMATCH_DEVICE void pick(const Tile& tile) const {
+        for (int slot = thread_index(); slot < slots(tile); slot += thread_count()) {
+            const int packed = tile.pixel[slot];
+            if (packed < 0) continue;
+            const int own = (packed >> 16) * scores.per_class;
+            assignment[begin() + (packed & 0xffff)] =
+                own + best_of(tile.score + slot * scores.per_class, tile.log_u + own, scores.per_class);
+        }
+    }
+};
+
+// How many blocks at once hold the scores of all pixels, and how many pixels each; 0 blocks: they do not fit.
+struct AssignPlan {
+    int blocks;
+    int slice;
+};
+
+template <class Storage>
+AssignPlan plan_assign(std::int64_t pixels, std::int64_t stride, int classes, int per_class, int threads,
+                       const Device& device) {
+    using Kernel = SinkhornAssign<Storage, 1>;
+    constexpr int least = 64;  // pixels keep half of a block's lane groups busy: fewer would only lengthen the sums
+    for (int resident = Kernel::blocks_per_processor; device.cooperative && resident > 0; --resident) {
+        const std::int64_t at_once = std::int64_t(resident) * device.processors;
+        const std::int64_t wanted = pixels <= least ? 1 : divide_up(pixels, least);
+        const std::int64_t blocks = wanted < at_once ? wanted : at_once;
+        const std::int64_t slice = divide_up(pixels, blocks);
+        if (slice > Kernel::Order::most_pixels || slice * stride >= Kernel::Scores::most_offset) continue;
+        const std::int64_t bytes = Kernel::shared_bytes(static_cast<int>(slice), classes, per_class, threads);
+        if (device.holds(bytes, resident)) return {static_cast<int>(blocks), static_cast<int>(slice)};
+    }
+    return {0, 0};
+}
+
+// Where ranks share their sums, or more pixels come than fit below: a launch for each pass.
+
+// The scores, 0 where the pixel is ignored; reduced over the pixels of each class: sum of exp(score - 1/epsilon) where
+// shifted, else the maximum.
+template <class Storage, int vector>
+struct SinkhornScore {
+    using Scores = ClassScores<Storage, vector>;
+    using Real = typename Scores::Real;
+    static constexpr int threads = sinkhorn_threads;
+    static constexpr int blocks_per_processor = 2;
+    static constexpr int columns = Scores::columns;
     using Sums = ClassSums<Real, columns>;
 
-    const Storage* embedding;  // (pixels, width), rows `stride` apart
-    std::int64_t stride;       // below 2^24
-    const Real* prototypes;    // (classes, per_class, width), fewer than 2^31 elements
-    Indices label;             // (pixels)
+    Scores scores;  // stride below 2^24
+    Indices label;  // (pixels)
     std::int64_t pixels;
     std::int64_t slice;  // pixels of a block
-    int classes;
-    int per_class;
-    int width;
-    Real inverse_epsilon;
     bool shifted;
     Real* score;  // (pixels, per_class)
     OrderedSum<Real> sum;
 
-    using Order = ClassOrder<threads, rows>;
+    using Order = ClassOrder<threads, Scores::rows>;
     struct Sorted {
         Order order;
-        int pixel[Order::slots(most_classes)];  // class * 2^16 + place in the tile of each slot, -1 = padding
+        int pixel[Order::slots(most_classes)];  // as ClassScores takes them
     };
     struct Tile {
         Sorted* sorted;
@@ -63,149 +261,60 @@ struct SinkhornScore {
 
     MPAMATCH_BOTH std::int64_t shared_bytes(int) const {
         Shared shared(nullptr);
-        Tile(shared, classes);
+        Tile(shared, scores.classes);
         return shared.bytes();
     }
 
     MPAMATCH_DEVICE void run(unsigned char* memory) const {
         Shared shared(memory);
-        const Tile tile(shared, classes);
+        const Tile tile(shared, scores.classes);
+        const int per_class = scores.per_class;
         sum.clear_own_row();
         const std::int64_t begin = slice * block_index();
         const std::int64_t end = begin + slice < pixels ? begin + slice : pixels;
         for (std::int64_t first = begin; first < end; first += thread_count()) {
             sort(tile, first, end);
             for (int k = 0; k < per_class; k += columns) {
-                measure_prototypes(tile, k);
+                scores.measure_prototypes(tile.sorted->order.size, k, tile.inverse);
                 block_barrier();
-                multiply(tile, first, k);
-                Sums::add(tile.sorted->order, classes, tile.value, tile.piece, sum, k, per_class);
+                scores.multiply(tile.sorted->pixel, tile.sorted->order.start[scores.classes], first, k, tile.inverse,
+                                [&](int slot, int, int place, int column, Real x) {
+                                    score[(first + place) * per_class + k + column] = x;
+                                    tile.value[slot * columns + column] =
+                                        shifted ? std::exp(x - scores.inverse_epsilon) : x;
+                                });
+                Sums::add(tile.sorted->order, scores.classes, tile.value, tile.piece, sum, k, per_class);
             }
         }
         sum.finish(tile.sorted->order.size);
     }
 
   private:
-    MPAMATCH_DEVICE int group() const { return thread_index() / lanes; }
-    MPAMATCH_DEVICE int groups() const { return thread_count() / lanes; }
-    MPAMATCH_DEVICE int lane() const { return thread_index() % lanes; }
-
     MPAMATCH_DEVICE void sort(const Tile& tile, std::int64_t first, std::int64_t end) const {
         const std::int64_t n = first + thread_index();
-        const int own = n < end ? read_index(label, n, classes) : -1;
-        const int slot = tile.sorted->order.place(own, classes);
-        const int slots = tile.sorted->order.start[classes];
+        const int own = n < end ? read_index(label, n, scores.classes) : -1;
+        const int slot = tile.sorted->order.place(own, scores.classes);
+        const int slots = tile.sorted->order.start[scores.classes];
         for (int i = thread_index(); i < slots; i += thread_count()) tile.sorted->pixel[i] = -1;
         block_barrier();
         if (slot >= 0) tile.sorted->pixel[slot] = own << 16 | thread_index();
         if (slot >= 0 || n >= end) return;
-        for (int k = 0; k < per_class; ++k) score[n * per_class + k] = Real(0);
-    }
-
-    // 1/||p|| of the prototypes k … k + columns of each class in the tile, which also brings them into the cache.
-    MPAMATCH_DEVICE void measure_prototypes(const Tile& tile, int k) const {
-        const int cells = classes * columns;
-        const int end = static_cast<int>(divide_up(cells, groups())) * groups();
-        for (int i = group(); i < end; i += groups()) {
-            const bool wanted = i < cells && tile.sorted->order.size[i / columns] > 0 && k + i % columns < per_class;
-            Real squared = 0;
-            if (wanted) {
-                const Real* prototype = prototypes + (std::int64_t(i / columns) * per_class + k + i % columns) * width;
-                for (int d = lane() * vector; d < width; d += lanes * vector) {
-                    Real x[vector];
-                    read_often(prototype + d, x);
-                    MPAMATCH_UNROLL
-                    for (int e = 0; e < vector; ++e) squared += x[e] * x[e];
-                }
-            }
-            squared = group_sum(squared);
-            if (wanted && lane() == 0) tile.inverse[i] = inverse_length(squared);
-        }
-    }
-
-    // Every warp takes the same turns in all its lanes; a lane group beyond the last set of slots repeats the last.
-    MPAMATCH_DEVICE void multiply(const Tile& tile, std::int64_t first, int k) const {
-        const int sets = tile.sorted->order.start[classes] / rows;
-        const int in_warp = group() % (warp_size / lanes);
-        for (int turn = group() - in_warp; turn < sets; turn += groups()) {
-            const int set = turn + in_warp < sets ? turn + in_warp : sets - 1;
-            Real product[lanes * list];
-            multiply_rows(tile, first, set, k, product);
-            Real result[list];
-            sums_to_owners(product, result);
-            write(tile, first, set, k, turn + in_warp < sets, result);
-        }
-    }
-
-    // This lane's share of the dot products of the slots of `set`; list l of the result is meant for lane l.
-    MPAMATCH_DEVICE void multiply_rows(const Tile& tile, std::int64_t first, int set, int k,
-                                       Real (&product)[lanes * list]) const {
-        const int leader = tile.sorted->pixel[set * rows];
-        const int own_class = (leader >> 16) * per_class;
-        const Storage* tile_rows = embedding + first * stride;
-        unsigned row[rows];  // offsets of 32 bits: four pointers more would spill
-        MPAMATCH_UNROLL
-        for (int p = 0; p < rows; ++p) {
-            const int pixel = tile.sorted->pixel[set * rows + p];
-            row[p] = static_cast<unsigned>((pixel < 0 ? leader : pixel) & 0xffff) * static_cast<unsigned>(stride);
-        }
-        MPAMATCH_UNROLL
-        for (int i = 0; i < lanes * list; ++i) product[i] = Real(0);
-
-        for (int d = lane() * vector; d < width; d += lanes * vector) {
-            Pack<Storage, vector> z[rows];
-            MPAMATCH_UNROLL
-            for (int p = 0; p < rows; ++p) z[p] = read_once<Storage, vector>(tile_rows + (row[p] + d));
-            Real x[rows][vector];
-            MPAMATCH_UNROLL
-            for (int p = 0; p < rows; ++p) {
-                MPAMATCH_UNROLL
-                for (int e = 0; e < vector; ++e) x[p][e] = to_working(z[p].value[e]);
-                add_product(x[p], x[p], product[p * owners * list + owned]);
-            }
-            MPAMATCH_UNROLL
-            for (int column = 0; column < columns; ++column) {
-                const int k_or_last = k + column < per_class ? k + column : per_class - 1;
-                Real prototype[vector];
-                read_often(prototypes + ((own_class + k_or_last) * width + d), prototype);
-                MPAMATCH_UNROLL
-                for (int p = 0; p < rows; ++p) {
-                    add_product(x[p], prototype, product[(p * owners + column / owned) * list + column % owned]);
-                }
-            }
-        }
-        MPAMATCH_UNROLL
-        for (int i = 0; i < lanes; ++i) product[i * list + owned] = product[i / owners * owners * list + owned];
-    }
-
-    MPAMATCH_DEVICE static void add_product(const Real (&a)[vector], const Real (&b)[vector], Real& total) {
-        MPAMATCH_UNROLL
-        for (int e = 0; e < vector; ++e) total += a[e] * b[e];
-    }
-
-    MPAMATCH_DEVICE void write(const Tile& tile, std::int64_t first, int set, int k, bool valid,
-                               const Real (&result)[list]) const {
-        const int slot = set * rows + lane() / owners;
-        const int pixel = tile.sorted->pixel[slot];
-        if (!valid || pixel < 0) return;
-        const int column = lane() % owners * owned;
-        const Real* inverse = tile.inverse + (pixel >> 16) * columns + column;
-        const Real scale = inverse_length(result[owned]) * inverse_epsilon;
-        MPAMATCH_UNROLL
-        for (int i = 0; i < owned; ++i) {
-            if (k + column + i >= per_class) continue;
-            const Real x = result[i] * scale * inverse[i];
-            score[(first + (pixel & 0xffff)) * per_class + k + column + i] = x;
-            tile.value[slot * columns + column + i] = shifted ? std::exp(x - inverse_epsilon) : x;
-        }
+        for (int k = 0; k < scores.per_class; ++k) score[n * scores.per_class + k] = Real(0);
     }
 };
 
-// log_u once more: log_u - log(total) where total > 0. A constant added to all K of a class changes nothing.
+// log_u as a pass finds it, and the totals that it has not yet taken in.
 template <class Real>
-MPAMATCH_DEVICE Real next_log_u(Real log_u, Real total) {
-    return total > Real(0) ? log_u - std::log(total) : log_u;
-}
+struct LogU {
+    const Real* log_u;  // (cells), null for 0
+    const Real* total;  // (cells), null for 1
+    Real sign;          // of log_u: -1 where it holds the maxima of the scores
+
+    MPAMATCH_DEVICE Real operator[](std::int64_t i) const {
+        const Real now = log_u == nullptr ? Real(0) : sign * log_u[i];
+        return total == nullptr ? now : next_log_u(now, total[i]);
+    }
+};
 
 // First log_u as above; then total[c, k] = sum over the pixels of c of softmax_k(score + log_u) where `rows`, else of
 // exp(score + log_u). One thread per pixel: the scores, K numbers a pixel, come from L2.
@@ -222,8 +331,7 @@ struct SinkhornStep {
     std::int64_t slice;  // pixels of a block
     int classes;
     int per_class;
-    const Real* log_u;  // (classes, per_class)
-    const Real* total;  // (classes, per_class)
+    LogU<Real> before;
     bool rows;
     Real* new_log_u;  // (classes, per_class)
     OrderedSum<Real> sum;
@@ -253,7 +361,7 @@ struct SinkhornStep {
         const Tile tile(shared, classes, per_class);
         sum.clear_own_row();
         for (int i = thread_index(); i < classes * per_class; i += thread_count()) {
-            tile.log_u[i] = next_log_u(log_u[i], total[i]);
+            tile.log_u[i] = before[i];
             if (block_index() == 0) new_log_u[i] = tile.log_u[i];
         }
         const std::int64_t begin = slice * block_index();
@@ -307,8 +415,7 @@ struct SinkhornPick {
     std::int64_t pixels;
     int classes;
     int per_class;
-    const Real* log_u;         // (classes, per_class)
-    const Real* total;         // (classes, per_class)
+    LogU<Real> before;
     std::int32_t* assignment;  // (pixels)
 
     MPAMATCH_BOTH std::int64_t shared_bytes(int) const {
@@ -321,28 +428,15 @@ struct SinkhornPick {
         Shared shared(memory);
         Real* now = shared.take<Real>(std::int64_t(classes) * per_class);
         for (int i = thread_index(); i < classes * per_class; i += thread_count()) {
-            now[i] = next_log_u(log_u[i], total[i]);
+            now[i] = before[i];
         }
         block_barrier();
         const std::int64_t step = std::int64_t(block_count()) * thread_count();
         for (std::int64_t n = std::int64_t(block_index()) * thread_count() + thread_index(); n < pixels; n += step) {
             const int own = read_index(label, n, classes);
-            assignment[n] = own < 0 ? -1 : own * per_class + best(score + n * per_class, now + own * per_class);
+            assignment[n] =
+                own < 0 ? -1 : own * per_class + best_of(score + n * per_class, now + own * per_class, per_class);
         }
-    }
-
-  private:
-    MPAMATCH_DEVICE int best(const Real* row, const Real* shift) const {
-        int found = 0;
-        Real highest = row[0] + shift[0];
-        for (int k = 1; k < per_class; ++k) {
-            const Real x = row[k] + shift[k];
-            if (x > highest) {
-                highest = x;
-                found = k;
-            }
-        }
-        return found;
     }
 };
 

@@ -124,7 +124,24 @@ def _fused(
     process_group: dist.ProcessGroup | None,
     backend: str,
 ) -> Tensor:
-    """Runs the kernels' stages: each is a pass over the pixels, with C·K numbers reduced over the ranks in between.
+    """Runs the kernel of one process, or with ranks the passes that it is made of."""
+    if process_group is None:
+        whole = dispatch.kernel("sinkhorn_assign", backend)
+        assignment: Tensor = whole(embedding, prototypes, label, epsilon, iterations, epsilon >= SAFE_EPSILON)
+        return assignment
+    return _by_passes(embedding, prototypes, label, epsilon, iterations, process_group, backend)
+
+
+def _by_passes(
+    embedding: Tensor,
+    prototypes: Tensor,
+    label: Tensor,
+    epsilon: float,
+    iterations: int,
+    process_group: dist.ProcessGroup | None,
+    backend: str,
+) -> Tensor:
+    """Runs a kernel for each pass over the pixels, with C·K numbers reduced over the ranks in between.
 
     A constant added to log_u of all K of a class changes nothing, so the shift by 1/ε is not taken back.
     """
@@ -146,6 +163,12 @@ def _fused(
     return assignment
 
 
+def _fake_assign(
+    embedding: Tensor, prototypes: Tensor, label: Tensor, epsilon: float, iterations: int, shifted: bool
+) -> Tensor:
+    return embedding.new_empty(embedding.shape[:1], dtype=torch.int32)
+
+
 def _fake_score(
     embedding: Tensor, prototypes: Tensor, label: Tensor, epsilon: float, shifted: bool
 ) -> tuple[Tensor, Tensor]:
@@ -162,14 +185,25 @@ def _fake_pick(score: Tensor, label: Tensor, log_u: Tensor, total: Tensor) -> Te
 
 
 def _self_check(sample: Sample) -> list[Tensor]:
-    return [
-        sinkhorn_assign(sample.embedding, sample.prototypes, sample.label, epsilon=epsilon) for epsilon in (0.05, 0.01)
-    ]
+    """Of both forms: a run with ranks takes the passes."""
+    embedding, prototypes = checks.for_kernels(sample.embedding, sample.prototypes)
+    backend = dispatch.choose("sinkhorn_assign", embedding, prototypes)
+    results = []
+    for epsilon in (0.05, 0.01):
+        whole = sinkhorn_assign(embedding, prototypes, sample.label, epsilon=epsilon)
+        given = (embedding, prototypes, sample.label, epsilon, 3, None)
+        results += [whole, whole if backend == "eager" else _by_passes(*given, backend)]
+    return results
 
 
 OPERATION = Operation(
     name="sinkhorn_assign",
     backends=("cpp", "cuda"),
-    kernels={"sinkhorn_score": _fake_score, "sinkhorn_step": _fake_step, "sinkhorn_pick": _fake_pick},
+    kernels={
+        "sinkhorn_score": _fake_score,
+        "sinkhorn_step": _fake_step,
+        "sinkhorn_pick": _fake_pick,
+        "sinkhorn_assign": _fake_assign,
+    },
     self_check=_self_check,
 )

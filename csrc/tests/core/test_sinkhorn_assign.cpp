@@ -4,6 +4,7 @@
 #include "truth.h"
 
 using namespace test;
+using mpamatch::SinkhornAssignArguments;
 using mpamatch::SinkhornPickArguments;
 using mpamatch::SinkhornScoreArguments;
 using mpamatch::SinkhornStepArguments;
@@ -181,6 +182,15 @@ void check_against_the_plan(Element element, double epsilon, int iterations) {
     }
     for (int i = 1; i < iterations; ++i) advance(true);
     stages.pick(c);
+    Output whole("whole", int64_t{4}, c.sizes.n);
+    run_both_ways({&whole}, [&](auto parallel) {
+        run_kernel(SinkhornAssignArguments{c.pixels(), c.prototypes.data(), c.sizes.c, c.sizes.k, c.stored_label.view(),
+                                           epsilon, iterations, shifted, whole.as<int32_t>()},
+                   parallel);
+    });
+    for (int64_t n = 0; n < c.sizes.n; ++n)
+        CHECK(whole.as<int32_t>()[n] == stages.assignment.as<int32_t>()[n], "pixel %ld: not what the stages choose",
+              static_cast<long>(n));
 
     const Cosines cosines(c);
     for (int64_t own = 0; own < 3; ++own) {

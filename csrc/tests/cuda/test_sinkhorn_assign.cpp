@@ -25,18 +25,68 @@ struct Shape {
 
 template <class Real>
 struct Workspace {
+    SumSpace space;
     std::vector<double> memory;
 
     Workspace(const Shape& s)
-        : memory(static_cast<std::size_t>(
-                     divide_up(ordered_sum_space<Real>(s.blocks, static_cast<int>(s.cells())).total(), sizeof(double))),
+        : space(SumSpace::of<Real>(s.blocks, static_cast<int>(s.cells()))),
+          memory(static_cast<std::size_t>(divide_up(space.tickets + space.partial + 2 * space.bundle, sizeof(double))),
                  poison<double>) {
-        std::memset(memory.data(), 0,
-                    static_cast<std::size_t>(ordered_sum_space<Real>(s.blocks, static_cast<int>(s.cells())).tickets));
+        std::memset(memory.data(), 0, static_cast<std::size_t>(space.tickets));
     }
+    unsigned char* tickets() { return reinterpret_cast<unsigned char*>(memory.data()); }
     OrderedSum<Real> sum(const Shape& s, std::vector<Real>& result, bool maximum) {
-        return ordered_sum_in(reinterpret_cast<unsigned char*>(memory.data()), s.blocks, static_cast<int>(s.cells()),
+        return ordered_sum_in(tickets(), tickets() + space.tickets, s.blocks, static_cast<int>(s.cells()),
                               result.data(), maximum);
+    }
+    GridSum<Real> of_grid(const Shape& s) {
+        return grid_sum_in<Real>(tickets(), tickets() + space.tickets, s.blocks, static_cast<int>(s.cells()));
+    }
+};
+
+// Embedding, prototypes and labels, a zero vector among each of the former; ignored rows hold NaN.
+template <class Storage>
+struct Input {
+    using Real = Working<Storage>;
+    std::int64_t stride;
+    RandomRows<Storage> embedding;
+    RandomRows<Real> prototypes;
+    StoredIndices label;
+
+    Input(Random& random, const Shape& s, std::int64_t stride)
+        : stride(stride),
+          embedding(random, s.pixels, s.width, stride),
+          prototypes(random, s.classes * s.per_class, s.width, s.width),
+          label(random_indices(random, s.pixels, s.classes, s.ignored, s.type)) {
+        if (s.pixels > 2) embedding.clear_row(1, s.width, stride);
+        if (s.cells() > 3) prototypes.clear_row(2, s.width, s.width);
+        for (std::int64_t n = 0; n < s.pixels; ++n) {
+            Storage* row = &embedding.data[static_cast<std::size_t>(n * stride)];
+            if (label.at(n, s.classes) < 0) std::fill(row, row + s.width, to_storage<Storage>(std::nan("")));
+        }
+    }
+    // (pixels, per_class), 0 where the pixel is ignored.
+    std::vector<double> cosines(const Shape& s) const {
+        std::vector<double> result(s.scores(), 0.0);
+        for (std::int64_t n = 0; n < s.pixels; ++n) {
+            const int own = label.at(n, s.classes);
+            if (own < 0) continue;
+            const auto z = unit(&embedding.exact[static_cast<std::size_t>(n * s.width)], s.width);
+            for (int k = 0; k < s.per_class; ++k) {
+                const int m = own * s.per_class + k;
+                const auto p = unit(&prototypes.exact[static_cast<std::size_t>(m * s.width)], s.width);
+                double& cosine = result[static_cast<std::size_t>(n * s.per_class + k)];
+                for (int d = 0; d < s.width; ++d) {
+                    cosine += z[static_cast<std::size_t>(d)] * p[static_cast<std::size_t>(d)];
+                }
+            }
+        }
+        return result;
+    }
+    template <int vector>
+    ClassScores<Storage, vector> view(const Shape& s, double epsilon) const {
+        return {embedding.data.data(), stride,  prototypes.data.data(),        s.classes,
+                s.per_class,           s.width, static_cast<Real>(1 / epsilon)};
     }
 };
 
@@ -48,27 +98,17 @@ void test_score(const Shape& s, bool shifted, unsigned seed) {
     const std::string name = "score, " + s.name();
     const double epsilon = shifted ? 0.05 : 0.01;
     Random random(seed);
-    const std::int64_t stride = s.width + (seed % 2 == 0 ? 0 : 16);
-    RandomRows<Storage> embedding(random, s.pixels, s.width, stride);
-    if (s.pixels > 2) embedding.clear_row(1, s.width, stride);
-    RandomRows<Real> prototypes(random, s.classes * s.per_class, s.width, s.width);
-    if (s.cells() > 3) prototypes.clear_row(2, s.width, s.width);
-    const StoredIndices label = random_indices(random, s.pixels, s.classes, s.ignored, s.type);
+    const Input<Storage> input(random, s, s.width + (seed % 2 == 0 ? 0 : 16));
 
-    std::vector<double> truth(s.scores(), 0.0);
+    std::vector<double> truth = input.cosines(s);
     std::vector<double> reduced(s.cells(), shifted ? 0.0 : double(std::numeric_limits<Real>::lowest()));
     for (std::int64_t n = 0; n < s.pixels; ++n) {
-        const int own = label.at(n, s.classes);
-        if (own < 0) continue;
-        const auto z = unit(&embedding.exact[static_cast<std::size_t>(n * s.width)], s.width);
-        for (int k = 0; k < s.per_class; ++k) {
-            const int m = own * s.per_class + k;
-            const auto p = unit(&prototypes.exact[static_cast<std::size_t>(m * s.width)], s.width);
-            double cosine = 0;
-            for (int d = 0; d < s.width; ++d) cosine += z[static_cast<std::size_t>(d)] * p[static_cast<std::size_t>(d)];
-            truth[static_cast<std::size_t>(n * s.per_class + k)] = cosine / epsilon;
-            double& cell = reduced[static_cast<std::size_t>(m)];
-            cell = shifted ? cell + std::exp((cosine - 1) / epsilon) : std::max(cell, cosine / epsilon);
+        const int own = input.label.at(n, s.classes);
+        for (int k = 0; own >= 0 && k < s.per_class; ++k) {
+            double& score = truth[static_cast<std::size_t>(n * s.per_class + k)];
+            score /= epsilon;
+            double& cell = reduced[static_cast<std::size_t>(own * s.per_class + k)];
+            cell = shifted ? cell + std::exp(score - 1 / epsilon) : std::max(cell, score);
         }
     }
 
@@ -76,16 +116,10 @@ void test_score(const Shape& s, bool shifted, unsigned seed) {
     for (int at_once : {1, 3}) {
         std::vector<Real> score(s.scores(), poison<Real>), total(s.cells(), poison<Real>);
         Workspace<Real> workspace(s);
-        const Kernel kernel{embedding.data.data(),
-                            stride,
-                            prototypes.data.data(),
-                            label.view(),
+        const Kernel kernel{input.template view<vector>(s, epsilon),
+                            input.label.view(),
                             s.pixels,
                             divide_up(s.pixels, s.blocks),
-                            s.classes,
-                            s.per_class,
-                            s.width,
-                            static_cast<Real>(1 / epsilon),
                             shifted,
                             score.data(),
                             workspace.sum(s, total, !shifted)};
@@ -151,8 +185,7 @@ void test_step(const Shape& s, bool rows, unsigned seed) {
                                         divide_up(s.pixels, s.blocks),
                                         s.classes,
                                         s.per_class,
-                                        scores.log_u.data.data(),
-                                        scores.total.data.data(),
+                                        {scores.log_u.data.data(), scores.total.data.data(), Real(1)},
                                         rows,
                                         log_u.data(),
                                         workspace.sum(s, total, false)};
@@ -185,9 +218,13 @@ void test_pick(const Shape& s, unsigned seed) {
         }
     }
     std::vector<std::int32_t> assignment(static_cast<std::size_t>(s.pixels), poison<std::int32_t>);
-    const SinkhornPick<Real> kernel{
-        scores.score.data.data(), scores.label.view(),      s.pixels,         s.classes, s.per_class,
-        scores.log_u.data.data(), scores.total.data.data(), assignment.data()};
+    const SinkhornPick<Real> kernel{scores.score.data.data(),
+                                    scores.label.view(),
+                                    s.pixels,
+                                    s.classes,
+                                    s.per_class,
+                                    {scores.log_u.data.data(), scores.total.data.data(), Real(1)},
+                                    assignment.data()};
     run_grid(kernel, s.blocks, 2, seed);
     for (std::int64_t n = 0; n < s.pixels; ++n) {
         const int own = scores.label.at(n, s.classes);
@@ -203,6 +240,121 @@ void test_pick(const Shape& s, unsigned seed) {
         expect(inside && scores.value(s, n, own, k) >= best - 10 * tolerance<Real>, name + ": not the best");
         expect(inside && (s.per_class < 3 || k < s.per_class - 1), name + ": not the lowest of equals");
     }
+}
+
+// What a step makes of log_u and totals that are not there, and of maxima.
+template <class Real>
+void test_beginnings() {
+    ++cases;
+    const Real log_u = 3;
+    const Real total = 5;
+    expect(LogU<Real>{nullptr, nullptr, 1}[0] == 0, "no log_u and no total");
+    expect(std::abs(LogU<Real>{nullptr, &total, 1}[0] + std::log(total)) < 1e-6, "no log_u");
+    expect(LogU<Real>{&log_u, nullptr, -1}[0] == -3, "a maximum");
+}
+
+// log of the plan up to a number for each pixel: score + log_u, by the iterations of the operation in double.
+template <class Storage>
+std::vector<double> plan_of(const Input<Storage>& input, const Shape& s, double epsilon, int iterations) {
+    std::vector<double> plan = input.cosines(s);
+    for (double& x : plan) x /= epsilon;
+    for (int iteration = 0; iteration < iterations; ++iteration) {
+        std::vector<double> total(s.cells(), 0.0);
+        std::vector<double> row(static_cast<std::size_t>(s.per_class));
+        for (std::int64_t n = 0; n < s.pixels; ++n) {
+            const int own = input.label.at(n, s.classes);
+            if (own < 0) continue;
+            const double* x = &plan[static_cast<std::size_t>(n * s.per_class)];
+            double sum = 0;
+            for (int k = 0; k < s.per_class; ++k) sum += row[static_cast<std::size_t>(k)] = std::exp(x[k]);
+            for (int k = 0; k < s.per_class; ++k) {
+                total[static_cast<std::size_t>(own * s.per_class + k)] +=
+                    row[static_cast<std::size_t>(k)] / (iteration == 0 ? 1 : sum);
+            }
+        }
+        for (std::int64_t n = 0; n < s.pixels; ++n) {
+            const int own = input.label.at(n, s.classes);
+            for (int k = 0; own >= 0 && k < s.per_class; ++k) {
+                plan[static_cast<std::size_t>(n * s.per_class + k)] -=
+                    std::log(total[static_cast<std::size_t>(own * s.per_class + k)]);
+            }
+        }
+    }
+    return plan;
+}
+
+template <class Storage, int vector>
+void test_assign(const Shape& s, double epsilon, int iterations, unsigned seed) {
+    using Kernel = SinkhornAssign<Storage, vector>;
+    using Real = typename Kernel::Real;
+    ++cases;
+    const std::string name = "assign, " + s.name() + " iterations " + std::to_string(iterations);
+    Random random(seed);
+    const Input<Storage> input(random, s, s.width + (seed % 2 == 0 ? 0 : 16));
+    const std::vector<double> plan = plan_of(input, s, epsilon, iterations);
+    std::vector<std::int32_t> first;
+    for (unsigned turn = 0; turn < 2; ++turn) {
+        std::vector<std::int32_t> assignment(static_cast<std::size_t>(s.pixels), poison<std::int32_t>);
+        Workspace<Real> workspace(s);
+        const Kernel kernel{input.template view<vector>(s, epsilon),
+                            input.label.view(),
+                            s.pixels,
+                            static_cast<int>(divide_up(s.pixels, s.blocks)),
+                            iterations,
+                            epsilon > 0.02,
+                            assignment.data(),
+                            workspace.of_grid(s)};
+        run_grid(kernel, s.blocks, s.blocks, seed + turn);
+        if (turn == 0) first = assignment;
+        expect(same_bits(assignment, first), name + ": not repeatable");
+    }
+    for (std::int64_t n = 0; n < s.pixels; ++n) {
+        const int own = input.label.at(n, s.classes);
+        const int chosen = first[static_cast<std::size_t>(n)];
+        if (own < 0) {
+            expect(chosen == -1, name + ": an ignored pixel");
+            continue;
+        }
+        const double* row = &plan[static_cast<std::size_t>(n * s.per_class)];
+        const int k = chosen - own * s.per_class;
+        const bool inside = k >= 0 && k < s.per_class;
+        // both scores and log_u are off by some roundings of 1/epsilon
+        expect(inside && row[k] >= *std::max_element(row, row + s.per_class) - 10 * tolerance<Real> / epsilon,
+               name + ": not the best of pixel " + std::to_string(n));
+    }
+}
+
+// One block and several, two bundles of blocks, more pixels than threads in a block, blocks without pixels, K above the
+// columns of a turn, absent classes, all pixels ignored, no iteration.
+void test_at_once() {
+    test_assign<float, 4>({131, 40, 5, 10, 0.3, 2, IndexType::u8}, 0.05, 3, 31);
+    test_assign<BFloat16, 4>({203, 32, 3, 13, 0.1, 1, IndexType::i32}, 0.01, 3, 32);
+    test_assign<Float16, 1>({97, 5, 2, 5, 0.4, 18, IndexType::i64}, 0.05, 2, 33);
+    test_assign<double, 2>({61, 8, 4, 7, 0.2, 3, IndexType::u8}, 0.01, 4, 34);
+    test_assign<float, 1>({5, 3, 60, 2, 0.1, 4, IndexType::i32}, 0.05, 3, 35);
+    test_assign<float, 1>({37, 5, 4, 3, 1.0, 2, IndexType::i32}, 0.05, 2, 36);
+    test_assign<double, 1>({40, 4, 3, 4, 0.1, 2, IndexType::u8}, 0.05, 0, 37);
+    test_assign<float, 1>({0, 8, 3, 4, 0.0, 1, IndexType::u8}, 0.05, 3, 38);
+    test_assign<float, 1>({1, 8, 1, 1, 0.0, 1, IndexType::u8}, 0.01, 1, 39);
+}
+
+void test_plans() {
+    ++cases;
+    const Device h100{132, 228 << 10, 227 << 10, true};
+    const Device l4{58, 100 << 10, 99 << 10, true};
+    const auto plan = [](std::int64_t pixels, const Device& device, int classes = 5, std::int64_t stride = 256) {
+        return plan_assign<BFloat16>(pixels, stride, classes, 10, sinkhorn_threads, device);
+    };
+    expect(plan(65536, h100).blocks == 264 && plan(65536, h100).slice == 249, "two blocks a processor");
+    expect(plan(65536, l4).blocks > 0, "an L4 holds them");
+    expect(plan(0, h100).blocks == 1 && plan(64, h100).blocks == 1 && plan(65, h100).blocks == 2, "few pixels");
+    expect(plan(1 << 20, h100, 255).blocks * std::int64_t(plan(1 << 20, h100, 255).slice) >= (1 << 20) ||
+               plan(1 << 20, h100, 255).blocks == 0,
+           "a plan that leaves out pixels");
+    expect(plan(1 << 22, h100).blocks == 0, "more scores than shared memory");
+    expect(plan(65536, h100, 5, (1 << 24) + 8).blocks > 0 && plan(1 << 19, h100, 5, 1 << 23).blocks == 0,
+           "offsets of 32 bits");
+    expect(plan(65536, Device{132, 228 << 10, 227 << 10, false}).blocks == 0, "no cooperative launch");
 }
 
 // A barrier of 64 threads costs half a millisecond of processor time, hence few and small shapes: no pixel, one,
@@ -251,6 +403,10 @@ int run() {
     test_vectors();
     test_scalars();
     test_iterations();
+    test_beginnings<float>();
+    test_beginnings<double>();
+    test_at_once();
+    test_plans();
     return finish();
 }
 

@@ -21,6 +21,11 @@ FORMS = [
     )
 ]
 KERNELS = {
+    "sinkhorn_assign": Kernel(
+        lambda x: (x.embedding, x.prototypes, x.label, 0.05, 3, True),
+        free=("prototypes",),
+        refused={"epsilon": (0.0, -1.0, math.nan), "iterations": (-1,)},
+    ),
     "sinkhorn_score": Kernel(
         lambda x: (x.embedding, x.prototypes, x.label, 0.05, True),
         free=("prototypes",),
