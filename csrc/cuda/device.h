@@ -5,6 +5,10 @@
 
 namespace mpamatch::cuda {
 
+// So many prototypes at most fit into the shared memory of every device from compute capability 8.0 on:
+// mpamatch/ops/checks.py says the same.
+constexpr int most_prototypes = 3072;
+
 struct Device {
     int processors;
     std::int64_t shared_per_processor;  // bytes

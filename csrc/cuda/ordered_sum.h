@@ -5,8 +5,6 @@
 
 namespace mpamatch::cuda {
 
-constexpr int blocks_per_bundle = 16;
-
 // A sum, or a maximum.
 template <class Real>
 struct Reduction {
@@ -34,7 +32,7 @@ struct Reduction {
     }
 };
 
-// The bundle of this block: 16 blocks, the last one fewer.
+// The bundle of this block: 16 blocks on a GPU, the last one fewer.
 struct Bundle {
     int count;  // of bundles
     int own;

@@ -94,6 +94,8 @@ class Shared {
 
 namespace mpamatch::cuda {
 
+constexpr int blocks_per_bundle = 16;  // of the sums in ordered_sum.h
+
 MPAMATCH_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 MPAMATCH_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 MPAMATCH_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
@@ -168,6 +170,18 @@ MPAMATCH_DEVICE void read_often(const Real* place, Real (&value)[size]) {
         const auto pack = *reinterpret_cast<const Pack<Real, step>*>(place + i);
         MPAMATCH_UNROLL
         for (int j = 0; j < step; ++j) value[i + j] = pack.value[j];
+    }
+}
+
+template <class Real, int size>
+MPAMATCH_DEVICE void write_pack(Real* place, const Real (&value)[size]) {
+    constexpr int step = size < full_vector<Real> ? size : full_vector<Real>;
+    MPAMATCH_UNROLL
+    for (int i = 0; i < size; i += step) {
+        Pack<Real, step> pack;
+        MPAMATCH_UNROLL
+        for (int j = 0; j < step; ++j) pack.value[j] = value[i + j];
+        *reinterpret_cast<Pack<Real, step>*>(place + i) = pack;
     }
 }
 

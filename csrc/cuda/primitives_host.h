@@ -1,13 +1,14 @@
-// The primitives on the processor, for tests: a thread of a block is a std::thread, a barrier a std::barrier, a shuffle
-// a barrier between writing and reading. Blocks have 64 threads; several run at once, in a shuffled order. Include
-// primitives.h, which includes this file.
+// The primitives on the processor, for tests: a thread of a block is a std::thread, a barrier a counter behind a lock,
+// a shuffle a barrier between writing and reading. Blocks have 64 threads; several run at once, in a shuffled order.
+// Include primitives.h, which includes this file.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
+#include <condition_variable>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -16,15 +17,42 @@
 namespace mpamatch::cuda {
 
 constexpr int host_threads = 64;
+constexpr int blocks_per_bundle = 2;  // so that few blocks make several bundles
+
+// std::barrier would do, but its waiters share a table with those of all other barriers: to the thread sanitizer blocks
+// that never met would look as if they had, and it would see no race between them.
+class HostBarrier {
+  public:
+    explicit HostBarrier(int threads) : threads_(threads) {}
+
+    void arrive_and_wait() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        const unsigned turn = turn_;
+        if (++arrived_ == threads_) {
+            arrived_ = 0;
+            ++turn_;
+            all_here_.notify_all();
+        } else {
+            all_here_.wait(lock, [&] { return turn_ != turn; });
+        }
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable all_here_;
+    const int threads_;
+    int arrived_ = 0;
+    unsigned turn_ = 0;
+};
 
 struct HostWarp {
-    std::barrier<> barrier{warp_size};
+    HostBarrier barrier{warp_size};
     // Two sets: a lane that is already at the next exchange never overwrites what a slower one still reads.
     alignas(16) unsigned char slot[2][warp_size][256];
 };
 
 struct HostProcessor {
-    std::barrier<> barrier{host_threads};
+    HostBarrier barrier{host_threads};
     HostWarp warp[host_threads / warp_size];
     std::vector<unsigned char> shared;
     int block = 0;
@@ -95,6 +123,11 @@ Pack<Storage, size> read_once(const Storage* place) {
 template <class Real, int size>
 void read_often(const Real* place, Real (&value)[size]) {
     std::copy(place, place + size, value);
+}
+
+template <class Real, int size>
+void write_pack(Real* place, const Real (&value)[size]) {
+    std::copy(value, value + size, place);
 }
 
 inline float to_working(Float16 x) {

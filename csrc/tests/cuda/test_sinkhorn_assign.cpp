@@ -324,17 +324,18 @@ void test_assign(const Shape& s, double epsilon, int iterations, unsigned seed) 
     }
 }
 
-// One block and several, two bundles of blocks, more pixels than threads in a block, blocks without pixels, K above the
+// One block and several, bundles of blocks, more pixels than threads in a block, blocks without pixels, K above the
 // columns of a turn, absent classes, all pixels ignored, no iteration.
 void test_at_once() {
     test_assign<float, 4>({131, 40, 5, 10, 0.3, 2, IndexType::u8}, 0.05, 3, 31);
     test_assign<BFloat16, 4>({203, 32, 3, 13, 0.1, 1, IndexType::i32}, 0.01, 3, 32);
-    test_assign<Float16, 1>({97, 5, 2, 5, 0.4, 18, IndexType::i64}, 0.05, 2, 33);
+    test_assign<Float16, 1>({97, 5, 2, 5, 0.4, 5, IndexType::i64}, 0.05, 4, 33);
     test_assign<double, 2>({61, 8, 4, 7, 0.2, 3, IndexType::u8}, 0.01, 4, 34);
     test_assign<float, 1>({5, 3, 60, 2, 0.1, 4, IndexType::i32}, 0.05, 3, 35);
     test_assign<float, 1>({37, 5, 4, 3, 1.0, 2, IndexType::i32}, 0.05, 2, 36);
     test_assign<double, 1>({40, 4, 3, 4, 0.1, 2, IndexType::u8}, 0.05, 0, 37);
     test_assign<float, 1>({0, 8, 3, 4, 0.0, 1, IndexType::u8}, 0.05, 3, 38);
+    test_assign<float, 1>({47, 2, 2, 3, 0.1, 3, IndexType::u8}, 0.01, 3, 40);  // exp(1/epsilon) is no float
     test_assign<float, 1>({1, 8, 1, 1, 0.0, 1, IndexType::u8}, 0.01, 1, 39);
 }
 
@@ -354,15 +355,23 @@ void test_plans() {
     expect(plan(1 << 22, h100).blocks == 0, "more scores than shared memory");
     expect(plan(65536, h100, 5, (1 << 24) + 8).blocks > 0 && plan(1 << 19, h100, 5, 1 << 23).blocks == 0,
            "offsets of 32 bits");
+    const int per_class = most_prototypes / most_classes;
+    const SinkhornStep<double> step{nullptr, {}, 0, 0, most_classes, per_class, {}, true, nullptr, {}};
+    const SinkhornScore<double, 1> score{
+        {nullptr, 1, nullptr, most_classes, per_class, 1, 1}, {}, 0, 0, true, nullptr, {}};
+    const SinkhornStep<double> of_one{nullptr, {}, 0, 0, 1, most_prototypes, {}, true, nullptr, {}};
+    expect(l4.holds(step.shared_bytes(sinkhorn_threads), 1) && l4.holds(score.shared_bytes(sinkhorn_threads), 1) &&
+               l4.holds(of_one.shared_bytes(sinkhorn_threads), 1),
+           "the passes hold as many prototypes as the operation takes");
     expect(plan(65536, Device{132, 228 << 10, 227 << 10, false}).blocks == 0, "no cooperative launch");
 }
 
 // A barrier of 64 threads costs half a millisecond of processor time, hence few and small shapes: no pixel, one,
-// primes, several tiles of 64 in a block, more than 16 blocks (two bundles and more), K above the columns of a turn,
+// primes, several tiles of 64 in a block, many bundles of blocks, K above the columns of a turn,
 // absent classes.
 void test_vectors() {
     const Shape two_tiles{131, 40, 5, 10, 0.3, 2, IndexType::u8};
-    const Shape bundles{97, 8, 2, 5, 0.4, 35, IndexType::i64};
+    const Shape bundles{97, 8, 2, 5, 0.4, 9, IndexType::i64};
     const Shape wide{41, 32, 3, 13, 0.0, 1, IndexType::i32};
     test_score<float, 4>(two_tiles, true, 1);
     test_score<BFloat16, 4>(two_tiles, false, 2);
@@ -385,7 +394,7 @@ void test_scalars() {
 void test_iterations() {
     const Shape shapes[] = {
         {0, 0, 3, 4, 0.0, 1, IndexType::u8},    {1, 0, 1, 1, 0.0, 1, IndexType::i32},
-        {131, 0, 5, 10, 0.3, 2, IndexType::u8}, {97, 0, 2, 5, 0.4, 35, IndexType::i64},
+        {131, 0, 5, 10, 0.3, 2, IndexType::u8}, {97, 0, 2, 5, 0.4, 9, IndexType::i64},
         {31, 0, 2, 64, 0.1, 2, IndexType::u8},  {89, 0, 255, 3, 0.1, 1, IndexType::u8},
         {43, 0, 4, 13, 1.0, 3, IndexType::i32},
     };
