@@ -7,46 +7,47 @@ namespace mpamatch::cuda {
 namespace {
 
 template <class Storage, int vector>
-void sum(const PrototypeSumArguments& a, const SumPlan& plan, const Place& place) {
-    using Real = Working<Storage>;
-    const AssignedPixels<Storage> pixels{static_cast<const Storage*>(a.embedding.data),
-                                         a.embedding.stride,
-                                         a.embedding.count,
-                                         static_cast<int>(a.embedding.width),
-                                         a.assignment,
-                                         static_cast<const Real*>(a.weight),
-                                         static_cast<int>(a.prototypes)};
+void sum(const PrototypeSumArguments& a, const Place& place) {
+    using Kernel = PrototypeSum<Storage, vector>;
+    using Real = typename Kernel::Real;
+    const int width = static_cast<int>(a.embedding.width);
+    const int prototypes = static_cast<int>(a.prototypes);
+    const SumPlan plan =
+        plan_sum<Storage, vector>(a.embedding.count, width, prototypes, Kernel::threads, device_of(place));
+    require(plan.domains > 0, "prototypes: too many for the shared memory of this device.");
     constexpr std::int64_t real = sizeof(Real);
-    Real* factor = nullptr;
-    if (plan.chunks > 1) {
-        using Kernel = PixelFactor<Storage, vector>;
-        factor = reinterpret_cast<Real*>(place.allocate(a.embedding.count * real));
-        const std::int64_t tiles = divide_up(a.embedding.count, Kernel::threads / lanes);
-        launch(Kernel{pixels, factor}, blocks_for<Kernel>(tiles, place), "prototype_sum, lengths", place);
-    }
-    const std::int64_t cells = a.prototypes * a.embedding.width;
-    Real* partial = reinterpret_cast<Real*>(place.allocate(plan.slices * cells * real));
-    launch(PrototypeSum<Storage, vector>{pixels, plan, factor, partial}, std::int64_t(plan.slices) * plan.chunks,
-           "prototype_sum, slices", place);
-    launch(PrototypeAdd<Real>{partial, plan.slices, cells, static_cast<Real*>(a.total)}, divide_up(cells, warp_size),
-           "prototype_sum, total", place);
+    constexpr std::int64_t integer = sizeof(int);
+    const std::int64_t domains = plan.domains;
+    Real* partial = reinterpret_cast<Real*>(place.allocate(domains * plan.rows * width * real));
+    int* starts = reinterpret_cast<int*>(place.allocate(domains * (a.prototypes + 1) * integer));
+    const Kernel kernel{static_cast<const Storage*>(a.embedding.data),
+                        a.embedding.stride,
+                        a.embedding.count,
+                        width,
+                        a.assignment,
+                        static_cast<const Real*>(a.weight),
+                        prototypes,
+                        plan,
+                        partial,
+                        starts};
+    launch(kernel, domains * blocks_per_domain, "prototype_sum, runs", place);
+    const PrototypeAdd<Real> add{
+        partial, starts, plan, prototypes, width, plan.domains < 512 ? plan.domains : 512, static_cast<Real*>(a.total)};
+    require(add.blocks() < int_limit, "prototypes: too many for one launch.");
+    launch(add, add.blocks(), "prototype_sum, total", place);
 }
 
 }  // namespace
 
 void run_kernel(const PrototypeSumArguments& a, const Place& place) {
-    check_limits(a.embedding);
-    const Device device = device_of(place);
+    require(a.embedding.width < int_limit, "embedding: expected fewer than 2^31 columns.");
     with_storage(a.embedding.element, [&](auto storage) {
         using Storage = decltype(storage);
         constexpr int vector = full_vector<Storage>;
-        const SumPlan plan = plan_sum<Storage>(a.embedding.count, static_cast<int>(a.embedding.width),
-                                               static_cast<int>(a.prototypes), update_threads, device);
-        require(plan.columns > 0, "prototypes: too many for the shared memory of this device.");
-        if (plan.columns % vector == 0 && rows_are_aligned<Storage, vector>(a.embedding)) {
-            sum<Storage, vector>(a, plan, place);
+        if (rows_are_aligned<Storage, vector>(a.embedding)) {
+            sum<Storage, vector>(a, place);
         } else {
-            sum<Storage, 1>(a, plan, place);
+            sum<Storage, 1>(a, place);
         }
     });
 }

@@ -6,7 +6,8 @@
 namespace mpamatch::cuda {
 namespace {
 
-constexpr std::int64_t ample = 200 << 10;
+const Device h100{132, 228 << 10, 227 << 10};
+const Device l4{58, 100 << 10, 99 << 10};
 
 struct Shape {
     std::int64_t pixels;
@@ -15,11 +16,9 @@ struct Shape {
     double ignored;
     bool weighted;
     IndexType type;
-    std::int64_t shared;  // bytes of a processor: little of it cuts the width into chunks
 
     std::string name() const {
-        return "N " + std::to_string(pixels) + " D " + std::to_string(width) + " M " + std::to_string(prototypes) +
-               " shared " + std::to_string(shared);
+        return "N " + std::to_string(pixels) + " D " + std::to_string(width) + " M " + std::to_string(prototypes);
     }
 };
 
@@ -42,7 +41,7 @@ struct Input {
             const auto w = static_cast<Real>(random.uniform() < 0.2 ? 0 : random.uniform());
             if (s.weighted) weight.push_back(w);
             const int m = assignment.at(n, s.prototypes);
-            if (m < 0) {  // an ignored row must not be read
+            if (m < 0 || (s.weighted && w == 0)) {  // what counts nowhere may be NaN
                 embedding.data[static_cast<std::size_t>(n * stride)] = to_storage<Storage>(std::nan(""));
                 continue;
             }
@@ -53,45 +52,43 @@ struct Input {
             }
         }
     }
-    AssignedPixels<Storage> view(const Shape& s) const {
-        return {
-            embedding.data.data(), stride, s.pixels, s.width, assignment.view(), s.weighted ? weight.data() : nullptr,
-            s.prototypes};
-    }
 };
 
 template <class Storage, int vector>
 std::vector<Working<Storage>> launch_sum(const Input<Storage>& input, const Shape& s, const SumPlan& plan, int at_once,
                                          unsigned seed) {
     using Real = Working<Storage>;
-    const std::int64_t cells = std::int64_t(s.prototypes) * s.width;
-    std::vector<Real> factor(static_cast<std::size_t>(s.pixels), poison<Real>);
-    std::vector<Real> partial(static_cast<std::size_t>(plan.slices * cells), poison<Real>);
-    std::vector<Real> total(static_cast<std::size_t>(cells), poison<Real>);
-    if (plan.chunks > 1) run_grid(PixelFactor<Storage, vector>{input.view(s), factor.data()}, 3, at_once, seed);
-    const PrototypeSum<Storage, vector> sum{input.view(s), plan, plan.chunks > 1 ? factor.data() : nullptr,
-                                            partial.data()};
-    run_grid(sum, plan.slices * plan.chunks, at_once, seed);
-    const PrototypeAdd<Real> add{partial.data(), plan.slices, cells, total.data()};
-    run_grid(add, static_cast<int>(divide_up(cells, warp_size)), at_once, seed);
+    std::vector<Real> partial(static_cast<std::size_t>(std::int64_t(plan.domains) * plan.rows * s.width), poison<Real>);
+    std::vector<int> starts(static_cast<std::size_t>(plan.domains * (s.prototypes + 1)), poison<int>);
+    std::vector<Real> total(static_cast<std::size_t>(s.prototypes * s.width), poison<Real>);
+    const PrototypeSum<Storage, vector> sum{input.embedding.data.data(),
+                                            input.stride,
+                                            s.pixels,
+                                            s.width,
+                                            input.assignment.view(),
+                                            s.weighted ? input.weight.data() : nullptr,
+                                            s.prototypes,
+                                            plan,
+                                            partial.data(),
+                                            starts.data()};
+    run_grid(sum, plan.domains * blocks_per_domain, at_once, seed);
+    const PrototypeAdd<Real> add{partial.data(), starts.data(), plan, s.prototypes, s.width, 3, total.data()};
+    run_grid(add, static_cast<int>(add.blocks()), at_once, seed);
     return total;
 }
 
+// As planned, or cut into domains of `domain` pixels.
 template <class Storage, int vector>
-void test_sum(const Shape& s, unsigned seed) {
+void test_sum(const Shape& s, unsigned seed, int domain = 0) {
     ++cases;
     Random random(seed);
     const Input<Storage> input(random, s, s.width + (seed % 2 == 0 ? 0 : 8));
-    const Device device{2, s.shared, s.shared};
-    const SumPlan plan = plan_sum<Storage>(s.pixels, s.width, s.prototypes, host_threads, device);
+    SumPlan plan = plan_sum<Storage, vector>(s.pixels, s.width, s.prototypes, host_threads, h100);
+    if (domain > 0) {
+        plan.domain = domain;
+        plan.domains = static_cast<int>(divide_up(s.pixels, domain));
+    }
     const std::string name = "sum, " + s.name();
-    expect(plan.columns > 0 && plan.columns * plan.chunks >= s.width, name + ": the plan misses columns");
-    expect(plan.columns % vector == 0, name + ": the plan cuts a pack");
-    expect((plan.chunks > 1) == (s.shared < ample), name + ": not the plan that this case is for");
-    if (failures > 0) return;
-    expect(PrototypeSum<Storage, vector>::shared_bytes(plan, s.prototypes, host_threads) <= s.shared,
-           name + ": more shared memory than there is");
-
     const auto total = launch_sum<Storage, vector>(input, s, plan, 1, seed);
     expect_near(total, input.truth, 1, name);
     expect(same_bits(total, launch_sum<Storage, vector>(input, s, plan, 3, seed + 1)), name + ": not repeatable");
@@ -138,37 +135,64 @@ void test_move(int prototypes, int width, double momentum, unsigned seed) {
     expect_near(after, truth, 1, name);
 }
 
-// Few and small shapes, as a barrier of 64 threads costs half a millisecond: no pixel, one, primes, 100 % ignored, rows
-// whole and in chunks, with one part and several, more prototypes than pixels.
-void test_whole_rows() {
-    test_sum<float, 1>({0, 8, 3, 0.0, true, IndexType::i32, ample}, 1);
-    test_sum<double, 1>({1, 1, 1, 0.0, false, IndexType::i64, ample}, 2);
-    test_sum<BFloat16, 1>({61, 17, 4, 0.2, true, IndexType::i32, ample}, 3);
-    test_sum<Float16, 8>({83, 40, 7, 0.3, false, IndexType::i64, ample}, 4);
-    test_sum<BFloat16, 8>({83, 16, 30, 0.1, true, IndexType::i32, ample}, 5);
-    test_sum<float, 4>({53, 96, 3, 0.1, true, IndexType::i64, ample}, 6);
-    test_sum<double, 2>({37, 8, 2, 0.5, false, IndexType::i32, ample}, 7);
-    test_sum<float, 4>({23, 24, 5, 1.0, false, IndexType::i32, ample}, 8);
+// Few and small shapes, as a barrier of 64 threads costs half a millisecond: no pixel, one, primes, 100 % ignored, more
+// prototypes than pixels, groups of 8, 16 and 32 lanes, rows in one piece, in two and too wide for registers.
+void test_rows() {
+    test_sum<float, 1>({0, 8, 3, 0.0, true, IndexType::i32}, 1);
+    test_sum<double, 1>({1, 1, 1, 0.0, false, IndexType::i64}, 2);
+    test_sum<BFloat16, 1>({61, 17, 4, 0.2, true, IndexType::i32}, 3);
+    test_sum<Float16, 8>({83, 40, 7, 0.3, false, IndexType::i64}, 4);
+    test_sum<BFloat16, 8>({83, 136, 130, 0.1, true, IndexType::i32}, 5);
+    test_sum<float, 4>({67, 140, 5, 0.2, true, IndexType::i64}, 6);
+    test_sum<double, 2>({37, 8, 2, 0.5, false, IndexType::i32}, 7);
+    test_sum<float, 4>({23, 24, 5, 1.0, false, IndexType::i32}, 8);
+    test_sum<float, 1>({29, 131, 6, 0.1, true, IndexType::i32}, 9);
+    test_sum<BFloat16, 8>({53, 520, 3, 0.1, true, IndexType::i64}, 10);
 }
 
-void test_chunks() {
-    test_sum<float, 4>({47, 200, 10, 0.1, true, IndexType::i32, 24 << 10}, 11);
-    test_sum<BFloat16, 8>({41, 168, 12, 0.1, false, IndexType::i64, 16 << 10}, 12);
-    test_sum<double, 2>({29, 24, 40, 0.2, true, IndexType::i32, 12 << 10}, 13);
-    test_sum<Float16, 1>({19, 11, 400, 0.1, true, IndexType::i32, 6 << 10}, 14);
+// Several domains, the last one short; more than PrototypeAdd lists at once; one of ignored pixels alone.
+void test_domains() {
+    test_sum<float, 4>({211, 12, 9, 0.1, true, IndexType::i32}, 11, 67);
+    test_sum<Float16, 1>({47, 5, 20, 0.2, false, IndexType::i32}, 12, 10);
+    test_sum<float, 1>({11, 1, 2, 0.6, false, IndexType::i64}, 13, 1);
+}
+
+template <class Storage, int vector>
+void test_plan(std::int64_t pixels, int width, int prototypes, const Device& device) {
+    ++cases;
+    const SumPlan plan = plan_sum<Storage, vector>(pixels, width, prototypes, update_threads, device);
+    const std::string name = "plan of " + std::to_string(pixels) + " pixels, M " + std::to_string(prototypes);
+    expect(plan.domains > 0, name + ": does not fit");
+    expect(std::int64_t(plan.domains) * plan.domain >= pixels, name + ": leaves pixels out");
+    expect(std::int64_t(plan.domains - 1) * plan.domain < pixels + 1, name + ": a domain without pixels");
+    expect(plan.domain <= 2048, name + ": places of 16 bits, with room");
+    expect(device.holds(PrototypeSum<Storage, vector>::shared_bytes(plan, prototypes, update_threads), 1),
+           name + ": more shared memory than there is");
+}
+
+void test_plans() {
+    for (std::int64_t pixels : {0, 1, 511, 4096, 65536, 1 << 20}) {
+        test_plan<BFloat16, 8>(pixels, 256, 50, h100);
+        test_plan<float, 1>(pixels, 17, 50, l4);
+    }
+    test_plan<BFloat16, 8>(65536, 256, most_prototypes, l4);
+    test_plan<double, 1>(65536, 256, most_prototypes, l4);
+    const auto common = plan_sum<BFloat16, 8>(65536, 256, 50, update_threads, h100);
+    expect(common.domains == 33 && common.domain == 1986 && common.runs == 64, "two blocks a processor");
+    expect(h100.holds(PrototypeSum<BFloat16, 8>::shared_bytes(common, 190, update_threads), 2), "both at once");
+    expect(plan_sum<float, 1>(100, 8, 1 << 20, update_threads, h100).domains == 0, "more prototypes than fit");
 }
 
 int run() {
-    test_whole_rows();
-    test_chunks();
+    test_rows();
+    test_domains();
+    test_plans();
     unsigned seed = 20;
     for (int width : {1, 7, 64, 130}) {
         ++seed;
         test_move<float>(5, width, 0.999, seed);
         test_move<double>(5, width, 0.5, seed);
     }
-    expect(plan_sum<float>(100, 8, 1 << 20, host_threads, Device{2, ample, ample}).columns == 0,
-           "a plan where not one column fits");
     return finish();
 }
 
