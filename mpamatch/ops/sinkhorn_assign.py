@@ -80,8 +80,8 @@ def reference(
     used = (label >= 0) & (label < classes)
     own = torch.where(used, label, 0)
     member = torch.nn.functional.one_hot(own, classes).bool() & used[:, None]  # (N, C)
-    z, p = unit(blank(working(embedding), used)), unit(working(prototypes).to(working(embedding).dtype))
-    score = z @ p.reshape(-1, width).T / epsilon
+    z = unit(blank(working(embedding), used))
+    score = z @ unit(working(prototypes).to(z.dtype)).reshape(-1, width).T / epsilon
     score = score.reshape(pixels, classes, per_class)[torch.arange(pixels, device=label.device), own]  # (N, K)
 
     log_u = score.new_zeros(classes, per_class)

@@ -117,6 +117,22 @@ def test_a_pixel_of_weight_0_chooses_nothing() -> None:
     assert torch.equal(updates, _counts(case))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("beyond", [float("nan"), float("inf")])
+@pytest.mark.parametrize("how", ["assignment", "weight"])
+def test_what_an_ignored_pixel_holds_does_not_matter(dtype: torch.dtype, beyond: float, how: str) -> None:
+    """Ignored by an assignment of -1, or by a weight of 0."""
+    case = _unit_prototypes(pixels(200, dtype=dtype))
+    ignored = case.assignment < 0 if how == "assignment" else case.weight == 0
+    weight = case.weight if how == "weight" else None
+    spoilt = case._replace(embedding=torch.where(ignored[:, None], beyond, case.embedding))
+    expected = _updated(case, _counts(case), weight=weight)
+    ours = _updated(spoilt, _counts(case), weight=weight)
+    assert ignored.any()
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_an_ignored_batch_changes_nothing() -> None:
     case = pixels(ignored=1.0)
     prototypes, updates = _updated(case, _counts(case))

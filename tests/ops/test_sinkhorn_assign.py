@@ -121,6 +121,18 @@ def test_an_ignored_batch_is_ignored() -> None:
     assert (ops.sinkhorn_assign(case.embedding, case.prototypes, case.label) == -1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("epsilon", [0.01, 0.05])
+@pytest.mark.parametrize("beyond", [float("nan"), float("inf")])
+def test_what_an_ignored_pixel_holds_does_not_matter(dtype: torch.dtype, epsilon: float, beyond: float) -> None:
+    case = pixels(200, dtype=dtype)
+    ignored = (case.label == 255)[:, None]
+    expected = ops.sinkhorn_assign(case.embedding, case.prototypes, case.label, epsilon=epsilon)
+    spoilt = torch.where(ignored, beyond, case.embedding)
+    assert ignored.any()
+    assert torch.equal(ops.sinkhorn_assign(spoilt, case.prototypes, case.label, epsilon=epsilon), expected)
+
+
 def test_a_label_that_is_no_class_is_ignored() -> None:
     case = pixels()
     beyond = torch.where(case.label == 2, 3, case.label)
