@@ -6,6 +6,10 @@ from torch import Tensor
 IGNORE = 255
 """The label of pixels that count nowhere."""
 
+MOST_PROTOTYPES = 3072
+"""So many, C·K, fit into the shared memory of every GPU: csrc/cuda/device.h says the same, and its tests show it."""
+
+_FARTHEST = 1 << 24  # elements from row to row, exclusive: the CUDA kernels count them in 32 bits
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -79,8 +83,19 @@ def for_kernels(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows(embedding: Tensor) -> Tensor:
-    """Makes the column stride of (N, D) 1; rows may lie apart, as in a wider table."""
-    return embedding if embedding.stride(1) == 1 else embedding.contiguous()
+    """Makes the column stride of (N, D) 1; rows may lie apart, as in a wider table, but not 2²⁴ elements."""
+    near = embedding.stride(1) == 1 and embedding.stride(0) < _FARTHEST
+    return embedding if near else embedding.clone(memory_format=torch.contiguous_format)
+
+
+def beyond_cuda(prototypes: Tensor) -> str | None:
+    """Tells from the shape (C, K, D) why the CUDA kernels do not take so many prototypes; None if they do."""
+    classes, per_class, width = prototypes.shape
+    if classes * per_class > MOST_PROTOTYPES:
+        return f"it takes at most {MOST_PROTOTYPES:,} prototypes"
+    if width >= _FARTHEST or classes * per_class * width >= 1 << 31:
+        return "it takes fewer than 2²⁴ channels, and fewer than 2³¹ numbers of all prototypes"
+    return None
 
 
 def index(value: Tensor) -> Tensor:

@@ -68,21 +68,24 @@ def using(backends: str) -> Iterator[None]:
         _wanted = before
 
 
-def choose(operation: str, *tensors: Tensor) -> str:
+def choose(operation: str, *tensors: Tensor, beyond: str | None = None) -> str:
     """Chooses the backend for these tensors: cpp, triton, cuda or eager.
+
+    `beyond`: why the kernels of a GPU do not take tensors of these shapes, in half a sentence; None if they do.
 
     Raises RuntimeError if one was asked for by name but cannot run.
     """
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     device = tensors[0].device
-    return _choose(operation, device.type, device.index, double)
+    return _choose(operation, device.type, device.index, double, beyond)
 
 
 @torch.compiler.assume_constant_result  # so that a compiled graph holds the choice, and a self-check runs outside it
-def _choose(operation: str, device_type: str, index: int | None, double: bool) -> str:
+def _choose(operation: str, device_type: str, index: int | None, double: bool, beyond: str | None = None) -> str:
     reasons, device = [], _named(device_type, index)
     for name in wanted():
-        reason = missing(operation, name, device, double) or failed(operation, name, device)
+        limit = beyond if name in ("triton", "cuda") else None
+        reason = missing(operation, name, device, double) or limit or failed(operation, name, device)
         if reason is None:
             if name == "triton" and operation not in _modules:  # here, as a compiled graph cannot import
                 _modules[operation] = importlib.import_module(f"mpamatch.kernels.{operation}")

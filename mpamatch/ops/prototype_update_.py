@@ -53,7 +53,7 @@ def prototype_update_(
 
     if weight is not None:
         weight = checks.pixel_weight(weight, prototypes, pixels)
-    backend = dispatch.choose("prototype_update_", prototypes)
+    backend = dispatch.choose("prototype_update_", prototypes, beyond=checks.beyond_cuda(prototypes))
     if backend == "eager":
         reference(prototypes, updates, embedding, assignment, weight, momentum, process_group)
     else:

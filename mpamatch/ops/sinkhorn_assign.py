@@ -59,7 +59,7 @@ def sinkhorn_assign(
     if iterations < 0:
         raise ValueError(f"iterations: expected >= 0, got {iterations}.")
 
-    backend = dispatch.choose("sinkhorn_assign", embedding, prototypes)
+    backend = dispatch.choose("sinkhorn_assign", embedding, prototypes, beyond=checks.beyond_cuda(prototypes))
     if backend == "eager":
         return reference(embedding, prototypes, label, epsilon, iterations, process_group)
     embedding, prototypes = checks.for_kernels(embedding, prototypes)
