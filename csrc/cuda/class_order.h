@@ -57,7 +57,8 @@ struct ClassOrder {
 
 // The same for more pixels than threads, and for any number of classes: each warp walks down a piece of the slice with
 // a running count of each class. In slots of one pixel each, or padded as above.
-template <int padding>
+// A lane asks for `ahead` classes before it needs the first of them.
+template <int padding, int ahead>
 struct SliceOrder {
     std::uint16_t* count;  // (warps, classes)
     int* size;             // (classes)
@@ -112,16 +113,26 @@ struct SliceOrder {
         const int warp = thread_index() / warp_size;
         const int lane = thread_index() % warp_size;
         std::uint16_t* counts = count + warp * classes;
-        for (int turn = 0; turn < turns; ++turn) {
-            const int pixel = (warp * turns + turn) * warp_size + lane;
-            const int own = pixel < pixels ? own_of(pixel) : -1;
-            const std::uint32_t same = same_in_warp(own);
-            const int rank = count_bits(same & ((1u << lane) - 1u));
-            const int before = own < 0 ? 0 : counts[own];
-            warp_barrier();
-            if (own >= 0 && rank == 0) counts[own] = static_cast<std::uint16_t>(before + count_bits(same));
-            warp_barrier();
-            if (pixel < pixels) use(pixel, own, before + rank);
+        for (int first = 0; first < turns; first += ahead) {
+            const int begin = (warp * turns + first) * warp_size + lane;
+            int own[ahead];
+            MPAMATCH_UNROLL
+            for (int i = 0; i < ahead; ++i) {
+                const int pixel = begin + i * warp_size;
+                own[i] = first + i < turns && pixel < pixels ? own_of(pixel) : -1;
+            }
+            MPAMATCH_UNROLL
+            for (int i = 0; i < ahead; ++i) {
+                if (first + i >= turns) break;
+                const int pixel = begin + i * warp_size;
+                const std::uint32_t same = same_in_warp(own[i]);
+                const int rank = count_bits(same & ((1u << lane) - 1u));
+                const int before = own[i] < 0 ? 0 : counts[own[i]];
+                warp_barrier();
+                if (own[i] >= 0 && rank == 0) counts[own[i]] = static_cast<std::uint16_t>(before + count_bits(same));
+                warp_barrier();
+                if (pixel < pixels) use(pixel, own[i], before + rank);
+            }
         }
     }
 };

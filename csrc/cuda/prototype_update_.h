@@ -1,10 +1,10 @@
 // The kernels of prototype_update_: total[m] = sum of w z/||z|| over the pixels of prototype m, then the move.
 //
-// The sum reads the embedding once and adds in registers. Pixels are taken in domains of some 2,000; each block of a
-// domain sorts them all by prototype (4 bytes a pixel, so doing it eight times over is cheaper than passing it on) and
-// takes an eighth of the sorted pixels. So a lane group, which walks down a run of them, meets one prototype after the
-// other, and writes a partial sum only where a prototype or its run ends: at N = 65,536, M = 50 that are 3.8 MB at most
-// instead of 13.5 for all prototypes in each block.
+// The sum reads the embedding once and adds in registers. Pixels are taken in domains of some 2,000 or 3,000; each
+// block of a domain sorts them all by prototype (4 bytes a pixel, so doing it eight times over is cheaper than passing
+// it on) and takes an eighth of the sorted pixels. So a lane group, which walks down a run of them, meets one prototype
+// after the other, and writes a partial sum only where a prototype or its run ends: at N = 65,536, M = 50 that are 3.8
+// MB at most instead of 13.5 for all prototypes in each block.
 #pragma once
 
 #include "cuda/class_order.h"
@@ -61,7 +61,7 @@ struct PrototypeSum {
     Real* partial;  // (domains, rows, width)
     int* starts;    // (domains, prototypes + 1)
 
-    using Order = SliceOrder<1>;
+    using Order = SliceOrder<1, 8>;
     struct Tile {
         Order order;
         int* target;           // (domain) the prototype of each sorted pixel
@@ -378,22 +378,24 @@ struct PrototypeMove {
     }
 };
 
-// Domains of at most 2,048 pixels, fewer where these would leave processors idle; lanes that read a row in one go.
-// 0 domains: the counts of the sort do not fit.
+// As many domains as the device holds at once, or a multiple of it where these would be of more than 3,072 pixels, so
+// that no block runs alone at the end; fewer where they would be too small; lanes that read a row in one go. 0 domains:
+// the counts of the sort do not fit.
 template <class Storage, int vector>
 SumPlan plan_sum(std::int64_t count, int width, int prototypes, int threads, const Device& device) {
-    constexpr std::int64_t most = 2048;
+    constexpr std::int64_t most = 3072;
     constexpr std::int64_t least = 512;  // 64 pixels a block
     using Kernel = PrototypeSum<Storage, vector>;
     SumPlan plan{};
     plan.lanes = width <= 8 * vector ? 8 : width <= 16 * vector ? 16 : 32;
     plan.runs = threads / plan.lanes * blocks_per_domain;
     plan.rows = prototypes + plan.runs;
-    const std::int64_t resident = std::int64_t(Kernel::blocks_per_processor) * device.processors / blocks_per_domain;
+    const std::int64_t held = std::int64_t(Kernel::blocks_per_processor) * device.processors / blocks_per_domain;
+    const std::int64_t at_once = held < 1 ? 1 : held;
+    const std::int64_t full = at_once * divide_up(count, most * at_once);
     const std::int64_t small = divide_up(count, least);
-    const std::int64_t fill = small < resident ? small : resident;
-    std::int64_t domains = divide_up(count, most) > fill ? divide_up(count, most) : fill;
-    plan.domains = static_cast<int>(domains < 1 ? 1 : domains);
+    const std::int64_t domains = small < full ? small : full;
+    plan.domains = domains < 1 ? 1 : static_cast<int>(domains);
     plan.domain = count < 1 ? 1 : static_cast<int>(divide_up(count, plan.domains));
     if (!device.holds(Kernel::shared_bytes(plan, prototypes, threads), 1)) plan.domains = 0;
     return plan;

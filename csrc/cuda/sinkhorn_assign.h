@@ -42,7 +42,7 @@ struct SinkhornAssign {
     static constexpr int threads = sinkhorn_threads;
     static constexpr int blocks_per_processor = 2;
     static constexpr int rows = Scores::rows;
-    using Order = SliceOrder<rows>;
+    using Order = SliceOrder<rows, 1>;  // mostly one pixel a thread
 
     Scores scores;
     Indices label;  // (pixels)

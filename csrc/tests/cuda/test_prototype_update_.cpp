@@ -165,7 +165,7 @@ void test_plan(std::int64_t pixels, int width, int prototypes, const Device& dev
     expect(plan.domains > 0, name + ": does not fit");
     expect(std::int64_t(plan.domains) * plan.domain >= pixels, name + ": leaves pixels out");
     expect(std::int64_t(plan.domains - 1) * plan.domain < pixels + 1, name + ": a domain without pixels");
-    expect(plan.domain <= 2048, name + ": places of 16 bits, with room");
+    expect(plan.domain <= 3072, name + ": places of 16 bits, with room");
     expect(device.holds(PrototypeSum<Storage, vector>::shared_bytes(plan, prototypes, update_threads), 1),
            name + ": more shared memory than there is");
 }
@@ -179,6 +179,8 @@ void test_plans() {
     test_plan<double, 1>(65536, 256, most_prototypes, l4);
     const auto common = plan_sum<BFloat16, 8>(65536, 256, 50, update_threads, h100);
     expect(common.domains == 33 && common.domain == 1986 && common.runs == 64, "two blocks a processor");
+    const Device a100{108, 164 << 10, 163 << 10};
+    expect(plan_sum<BFloat16, 8>(65536, 256, 50, update_threads, a100).domains == 27, "no second turn of a few blocks");
     expect(h100.holds(PrototypeSum<BFloat16, 8>::shared_bytes(common, 190, update_threads), 2), "both at once");
     expect(plan_sum<float, 1>(100, 8, 1 << 20, update_threads, h100).domains == 0, "more prototypes than fit");
 }
