@@ -15,7 +15,7 @@ struct PrototypeContrastArguments {
     bool same_class_negatives;
     void* contrast;   // ()
     void* alignment;  // ()
-    void* lse;        // (N,)
+    void* lse;        // (N,), 0 for a pixel that does not count
 };
 MPAMATCH_KERNEL(PrototypeContrastArguments)
 

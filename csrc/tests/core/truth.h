@@ -108,8 +108,9 @@ struct ContrastTruth {
         : lse(size(cosines.pixels)), in_cosines(size(cosines.pixels * cosines.prototypes)) {
         for (int64_t n = 0; n < cosines.pixels; ++n) {
             const int64_t own = at(assignment, n);
-            if (own < 0) continue;
-            const double w = weight ? at(*weight, n) : 1, miss = 1 - cosines(n, own);
+            const double w = weight ? at(*weight, n) : 1;
+            if (own < 0 || w == 0) continue;  // it does not count: lse 0, whatever its row holds
+            const double miss = 1 - cosines(n, own);
             const ContrastPixel pixel = contrast_pixel(cosines, n, own, per_class, temperature, same_class_negatives);
             at(lse, n) = pixel.lse;
             contrast += w * (pixel.lse - cosines(n, own) / temperature);
