@@ -38,9 +38,15 @@ def start(number: int, processes: int, folder: Path, words: Sequence[str]) -> "s
     command += [f"--junit-xml={folder / f'{number}.xml'}", *words]
     with (folder / f"{number}.log").open("wb") as log:
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=prepared,
             env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+
+
+def prepared() -> None:
+    """Lets the process end with its parent and take an interrupt, which what runs in the background ignores else."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(running: "Sequence[subprocess.Popen[bytes]]", end: float) -> bool:
