@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,9 @@ def _last_method(run: Path, class_names: tuple[str, ...]) -> Method:
     if "encoder" in about["frozen"]:
         check_identity(about["frozen"]["encoder"], path)
     brought = encoder_built_from(path) if config.model.tuning == "full" else None
-    off = {tower.field: "none" for tower in config.trains.towers if tower.encoder(config.method)}
+    off: dict[str, Any] = {tower.field: "none" for tower in config.trains.towers if tower.encoder(config.method)}
+    if hasattr(config.method, "second_opinion"):  # which may be one of a tower's; no pseudo-label is made here
+        off |= {"second_opinion": "none", "opinion_of": []}
     nothing = InputError(f"{run}: its {config.method.name} has no image prototypes to draw.")
     try:
         settings = replace(config.method, **off)

