@@ -101,7 +101,7 @@ def compile_setting(kernel: str, case: Case, setting: Setting, device: Any) -> s
     """COMPILED, or why the setting is dropped. Costs that cannot be read drop nothing."""
     from mpamatch.kernels import compiled, tiles
 
-    call = _call(kernel, case, device)
+    call = call_of(kernel, case, device)
     try:
         with tiles.using(kernel, setting):
             costs = compiled.costs(call, device)
@@ -116,7 +116,7 @@ def compile_setting(kernel: str, case: Case, setting: Setting, device: Any) -> s
 
 
 @lru_cache(maxsize=2)
-def _call(kernel: str, case: Case, device: Any) -> Callable[[], Any]:
+def call_of(kernel: str, case: Case, device: Any) -> Callable[[], Any]:
     """The kernel's own function on arguments that lie nowhere, at the addresses of none."""
     from mpamatch.kernels import tiles
 

@@ -166,5 +166,5 @@ def test_another_number_of_pixels_compiles_nothing(kernel: str, monkeypatch: pyt
         monkeypatch.setattr(f"{__name__}.PIXELS", pixels)
         with compiled._recorded(tiles.tables()["sm_90"].device) as kernels:
             call(kernel, torch.bfloat16, 256, 50, 2)()
-        found |= {one.hash for one in kernels if one.name == main}
+        found |= {one.kernel.hash for one in kernels if one.kernel.name == main}
     assert len(found) == 1
