@@ -17,11 +17,13 @@ What is assumed, and can be wrong (no figure here was fitted to a measurement):
   function takes its scheduler 32 / special cycles, a shared access its bytes over the width of shared memory: no bank
   conflicts. Tensor cores reach TENSOR_SHARE of their rate.
 - In one program tensor cores, special functions and other instructions wait for each other, so their times add; so do
-  loads that the loop does not order ahead (no LDGSTS in it), each turn MEMORY_LATENCY. Programs on the same
-  multiprocessor overlap. So a launch takes the longest of: any one resource of the busiest multiprocessor; memory and
-  L2 of the card; and one chain of programs after each other.
-- Each launch costs LAUNCH from the end of the one before it, as node of a CUDA graph, and MEMORY_LATENCY until its
-  first data are there. A barrier over the grid costs BARRIER.
+  loads that the loop does not order ahead (no LDGSTS in it), each turn MEMORY_LATENCY, or CACHE_LATENCY where most of
+  them find their data in L2. Programs on the same multiprocessor overlap. So a launch takes the longest of: any one
+  resource of the busiest multiprocessor; memory and L2 of the card; and one chain of programs after each other.
+- Each launch costs LAUNCH from the end of the one before it, as node of a CUDA graph, and that latency until its first
+  data are there. A barrier over the grid costs BARRIER.
+- Numbers of a row of pixels that are loaded one by one (labels, lengths) are the same in many threads of a warp, which
+  then asks for one sector of 32 bytes; but for kernels over maps, where each thread has pixels of its own.
 """
 
 import sys
@@ -41,6 +43,7 @@ MEMORY_SHARE = 0.9
 TENSOR_SHARE = 0.75
 WARP_CYCLES = 2.5
 MEMORY_LATENCY = 0.7e-6  # seconds
+CACHE_LATENCY = 0.3e-6
 LAUNCH = 1.3e-6
 BARRIER = 1.8e-6
 RESERVED = 1024  # bytes of shared memory that each program takes beside its own
@@ -91,7 +94,8 @@ def predict(launch: Launch, card: Card) -> Prediction:
     special = launch.special * LANES / card.special / card.schedulers
     tensor = launch.tensor / card.tensor / TENSOR_SHARE
     shared = launch.shared / card.shared_width
-    waiting = 0.0 if launch.ahead else launch.turns * MEMORY_LATENCY * card.clock
+    latency = CACHE_LATENCY if 2 * launch.memory < launch.loaded * launch.programs else MEMORY_LATENCY
+    waiting = 0.0 if launch.ahead else launch.turns * latency * card.clock
     cycles = {
         "instructions": share * _started(launch, card, warps),
         "special functions": share * special,
@@ -103,7 +107,7 @@ def predict(launch: Launch, card: Card) -> Prediction:
     parts = {name: value / card.clock for name, value in cycles.items()}
     parts["memory"] = launch.memory / (card.memory * MEMORY_SHARE)
     parts["L2"] = launch.loaded * launch.programs / card.cache
-    start = LAUNCH + MEMORY_LATENCY + launch.barriers * BARRIER
+    start = LAUNCH + latency + launch.barriers * BARRIER
     return Prediction(launch.kernel, start + max(parts.values()), resident, parts)
 
 
@@ -159,7 +163,7 @@ def launch_of(cost: "Cost") -> Launch:
         tensor=sum(count * multiply_adds(name, cost.warps) for name, count in instructions.items()),
         shared=sum(count * threads * _width(name) for name, count in instructions.items() if _is(name, TO_SHARED))
         + sum(count * _operands(name, cost.warps) for name, count in instructions.items()),
-        loaded=threads * sum(count * _width(name) for name, count in instructions.items() if _is(name, TO_L2)),
+        loaded=threads * sum(count * _asked(name, cost) for name, count in instructions.items() if _is(name, TO_L2)),
         ahead=any(name.startswith("LDGSTS") for name in first),
     )
 
@@ -173,6 +177,12 @@ def _width(mnemonic: str) -> int:
     kind, *rest = mnemonic.split(".")
     table = MATRICES if kind in ("LDSM", "STSM") else WIDTHS
     return next((table[word] for word in reversed(rest) if word in table), 4)
+
+
+def _asked(mnemonic: str, cost: "Cost") -> int:
+    """Bytes a thread that a warp asks L2 for."""
+    width = _width(mnemonic)
+    return 1 if width <= 4 and "P" not in cost.arguments else width
 
 
 def multiply_adds(mnemonic: str, warps: int) -> int:

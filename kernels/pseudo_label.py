@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .common import load_classes, parts
+from .common import APART, exponentials, load_classes, load_classes_apart, parts
 
 
 def forward(
@@ -20,23 +20,42 @@ def forward(
         return label, confidence
     tile = tiles.lookup("pseudo_label.forward", logits.device, bits=logits.itemsize * 8, C=classes)
     blocks = parts(height * width, tile["BLOCK_P"])
-    forward_kernel[(batch * blocks,)](
-        logits,
-        label,
-        confidence,
-        classes,
-        height * width,
-        blocks,
-        BLOCK_C=tiles.power_of_two(classes),
-        BLOCK_P=tile["BLOCK_P"],
-        num_warps=tile["num_warps"],
-        num_stages=tile["num_stages"],
-    )
+    given = (logits, label, confidence, classes, height * width, blocks)
+    launch = {"BLOCK_P": tile["BLOCK_P"], "num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
+    if classes <= APART:
+        forward_kernel[(batch * blocks,)](*given, **launch)
+    else:
+        forward_many_kernel[(batch * blocks,)](*given, BLOCK_C=tiles.power_of_two(classes), **launch)
     return label, confidence
 
 
 @triton.jit
 def forward_kernel(
+    logits_pointer,
+    label_pointer,
+    confidence_pointer,
+    C: tl.constexpr,
+    P,
+    blocks,
+    BLOCK_P: tl.constexpr,
+):
+    block = tl.program_id(0)
+    image = (block // blocks).to(tl.int64)
+    start_p = (block % blocks) * BLOCK_P
+    offset_p = tl.arange(0, BLOCK_P)
+    mask_p = offset_p < P - start_p
+    x = load_classes_apart(logits_pointer, image, start_p, mask_p, P, C, BLOCK_P)
+    _, total, highest = exponentials(x, C)
+    label = tl.zeros((BLOCK_P,), tl.int32)
+    for c in tl.static_range(C - 1, -1, -1):  # among equals the lowest
+        label = tl.where(x[c] == highest, c, label)
+    target = image * P + start_p + offset_p
+    tl.store(label_pointer + target, label.to(tl.uint8), mask_p)
+    tl.store(confidence_pointer + target, 1.0 / total, mask_p)  # the softmax of the highest: exp(0) over the sum
+
+
+@triton.jit
+def forward_many_kernel(
     logits_pointer,
     label_pointer,
     confidence_pointer,

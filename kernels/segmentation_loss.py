@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .common import load_classes, parts, softmax, sum_slots
+from .common import APART, LOG2_E, exponentials, load_classes, load_classes_apart, parts, softmax, sum_slots
 
 
 def forward(
@@ -25,20 +25,20 @@ def forward(
     blocks = parts(pixels, tile["BLOCK_P"])
     slots = min(tile["programs"], batch * blocks)
     partial = torch.empty((slots, 3 * classes + 1), dtype=torch.float32, device=logits.device)
-    forward_kernel[(slots,)](
+    kernel = forward_kernel if classes <= APART else forward_many_kernel
+    kernel[(slots,)](
         logits,
         label,
         label if weight is None else weight,
         partial,
-        classes,
         pixels,
         blocks,
         batch * blocks,
         HAS_WEIGHT=weight is not None,
-        BLOCK_C=tiles.power_of_two(classes),
         BLOCK_P=tile["BLOCK_P"],
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
+        **of_classes(classes),
     )
     sum_slots(partial, cross_entropy, overlap)
     return cross_entropy, overlap
@@ -59,23 +59,28 @@ def backward(
         return grad_logits
     tile = tiles.lookup("segmentation_loss.backward", logits.device, bits=logits.itemsize * 8, C=classes)
     blocks = parts(pixels, tile["BLOCK_P"])
-    backward_kernel[(batch * blocks,)](
+    kernel = backward_kernel if classes <= APART else backward_many_kernel
+    kernel[(batch * blocks,)](
         grad_cross_entropy,
         grad_overlap,
         logits,
         label,
         label if weight is None else weight,
         grad_logits,
-        classes,
         pixels,
         blocks,
         HAS_WEIGHT=weight is not None,
-        BLOCK_C=tiles.power_of_two(classes),
         BLOCK_P=tile["BLOCK_P"],
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
+        **of_classes(classes),
     )
     return grad_logits
+
+
+def of_classes(classes: int) -> dict[str, int]:
+    """What the kernels take of the number of classes: a training has one, so those that hold each apart know it."""
+    return {"C": classes} | ({} if classes <= APART else {"BLOCK_C": tiles.power_of_two(classes)})
 
 
 @triton.jit
@@ -92,16 +97,68 @@ def load_pixels(label_pointer, weight_pointer, first, mask_p, C, HAS_WEIGHT: tl.
     return tl.where(used, tl.where(used, own, 0).to(tl.int32), -1), weight
 
 
-@triton.jit(do_not_specialize=["C", "blocks", "all_blocks"])
+@triton.jit
+def zeros_of(count: tl.constexpr, BLOCK_P: tl.constexpr):
+    """`count` tensors (BLOCK_P,)."""
+    zeros = ()
+    for _ in tl.static_range(count):
+        zeros = zeros + (tl.zeros((BLOCK_P,), tl.float32),)
+    return zeros
+
+
+@triton.jit(do_not_specialize=["blocks", "all_blocks"])
 def forward_kernel(
     logits_pointer,
     label_pointer,
     weight_pointer,
     partial_pointer,
-    C,
     P,
     blocks,
     all_blocks,
+    C: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    slot = tl.program_id(0)
+    offset_p = tl.arange(0, BLOCK_P)
+    cross_entropy = tl.zeros((BLOCK_P,), tl.float32)
+    in_py, in_pp, in_y = zeros_of(C, BLOCK_P), zeros_of(C, BLOCK_P), zeros_of(C, BLOCK_P)
+    for block in range(slot, all_blocks, tl.num_programs(0)):
+        image = (block // blocks) * tl.full((), 1, tl.int64)
+        start_p = (block % blocks) * BLOCK_P
+        mask_p = offset_p < P - start_p
+        own, weight = load_pixels(label_pointer, weight_pointer, image * P + start_p, mask_p, C, HAS_WEIGHT, BLOCK_P)
+        x = load_classes_apart(logits_pointer, image, start_p, own >= 0, P, C, BLOCK_P)
+        raised, total, highest = exponentials(x, C)
+        inverse = 1.0 / total
+        own_x = tl.zeros((BLOCK_P,), tl.float32)
+        last_py, last_pp, last_y, in_py, in_pp, in_y = in_py, in_pp, in_y, (), (), ()
+        for c in tl.static_range(C):
+            y = tl.where(own == c, weight, 0.0)  # weight is 0 where the pixel does not count
+            p = raised[c] * inverse
+            own_x += y * x[c]
+            in_py = in_py + (last_py[c] + y * p,)
+            in_pp = in_pp + (last_pp[c] + weight * p * p,)
+            in_y = in_y + (last_y[c] + y,)
+        cross_entropy += weight * (highest + tl.log2(total) / LOG2_E) - own_x
+    partial_pointer += slot * (3 * C + 1)
+    tl.store(partial_pointer, tl.sum(cross_entropy, 0))
+    for c in tl.static_range(C):
+        tl.store(partial_pointer + 1 + c, tl.sum(in_py[c], 0))
+        tl.store(partial_pointer + 1 + C + c, tl.sum(in_pp[c], 0))
+        tl.store(partial_pointer + 1 + 2 * C + c, tl.sum(in_y[c], 0))
+
+
+@triton.jit(do_not_specialize=["C", "blocks", "all_blocks"])
+def forward_many_kernel(
+    logits_pointer,
+    label_pointer,
+    weight_pointer,
+    partial_pointer,
+    P,
+    blocks,
+    all_blocks,
+    C,
     HAS_WEIGHT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -136,7 +193,17 @@ def forward_kernel(
     tl.store(partial_pointer + 1 + 2 * C + offset_c, tl.sum(in_y, 1), mask_c)
 
 
-@triton.jit(do_not_specialize=["C", "blocks"])
+# With y one at the label, w the weight and g, a_c, b_c the gradients in cross entropy and in the first two sums of
+# class c (the third, Σ w y, does not know the logits):
+#
+#     d(w CE)/dx_c = w (p_c − y_c)
+#     d/dp_c of Σ a w p y + Σ b w p² = w h_c,  h_c = a_c y_c + 2 b_c p_c
+#     through the softmax: Σ_k h_k dp_k/dx_c = p_c (h_c − Σ_k p_k h_k)
+#
+#     dL/dx_c = w (g (p_c − y_c) + p_c (h_c − Σ_k p_k h_k))
+
+
+@triton.jit(do_not_specialize=["blocks"])
 def backward_kernel(
     grad_cross_entropy_pointer,
     grad_overlap_pointer,
@@ -144,21 +211,53 @@ def backward_kernel(
     label_pointer,
     weight_pointer,
     grad_logits_pointer,
-    C,
     P,
     blocks,
+    C: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    block = tl.program_id(0)
+    image = (block // blocks).to(tl.int64)
+    start_p = (block % blocks) * BLOCK_P
+    offset_p = tl.arange(0, BLOCK_P)
+    mask_p = offset_p < P - start_p
+    own, weight = load_pixels(label_pointer, weight_pointer, image * P + start_p, mask_p, C, HAS_WEIGHT, BLOCK_P)
+    raised, total, _ = exponentials(load_classes_apart(logits_pointer, image, start_p, own >= 0, P, C, BLOCK_P), C)
+    inverse = 1.0 / total
+    by_entropy = tl.load(grad_cross_entropy_pointer)
+    along = tl.zeros((BLOCK_P,), tl.float32)
+    h = ()
+    for c in tl.static_range(C):
+        by_py = tl.load(grad_overlap_pointer + c)
+        by_pp = tl.load(grad_overlap_pointer + C + c)
+        p = raised[c] * inverse
+        h_c = tl.where(own == c, by_py, 0.0) + 2.0 * by_pp * p
+        along += p * h_c
+        h = h + (h_c,)
+    grad_logits_pointer += image * C * P + start_p
+    for c in tl.static_range(C):
+        p = raised[c] * inverse
+        grad = p * (h[c] - along + by_entropy) - tl.where(own == c, by_entropy, 0.0)
+        grad = (weight * grad).to(grad_logits_pointer.dtype.element_ty)
+        tl.store(grad_logits_pointer + c * tl.cast(P, tl.int64) + offset_p, grad, mask_p)
+
+
+@triton.jit(do_not_specialize=["C", "blocks"])
+def backward_many_kernel(
+    grad_cross_entropy_pointer,
+    grad_overlap_pointer,
+    logits_pointer,
+    label_pointer,
+    weight_pointer,
+    grad_logits_pointer,
+    P,
+    blocks,
+    C,
     HAS_WEIGHT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    # With y one at the label, w the weight and g, a_c, b_c the gradients in cross entropy and in the first two sums of
-    # class c (the third, Σ w y, does not know the logits):
-    #
-    #     d(w CE)/dx_c = w (p_c − y_c)
-    #     d/dp_c of Σ a w p y + Σ b w p² = w h_c,  h_c = a_c y_c + 2 b_c p_c
-    #     through the softmax: Σ_k h_k dp_k/dx_c = p_c (h_c − Σ_k p_k h_k)
-    #
-    #     dL/dx_c = w (g (p_c − y_c) + p_c (h_c − Σ_k p_k h_k))
     block = tl.program_id(0)
     image = (block // blocks).to(tl.int64)
     start_p = (block % blocks) * BLOCK_P
