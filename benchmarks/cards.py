@@ -37,5 +37,5 @@ def card_of(name: str, capability: tuple[int, int], processors: int) -> Card | N
     None if there is neither."""
     named = [card for card in CARDS if card.name in name.replace("-", " ").split()]
     alike = [card for card in CARDS if card.capability == capability]
-    found = (named or alike or [None])[0]
-    return replace(found, processors=processors) if found else None
+    found = named or alike
+    return replace(found[0], processors=processors) if found else None

@@ -26,17 +26,15 @@ What is assumed, and can be wrong (no figure here was fitted to a measurement):
   then asks for one sector of 32 bytes; but for kernels over maps, where each thread has pixels of its own.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
-from mpamatch.benchmarks.cards import CARDS, KIB, Card
+from mpamatch.benchmarks.cards import Card
 
 if TYPE_CHECKING:
-    from mpamatch.benchmarks.cases import Case
     from mpamatch.kernels.compiled import Cost
 
 MEMORY_SHARE = 0.9
@@ -243,7 +241,7 @@ def _over_pixels(a: Mapping[str, Any], grid: Sequence[int], inside: Iterable[int
 
 
 def _of_d(a: Mapping[str, Any]) -> int:
-    return 1 if a.get("RESIDENT") else a["D_PARTS"]
+    return 1 if a["RESIDENT"] or a["KEEP"] else a["D_PARTS"]
 
 
 def _forward(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
@@ -255,12 +253,13 @@ def _forward(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
 def _in_embedding(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
     if "BLOCK_C" in a:  # prototype_distance: a part of D for each program
         return _over_pixels(a, grid, (a["M_PARTS"],))
-    # With one tile of prototypes a second loop goes over D, beside the first.
-    return _over_pixels(a, grid, (a["M_PARTS"], a["D_PARTS"] if a["M_PARTS"] == 1 else _of_d(a)))
+    return _over_pixels(
+        a, grid, (a["M_PARTS"], _of_d(a))
+    )  # one tile: a loop over D for the products, one for their use
 
 
 def _in_prototypes(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
-    return _over_pixels(a, grid, (1 if "BLOCK_C" in a else _of_d(a),))
+    return _over_pixels(a, grid, (a["D_PARTS"] if a.get("RESIDENT") is False else 1,))
 
 
 def _over_slots(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:

@@ -81,6 +81,39 @@ def load_resident(
 
 
 @triton.jit
+def repeated(one, count: tl.constexpr):
+    """A tuple of `count` times the same tensor."""
+    found = ()
+    for _ in tl.static_range(count):
+        found = found + (one,)  # type: ignore[assignment]
+    return found
+
+
+@triton.jit
+def load_kept(
+    x_pointer,
+    start_n,
+    used,
+    D,
+    stride_x,
+    KEEP: tl.constexpr,
+    D_PARTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The tiles (BLOCK_N, BLOCK_D) of x, one for each part of D, and ‖x‖² (BLOCK_N,): loaded before the loop over tiles
+    of prototypes, they stay in shared memory. Empty and 0 if not KEEP: then each is loaded where it is used."""
+    tiles_of_d = ()
+    squared = tl.zeros((BLOCK_N,), tl.float32)
+    if KEEP:
+        for d_part in tl.static_range(D_PARTS):
+            x = load_rows(x_pointer, start_n, d_part * BLOCK_D, used, D, stride_x, BLOCK_N, BLOCK_D)
+            squared += squared_length(x)
+            tiles_of_d = tiles_of_d + (x,)  # type: ignore[assignment]
+    return tiles_of_d, squared
+
+
+@triton.jit
 def prototypes_at(
     resident,
     packed_pointer,
@@ -120,7 +153,7 @@ def squared_length(x):
 def inverse_length(squared):
     """1/‖x‖, and 0 for a zero vector: then its cosines, and every gradient that carries this factor, are 0."""
     alive = squared >= SQUARED_ZERO
-    return tl.where(alive, 1.0 / tl.sqrt(tl.where(alive, squared, 1.0)), 0.0)
+    return tl.where(alive, tl.rsqrt(tl.where(alive, squared, 1.0)), 0.0)
 
 
 @triton.jit
@@ -130,6 +163,7 @@ def add_part(
     embedding_pointer,
     packed_pointer,
     resident,
+    kept,
     start_n,
     used,
     offset_m,
@@ -139,13 +173,17 @@ def add_part(
     D_PAD,
     stride_embedding,
     RESIDENT: tl.constexpr,
+    KEEP: tl.constexpr,
     PLANES: tl.constexpr,
     SQUARE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """One part of D of the products x·p̂, and of ‖x‖² if SQUARE; and the part of x (BLOCK_N, BLOCK_D)."""
-    x = load_rows(embedding_pointer, start_n, d_part * BLOCK_D, used, D, stride_embedding, BLOCK_N, BLOCK_D)
+    if KEEP:
+        x = kept[d_part]
+    else:
+        x = load_rows(embedding_pointer, start_n, d_part * BLOCK_D, used, D, stride_embedding, BLOCK_N, BLOCK_D)
     high, low = prototypes_at(resident, packed_pointer, offset_m, d_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_D)
     product = multiply(x, tl.trans(high), product)
     if PLANES == 2:
@@ -160,6 +198,7 @@ def products_of_tile(
     embedding_pointer,
     packed_pointer,
     resident,
+    kept,
     start_n,
     used,
     offset_m,
@@ -168,6 +207,7 @@ def products_of_tile(
     D_PAD,
     stride_embedding,
     RESIDENT: tl.constexpr,
+    KEEP: tl.constexpr,
     PLANES: tl.constexpr,
     SQUARE: tl.constexpr,
     D_PARTS: tl.constexpr,
@@ -179,17 +219,17 @@ def products_of_tile(
     product = tl.zeros((BLOCK_N, offset_m.shape[0]), tl.float32)
     squared = tl.zeros((BLOCK_N,), tl.float32)
     x = tl.zeros((BLOCK_N, BLOCK_D), embedding_pointer.dtype.element_ty)
-    if RESIDENT:
+    if RESIDENT or KEEP:
         for d_part in tl.static_range(D_PARTS):
             product, squared, x = add_part(
-                product, squared, embedding_pointer, packed_pointer, resident, start_n, used, offset_m, d_part,
-                D, M_PAD, D_PAD, stride_embedding, RESIDENT, PLANES, SQUARE, BLOCK_N, BLOCK_D,
+                product, squared, embedding_pointer, packed_pointer, resident, kept, start_n, used, offset_m, d_part,
+                D, M_PAD, D_PAD, stride_embedding, RESIDENT, KEEP, PLANES, SQUARE, BLOCK_N, BLOCK_D,
             )  # fmt: skip
     else:
         for d_part in range(D_PARTS):
             product, squared, x = add_part(
-                product, squared, embedding_pointer, packed_pointer, resident, start_n, used, offset_m, d_part,
-                D, M_PAD, D_PAD, stride_embedding, RESIDENT, PLANES, SQUARE, BLOCK_N, BLOCK_D,
+                product, squared, embedding_pointer, packed_pointer, resident, kept, start_n, used, offset_m, d_part,
+                D, M_PAD, D_PAD, stride_embedding, RESIDENT, KEEP, PLANES, SQUARE, BLOCK_N, BLOCK_D,
             )  # fmt: skip
     return product, squared, x
 
@@ -218,6 +258,50 @@ def upright(x, pulled, along, factor, inverse):
 
 
 @triton.jit
+def store_gradient(
+    grad_embedding_pointer,
+    embedding_pointer,
+    pulled,
+    along,
+    factor,
+    inverse,
+    start_n,
+    first_d,
+    used,
+    N,
+    D,
+    stride_embedding,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Writes a tile of the gradient in x (BLOCK_N, BLOCK_D), see `upright`; x itself is read again, from the cache."""
+    x = load_rows(embedding_pointer, start_n, first_d, used, D, stride_embedding, BLOCK_N, BLOCK_D, True)
+    store_rows(
+        grad_embedding_pointer, upright(x, pulled, along, factor, inverse), start_n, first_d, N, D, BLOCK_N, BLOCK_D
+    )
+
+
+@triton.jit
+def pull(
+    grad,
+    resident,
+    packed_pointer,
+    d_part,
+    M_PAD,
+    D_PAD,
+    RESIDENT: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """grad·p̂ at a part of D, of prototypes that are one tile: (BLOCK_N, BLOCK_D)."""
+    high, low = prototypes_at(
+        resident, packed_pointer, tl.arange(0, BLOCK_M), d_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_D
+    )
+    return along_prototypes(grad, high, low, tl.zeros((grad.shape[0], BLOCK_D), tl.float32), PLANES)
+
+
+@triton.jit
 def add_to_prototypes(total, grad, factor, x):
     """total (BLOCK_D, BLOCK_M) + Σ_n factor_n·grad_nm·x_n: the gradient in unit prototypes, dL/dp̂_m = Σ g_nm x̂_n.
 
@@ -239,62 +323,6 @@ def store_partial(partial_pointer, total, slot, offset_m, first_d, M_PAD, D_PAD)
     offset_d = first_d + tl.arange(0, total.shape[0])
     partial_pointer += slot.to(tl.int64) * M_PAD * D_PAD
     tl.store(partial_pointer + offset_m[None, :] * D_PAD + offset_d[:, None], total)
-
-
-# The maps (C, P) of an image are taken a block of pixels at a time. Up to APART classes each is a tensor of its own, in
-# the threads that own its pixels: sums and maxima over the classes stay in a thread, and no class is padding. More
-# would not fit into the registers: they are one tile (BLOCK_C, BLOCK_P), whose classes lie in several threads.
-APART = 32
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def load_classes_apart(logits_pointer, image, start_p, used, P, C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The logits of each class, C tensors (BLOCK_P,) in float32; 0 in pixels that are not used, whatever lies there."""
-    offset_p = tl.arange(0, BLOCK_P)
-    logits_pointer += image * C * P + start_p
-    inside = offset_p < P - start_p
-    classes = ()
-    for c in tl.static_range(C):
-        x = tl.load(logits_pointer + c * tl.cast(P, tl.int64) + offset_p, inside, other=0.0).to(tl.float32)
-        classes = classes + (tl.where(used, x, 0.0),)
-    return classes
-
-
-@triton.jit
-def exponentials(x, C: tl.constexpr):
-    """exp of each class's logits less the highest, C tensors; their sum; and the highest."""
-    highest = x[0]
-    for c in tl.static_range(1, C):
-        highest = tl.maximum(highest, x[c])
-    shift = highest * LOG2_E
-    total = tl.zeros_like(highest)
-    raised = ()
-    for c in tl.static_range(C):
-        e = tl.exp2(x[c] * LOG2_E - shift)  # half the instructions of exp, which looks after tiny results
-        total += e
-        raised = raised + (e,)
-    return raised, total, highest
-
-
-@triton.jit
-def load_classes(logits_pointer, image, start_p, C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The logits (C, P) of an image as a float32 tile (BLOCK_C, BLOCK_P): −inf beyond class C, 0 beyond pixel P."""
-    offset_c = tl.arange(0, BLOCK_C)[:, None]
-    offset_p = tl.arange(0, BLOCK_P)[None, :]
-    logits_pointer += image * C * P + start_p
-    mask_c, mask_p = offset_c < C, offset_p < P - start_p
-    x = tl.load(logits_pointer + offset_c.to(tl.int64) * P + offset_p, mask_c & mask_p, other=0.0).to(tl.float32)
-    return tl.where(mask_c, x, float("-inf"))
-
-
-@triton.jit
-def softmax(x):
-    """The softmax over axis 0, and the log-sum-exp."""
-    highest = tl.max(x, 0)
-    exponential = tl.exp(x - highest[None, :])
-    total = tl.sum(exponential, 0)
-    return exponential / total[None, :], highest + tl.log(total)
 
 
 @triton.jit(do_not_specialize=["C", "K"])

@@ -40,7 +40,7 @@ class Cost(NamedTuple):
     parts: tuple[Part, ...] = ()
     warps: int = 0  # of a program
     grid: tuple[int, ...] = ()
-    arguments: Mapping[str, Any] = {}  # noqa: RUF012  what it is launched with, by the names of its parameters
+    arguments: Mapping[str, Any] = {}
 
 
 class Launched(NamedTuple):

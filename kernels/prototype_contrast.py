@@ -11,6 +11,7 @@ from .common import (
     along_prototypes,
     gradient_in_prototypes,
     inverse_length,
+    load_kept,
     load_resident,
     load_rows,
     no_gradients,
@@ -18,10 +19,11 @@ from .common import (
     parts,
     products_of_tile,
     prototypes_at,
+    pull,
+    repeated,
+    store_gradient,
     store_partial,
-    store_rows,
     sum_slots,
-    upright,
 )
 
 LOWEST = tl.constexpr(-3.0e38)
@@ -69,6 +71,7 @@ def forward(
         SAME_CLASS_NEGATIVES=same_class_negatives,
         PLANES=packed.shape[0],
         RESIDENT=plan.resident,
+        KEEP=plan.keep,
         M_PARTS=plan.m_parts,
         **plan.constants,
     )
@@ -119,8 +122,9 @@ def in_embedding(
 ) -> Tensor:
     """The gradient in embedding (N, D)."""
     plan = tiles.plan("prototype_contrast.in_embedding", embedding, prototypes)
-    # Prototypes in one tile: the gradients in their cosines serve every part of D. Else they are made anew for each.
-    shares = 1 if plan.m_parts == 1 else plan.d_parts
+    # The gradients in the cosines of a tile serve every part of D, where all parts of a sum over several tiles fit into
+    # the registers. Else they are made anew for each part.
+    shares = 1 if plan.m_parts == 1 or plan.keep else plan.d_parts
     grad_embedding = torch.empty(embedding.shape, dtype=embedding.dtype, device=embedding.device)
     programs = min(max(1, plan.programs // shares), parts(len(embedding), plan.block_n))
     in_embedding_kernel[(shares, programs)](
@@ -138,6 +142,7 @@ def in_embedding(
         SAME_CLASS_NEGATIVES=same_class_negatives,
         PLANES=packed.shape[0],
         RESIDENT=plan.resident,
+        KEEP=plan.keep,
         M_PARTS=plan.m_parts,
         **plan.constants,
     )
@@ -241,6 +246,7 @@ def forward_kernel(
     HAS_WEIGHT: tl.constexpr,
     SAME_CLASS_NEGATIVES: tl.constexpr,
     RESIDENT: tl.constexpr,
+    KEEP: tl.constexpr,
     PLANES: tl.constexpr,
     M_PARTS: tl.constexpr,
     D_PARTS: tl.constexpr,
@@ -256,6 +262,7 @@ def forward_kernel(
     for block in range(slot, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         own, weight, used = load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT, BLOCK_N)
+        kept, length = load_kept(embedding_pointer, start_n, used, D, stride_embedding, KEEP, D_PARTS, BLOCK_N, BLOCK_D)
         # Σ exp(logit) = total·exp(highest), kept while tiles of prototypes go by
         highest = tl.full((BLOCK_N,), LOWEST, tl.float32)
         total = tl.zeros((BLOCK_N,), tl.float32)
@@ -264,10 +271,10 @@ def forward_kernel(
         for m_part in range(M_PARTS):
             offset_m = m_part * BLOCK_M + tl.arange(0, BLOCK_M)
             product, squared, _ = products_of_tile(
-                embedding_pointer, packed_pointer, resident, start_n, used, offset_m, D, M_PAD, D_PAD,
-                stride_embedding, RESIDENT, PLANES, True, D_PARTS, BLOCK_N, BLOCK_D,
+                embedding_pointer, packed_pointer, resident, kept, start_n, used, offset_m, D, M_PAD, D_PAD,
+                stride_embedding, RESIDENT, KEEP, PLANES, not KEEP, D_PARTS, BLOCK_N, BLOCK_D,
             )  # fmt: skip
-            inverse = inverse_length(squared)
+            inverse = inverse_length(length if KEEP else squared)
             cosine = product * inverse[:, None]
             own_cosine += tl.sum(tl.where(offset_m[None, :] == own[:, None], cosine, 0.0), 1)
             compete = competitors(own[:, None], offset_m[None, :], M, K, SAME_CLASS_NEGATIVES)
@@ -350,6 +357,7 @@ def in_embedding_kernel(
     HAS_WEIGHT: tl.constexpr,
     SAME_CLASS_NEGATIVES: tl.constexpr,
     RESIDENT: tl.constexpr,
+    KEEP: tl.constexpr,
     PLANES: tl.constexpr,
     M_PARTS: tl.constexpr,
     D_PARTS: tl.constexpr,
@@ -361,50 +369,60 @@ def in_embedding_kernel(
     offset_n = tl.arange(0, BLOCK_N)
     by_contrast, by_alignment, scale = coefficients(grad_contrast_pointer, grad_alignment_pointer, inverse_temperature)
     resident = load_resident(packed_pointer, 0, M_PAD, D_PAD, RESIDENT, PLANES, D_PARTS, BLOCK_M, BLOCK_D)
-    for block in range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1)):
+    for block in tl.range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1), disable_licm=True):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         own, weight, used = load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT, BLOCK_N)
         lse = tl.load(lse_pointer + start_n + offset_n, offset_n < N - start_n, other=0.0)
         inverse = tl.load(inverse_pointer + start_n + offset_n, offset_n < N - start_n, other=0.0)
+        kept, _squared = load_kept(
+            embedding_pointer, start_n, used, D, stride_embedding, KEEP, D_PARTS, BLOCK_N, BLOCK_D
+        )
         along = tl.zeros((BLOCK_N,), tl.float32)
-        pulled = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        grad = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        x = tl.zeros((BLOCK_N, BLOCK_D), packed_pointer.dtype.element_ty)
-        for m_part in range(M_PARTS):
+        pulled = repeated(tl.zeros((BLOCK_N, BLOCK_D), tl.float32), D_PARTS if KEEP else 1)
+        grad = tl.zeros((BLOCK_N, BLOCK_M), packed_pointer.dtype.element_ty)
+        for m_part in tl.range(M_PARTS, disable_licm=True):
             offset_m = m_part * BLOCK_M + tl.arange(0, BLOCK_M)
-            product, _, x = products_of_tile(
-                embedding_pointer, packed_pointer, resident, start_n, used, offset_m, D, M_PAD, D_PAD,
-                stride_embedding, RESIDENT, PLANES, False, D_PARTS, BLOCK_N, BLOCK_D,
+            product, _squared, _ = products_of_tile(
+                embedding_pointer, packed_pointer, resident, kept, start_n, used, offset_m, D, M_PAD, D_PAD,
+                stride_embedding, RESIDENT, KEEP, PLANES, False, D_PARTS, BLOCK_N, BLOCK_D,
             )  # fmt: skip
             cosine = product * inverse[:, None]
             grad = gradient_in_cosines(
                 cosine, own[:, None], used[:, None], lse[:, None], offset_m[None, :], M, K,
                 inverse_temperature, by_contrast, by_alignment, SAME_CLASS_NEGATIVES,
             )  # fmt: skip
-            grad = grad.to(packed_pointer.dtype.element_ty).to(tl.float32)  # rounded alike in both sums
-            along += tl.sum(grad * cosine, 1)
+            grad = grad.to(packed_pointer.dtype.element_ty)  # rounded alike in both sums
+            along += tl.sum(grad.to(tl.float32) * cosine, 1)
             if M_PARTS > 1:
-                high, low = prototypes_at(
-                    resident, packed_pointer, offset_m, first_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_D
-                )
-                pulled = along_prototypes(grad, high, low, pulled, PLANES)
+                last, pulled = pulled, ()
+                for d_part in tl.static_range(D_PARTS if KEEP else 1):
+                    high, low = prototypes_at(
+                        resident, packed_pointer, offset_m, first_part + d_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_D
+                    )
+                    pulled = pulled + (along_prototypes(grad, high, low, last[d_part], PLANES),)
+        factor = weight * scale
         if M_PARTS > 1:
-            if D_PARTS > 1:
-                x = load_rows(
-                    embedding_pointer, start_n, first_part * BLOCK_D, used, D, stride_embedding, BLOCK_N, BLOCK_D
-                )
-            gradient = upright(x, pulled, along, weight * scale, inverse)
-            store_rows(grad_embedding_pointer, gradient, start_n, first_part * BLOCK_D, N, D, BLOCK_N, BLOCK_D)
-        else:
-            for d_part in range(D_PARTS):  # not unrolled: two parts at a time do not fit into the registers
-                first_d = d_part * BLOCK_D
-                high, low = prototypes_at(
-                    resident, packed_pointer, tl.arange(0, BLOCK_M), d_part, M_PAD, D_PAD, False, PLANES, BLOCK_D
-                )
-                pulled = along_prototypes(grad, high, low, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), PLANES)
-                x = load_rows(embedding_pointer, start_n, first_d, used, D, stride_embedding, BLOCK_N, BLOCK_D, True)
-                gradient = upright(x, pulled, along, weight * scale, inverse)
-                store_rows(grad_embedding_pointer, gradient, start_n, first_d, N, D, BLOCK_N, BLOCK_D)
+            for d_part in tl.static_range(D_PARTS if KEEP else 1):
+                tl.debug_barrier()  # else loads of the next part come early, and two do not fit into the registers
+                store_gradient(
+                    grad_embedding_pointer, embedding_pointer, pulled[d_part], along, factor, inverse, start_n,
+                    (first_part + d_part) * BLOCK_D, used, N, D, stride_embedding, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
+        elif RESIDENT:
+            for d_part in tl.static_range(D_PARTS):
+                tl.debug_barrier()
+                of_part = pull(grad, resident, packed_pointer, d_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_M, BLOCK_D)
+                store_gradient(
+                    grad_embedding_pointer, embedding_pointer, of_part, along, factor, inverse, start_n,
+                    d_part * BLOCK_D, used, N, D, stride_embedding, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
+        else:  # a loop in the code too
+            for d_part in range(D_PARTS):
+                of_part = pull(grad, resident, packed_pointer, d_part, M_PAD, D_PAD, RESIDENT, PLANES, BLOCK_M, BLOCK_D)
+                store_gradient(
+                    grad_embedding_pointer, embedding_pointer, of_part, along, factor, inverse, start_n,
+                    d_part * BLOCK_D, used, N, D, stride_embedding, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -448,8 +466,8 @@ def in_prototypes_kernel(
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         own, weight, used = load_pixels(assignment_pointer, weight_pointer, start_n, N, M, HAS_WEIGHT, BLOCK_N)
         product, _, x = products_of_tile(
-            embedding_pointer, packed_pointer, resident, start_n, used, offset_m, D, M_PAD, D_PAD,
-            stride_embedding, RESIDENT, PLANES, False, D_PARTS, BLOCK_N, BLOCK_D,
+            embedding_pointer, packed_pointer, resident, (), start_n, used, offset_m, D, M_PAD, D_PAD,
+            stride_embedding, RESIDENT, False, PLANES, False, D_PARTS, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         lse = tl.load(lse_pointer + start_n + offset_n, offset_n < N - start_n, other=0.0)
         inverse = tl.load(inverse_pointer + start_n + offset_n, offset_n < N - start_n, other=0.0)

@@ -11,6 +11,7 @@ from .common import (
     along_prototypes,
     gradient_in_prototypes,
     inverse_length,
+    load_kept,
     load_resident,
     load_rows,
     no_gradients,
@@ -68,6 +69,7 @@ def forward(
         C_PARTS=parts(classes, held),
         K_PARTS=parts(k_pad, block_k),
         RESIDENT=plan.resident and held >= classes,
+        KEEP=plan.keep,
         **plan.constants,
     )
     return distance, nearest, inverse, packed
@@ -221,6 +223,7 @@ def forward_kernel(
     D_PAD,
     stride_embedding,
     RESIDENT: tl.constexpr,
+    KEEP: tl.constexpr,
     PLANES: tl.constexpr,
     K_PAD: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -238,6 +241,9 @@ def forward_kernel(
     for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         mask_n = offset_n < N - start_n
+        kept, length = load_kept(
+            embedding_pointer, start_n, mask_n, D, stride_embedding, KEEP, D_PARTS, BLOCK_N, BLOCK_D
+        )
         for c_part in range(C_PARTS):
             highest = tl.full((BLOCK_N, WIDE), LOWEST, tl.float32)
             nearest = tl.zeros((BLOCK_N, WIDE), tl.int32)
@@ -245,10 +251,10 @@ def forward_kernel(
                 offset_m = c_part * (HELD * K_PAD) + k_part * BLOCK_K + tl.arange(0, BLOCK_M)
                 offset_m = tl.minimum(offset_m, M_PAD - 1)  # those beyond the tile's classes are looked at by nobody
                 product, squared, _ = products_of_tile(
-                    embedding_pointer, packed_pointer, resident, start_n, mask_n, offset_m, D, M_PAD, D_PAD,
-                    stride_embedding, RESIDENT, PLANES, True, D_PARTS, BLOCK_N, BLOCK_D,
+                    embedding_pointer, packed_pointer, resident, kept, start_n, mask_n, offset_m, D, M_PAD, D_PAD,
+                    stride_embedding, RESIDENT, KEEP, PLANES, not KEEP, D_PARTS, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
-                inverse = inverse_length(squared)
+                inverse = inverse_length(length if KEEP else squared)
                 if (c_part == 0) & (k_part == 0):
                     tl.store(inverse_pointer + start_n + offset_n, inverse, mask_n)
                 best, index = best_of_classes(
@@ -322,7 +328,7 @@ def in_embedding_kernel(
     d_part = tl.program_id(0)
     first_d = d_part * BLOCK_D
     offset_n = tl.arange(0, BLOCK_N)
-    for block in range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1)):
+    for block in tl.range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1), disable_licm=True):
         start_n = block * tl.full((), BLOCK_N, tl.int64)
         mask_n = offset_n < N - start_n
         inverse = tl.load(inverse_pointer + start_n + offset_n, mask_n, other=0.0)

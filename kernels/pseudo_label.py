@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .common import APART, exponentials, load_classes, load_classes_apart, parts
+from .common import parts
+from .maps import APART, exponentials, load_classes, load_classes_apart
 
 
 def forward(

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .common import APART, LOG2_E, exponentials, load_classes, load_classes_apart, parts, softmax, sum_slots
+from .common import parts, repeated, sum_slots
+from .maps import APART, LOG2_E, exponentials, load_classes, load_classes_apart, softmax
 
 
 def forward(
@@ -97,15 +98,6 @@ def load_pixels(label_pointer, weight_pointer, first, mask_p, C, HAS_WEIGHT: tl.
     return tl.where(used, tl.where(used, own, 0).to(tl.int32), -1), weight
 
 
-@triton.jit
-def zeros_of(count: tl.constexpr, BLOCK_P: tl.constexpr):
-    """`count` tensors (BLOCK_P,)."""
-    zeros = ()
-    for _ in tl.static_range(count):
-        zeros = zeros + (tl.zeros((BLOCK_P,), tl.float32),)
-    return zeros
-
-
 @triton.jit(do_not_specialize=["blocks", "all_blocks"])
 def forward_kernel(
     logits_pointer,
@@ -122,7 +114,8 @@ def forward_kernel(
     slot = tl.program_id(0)
     offset_p = tl.arange(0, BLOCK_P)
     cross_entropy = tl.zeros((BLOCK_P,), tl.float32)
-    in_py, in_pp, in_y = zeros_of(C, BLOCK_P), zeros_of(C, BLOCK_P), zeros_of(C, BLOCK_P)
+    in_py = repeated(tl.zeros((BLOCK_P,), tl.float32), C)
+    in_pp, in_y = in_py, in_py
     for block in range(slot, all_blocks, tl.num_programs(0)):
         image = (block // blocks) * tl.full((), 1, tl.int64)
         start_p = (block % blocks) * BLOCK_P

@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     block_d: int
     programs: int
     resident: bool  # whether the prototypes, one tile, stay in shared memory
+    keep: bool  # whether, with several tiles of prototypes, a block of pixels does while they go by
     constants: dict[str, int]  # of every launch
 
 
@@ -94,7 +95,8 @@ def plan(kernel: str, embedding: Tensor, prototypes: Tensor, k_pad: int | None =
     resident = one_tile and d_parts <= resident_parts(
         kernel, embedding.device, bits=bits, D=width, M=classes * per_class
     )
-    return Plan(count, m_parts, d_parts, tile["BLOCK_N"], block_m, block_d, tile["programs"], resident, constants)
+    keep = m_parts > 1 and d_parts <= tile.get("keep", 0)
+    return Plan(count, m_parts, d_parts, tile["BLOCK_N"], block_m, block_d, tile["programs"], resident, keep, constants)
 
 
 def padded(size: int) -> int:

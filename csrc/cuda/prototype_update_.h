@@ -169,6 +169,11 @@ struct PrototypeSum {
         block_barrier();
     }
 
+    // The first column of a piece of this lane.
+    MPAMATCH_DEVICE int first_of(int column, int piece) const {
+        return column + (piece * plan.lanes + lane()) * vector;
+    }
+
     // The i-th sorted pixel of a run, -1 beyond its end.
     MPAMATCH_DEVICE int slot_of(const Tile& tile, const Runs& runs, int own, int i) const {
         const int slot = own * runs.length + i;
@@ -178,6 +183,11 @@ struct PrototypeSum {
     // The partial sums of a run in the columns from `column` on, as many as the lanes hold.
     MPAMATCH_DEVICE void accumulate(const Tile& tile, const Runs& runs, int own, std::int64_t begin, int column,
                                     const Real* factor, Real* rows) const {
+        // What lies beyond the row or the run is read all the same, from the first column or pixel, and added to sums
+        // that are not written: zeros in its place would take more instructions than all the rest.
+        bool inside[pieces];
+        MPAMATCH_UNROLL
+        for (int piece = 0; piece < pieces; ++piece) inside[piece] = first_of(column, piece) < width;
         Real sum[pieces][vector] = {};
         int current = -1;
         for (int first = 0; first < runs.length; first += batch) {
@@ -193,9 +203,8 @@ struct PrototypeSum {
                 scale[i] = slot < 0 ? Real(0) : factor == nullptr ? weight_of(n) : factor[first + i];
                 MPAMATCH_UNROLL
                 for (int piece = 0; piece < pieces; ++piece) {
-                    const int d = column + (piece * plan.lanes + lane()) * vector;
-                    z[i][piece] = {};
-                    if (slot >= 0 && d < width) z[i][piece] = read_once<Storage, vector>(embedding + n * stride + d);
+                    z[i][piece] = read_once<Storage, vector>(embedding + n * stride +
+                                                             (inside[piece] ? first_of(column, piece) : 0));
                 }
             }
             if (factor == nullptr) {
@@ -203,7 +212,9 @@ struct PrototypeSum {
                 for (int i = 0; i < batch; ++i) {
                     length[i] = 0;
                     MPAMATCH_UNROLL
-                    for (int piece = 0; piece < pieces; ++piece) length[i] += squared(z[i][piece]);
+                    for (int piece = 0; piece < pieces; ++piece) {
+                        if (inside[piece]) length[i] += squared(z[i][piece]);
+                    }
                 }
                 sum_over_group(length);
                 MPAMATCH_UNROLL
@@ -230,7 +241,7 @@ struct PrototypeSum {
         Real* row = rows + std::int64_t(m + own) * width;
         MPAMATCH_UNROLL
         for (int piece = 0; piece < pieces; ++piece) {
-            const int d = column + (piece * plan.lanes + lane()) * vector;
+            const int d = first_of(column, piece);
             if (m >= 0 && d < width) write_pack(row + d, sum[piece]);
             MPAMATCH_UNROLL
             for (int e = 0; e < vector; ++e) sum[piece][e] = Real(0);
@@ -387,7 +398,8 @@ SumPlan plan_sum(std::int64_t count, int width, int prototypes, int threads, con
     constexpr std::int64_t least = 512;  // 64 pixels a block
     using Kernel = PrototypeSum<Storage, vector>;
     SumPlan plan{};
-    plan.lanes = width <= 8 * vector ? 8 : width <= 16 * vector ? 16 : 32;
+    constexpr int of_lane = vector * Kernel::pieces;  // columns
+    plan.lanes = width <= 8 * of_lane ? 8 : width <= 16 * of_lane ? 16 : 32;
     plan.runs = threads / plan.lanes * blocks_per_domain;
     plan.rows = prototypes + plan.runs;
     const std::int64_t held = std::int64_t(Kernel::blocks_per_processor) * device.processors / blocks_per_domain;

@@ -178,7 +178,7 @@ void test_plans() {
     test_plan<BFloat16, 8>(65536, 256, most_prototypes, l4);
     test_plan<double, 1>(65536, 256, most_prototypes, l4);
     const auto common = plan_sum<BFloat16, 8>(65536, 256, 50, update_threads, h100);
-    expect(common.domains == 33 && common.domain == 1986 && common.runs == 64, "two blocks a processor");
+    expect(common.domains == 33 && common.domain == 1986 && common.runs == 128, "two blocks a processor");
     const Device a100{108, 164 << 10, 163 << 10};
     expect(plan_sum<BFloat16, 8>(65536, 256, 50, update_threads, a100).domains == 27, "no second turn of a few blocks");
     expect(h100.holds(PrototypeSum<BFloat16, 8>::shared_bytes(common, 190, update_threads), 2), "both at once");
