@@ -41,6 +41,8 @@ class Device {
         return tensor.is_cuda() && tensor.get_device_index() == place_.device;
     }
 
+    void will_fill(void*, int64_t) const {}  // a matter of the CPU's pages
+
     template <class Arguments>
     void run(const Arguments& arguments) const {
         run_kernel(arguments, place_);

@@ -70,8 +70,10 @@ class Call {
     }
 
     Tensor empty(ScalarType dtype, const Shape& shape) const {
-        return torch::stable::new_empty(first_, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()),
-                                        dtype);
+        Tensor tensor = torch::stable::new_empty(
+            first_, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), dtype);
+        device_.will_fill(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+        return tensor;
     }
 
     Gradient gradient(bool needed, ScalarType dtype, const Shape& shape) const {

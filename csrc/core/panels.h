@@ -1,4 +1,5 @@
-// The matrix product of all operations: a few rows times a packed panel of columns, the sums held in registers.
+// A few rows of pixels, wherever each lies, times a packed panel of columns, the sums held in registers; unit
+// prototypes.
 #pragma once
 
 #include "core/parallel.h"
@@ -28,8 +29,6 @@ struct Panels {
     int64_t first(int64_t index) const { return padded() / LANES<T> * index / count() * LANES<T>; }
     int64_t width(int64_t index) const { return first(index + 1) - first(index); }
     int64_t offset(int64_t index) const { return first(index) * depth; }
-
-    static constexpr int64_t WIDEST = TILE_VECTORS * LANES<T>;
 };
 
 // Packs value(row, column) for rows in [0, depth): panel after panel, each row by row; columns beyond the last are 0.
@@ -42,28 +41,14 @@ inline void pack(const Panels<T>& panels, const Value& value, T* to) {
     }
 }
 
-// The same from rows in memory, a vector at a time.
-template <class T>
-inline void pack_rows(const Panels<T>& panels, const T* const* rows, T* to) {
-    const int64_t whole = panels.columns / LANES<T> * LANES<T>;
-    for (int64_t panel = 0; panel < panels.count(); ++panel) {
-        const int64_t first = panels.first(panel), end = panels.first(panel + 1);
-        for (int64_t row = 0; row < panels.depth; ++row) {
-            int64_t i = first;
-            for (; i < (end < whole ? end : whole); i += LANES<T>, to += LANES<T>) store(to, load(rows[row] + i));
-            for (; i < end; ++i, ++to) *to = i < panels.columns ? rows[row][i] : T{0};
-        }
-    }
-}
-
-// out[r][0 … V·LANES) = (ADD: plus) Σ_k a[r][k] · b[k][…] for ROWS rows.
-template <class T, int ROWS, int V, bool ADD>
-inline void multiply_tile(const T* const* a, int64_t depth, const T* b, T* const* out) {
+// out[r][0 … V·LANES) = Σ_k a[r][k] · b[k][…] for ROWS rows.
+template <class T, int ROWS, int V>
+inline void multiply_row_tile(const T* const* a, int64_t depth, const T* b, T* const* out) {
     Vec<T> sums[ROWS][V];
     const T* rows[ROWS];
     for (int r = 0; r < ROWS; ++r) {
         rows[r] = a[r];
-        for (int v = 0; v < V; ++v) sums[r][v] = ADD ? load(out[r] + v * LANES<T>) : Vec<T>{};
+        for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>{};
     }
     for (int64_t k = 0; k < depth; ++k, b += V * LANES<T>) {
         Vec<T> column[V];
@@ -75,38 +60,27 @@ inline void multiply_tile(const T* const* a, int64_t depth, const T* b, T* const
         for (int v = 0; v < V; ++v) store(out[r] + v * LANES<T>, sums[r][v]);
 }
 
-template <class T, int ROWS, int V, bool ADD>
+template <class T, int ROWS, int V>
 inline void multiply_panel(const T* const* a, int64_t rows, int64_t depth, const T* b, T* out, int64_t stride) {
     for (int64_t row = 0; row < rows; row += ROWS) {
         T* to[ROWS];
         for (int r = 0; r < ROWS; ++r) to[r] = out + (row + r) * stride;
-        multiply_tile<T, ROWS, V, ADD>(a + row, depth, b, to);
+        multiply_row_tile<T, ROWS, V>(a + row, depth, b, to);
     }
 }
 
-// out (rows × stride) = (ADD: plus) a · b; `out` has room for a multiple of ROW_PADDING rows, `a` has that many
+// out (rows × stride) = a · b; `out` has room for a multiple of ROW_PADDING rows, `a` has that many
 // pointers. Panels are the outer loop: a panel of 24 columns and depth 256 is 24 kB and stays in the first cache.
-template <class T, bool ADD = false>
+template <class T>
 inline void multiply(const T* const* a, int64_t rows, const Panels<T>& panels, const T* b, T* out, int64_t stride) {
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
         const T* columns = b + panels.offset(panel);
         T* to = out + panels.first(panel);
         switch (panels.width(panel) / LANES<T>) {
-            case 1: multiply_panel<T, 2 * TILE_ROWS, 1, ADD>(a, rows, panels.depth, columns, to, stride); break;
-            case 2: multiply_panel<T, TILE_ROWS, 2, ADD>(a, rows, panels.depth, columns, to, stride); break;
-            case 3: multiply_panel<T, TILE_ROWS, 3, ADD>(a, rows, panels.depth, columns, to, stride); break;
+            case 1: multiply_panel<T, 2 * TILE_ROWS, 1>(a, rows, panels.depth, columns, to, stride); break;
+            case 2: multiply_panel<T, TILE_ROWS, 2>(a, rows, panels.depth, columns, to, stride); break;
+            case 3: multiply_panel<T, TILE_ROWS, 3>(a, rows, panels.depth, columns, to, stride); break;
         }
-    }
-}
-
-// a · b, a panel at a time: use(first column, width, products (rows × WIDEST)) finds them in the first cache.
-template <class T, class Use>
-inline void multiply_and_use(const T* const* a, int64_t rows, const Panels<T>& panels, const T* b, const Use& use) {
-    T products[BLOCK * Panels<T>::WIDEST];
-    for (int64_t panel = 0; panel < panels.count(); ++panel) {
-        const Panels<T> one{panels.depth, panels.width(panel)};
-        multiply(a, rows, one, b + panels.offset(panel), products, Panels<T>::WIDEST);
-        use(panels.first(panel), panels.width(panel), products);
     }
 }
 
@@ -141,8 +115,9 @@ class PixelBlock {
     explicit PixelBlock(const Pixels& pixels)
         : pixels_(pixels), converted_(is_stored_as<T>(pixels.element) ? 0 : BLOCK * pixels.width) {}
 
-    // `begin` + rows ≤ N; pointers up to a multiple of ROW_PADDING repeat the last row.
+    // `begin` + rows ≤ N; pointers beyond the last row repeat it.
     void take(int64_t begin, int64_t rows) {
+        begin_ = begin;
         for (int64_t r = 0; r < rows; ++r) {
             const void* from = at(pixels_.data, pixels_.element, (begin + r) * pixels_.stride);
             if (is_stored_as<T>(pixels_.element)) {
@@ -152,16 +127,21 @@ class PixelBlock {
                 read(from, pixels_.element, pixels_.width, to);
                 row[r] = to;
             }
-            inverse[r] = inverse_norm(row[r], pixels_.width);
         }
-        for (int64_t r = rows; r < round_up(rows, ROW_PADDING); ++r) row[r] = row[rows - 1];
+        for (int64_t r = rows; r < BLOCK; ++r) row[r] = row[rows - 1];
     }
 
+    // Where the pixel lies that is as far in the next block, and from there to the one after it.
+    uintptr_t after(int64_t r) const {
+        return reinterpret_cast<uintptr_t>(pixels_.data) + static_cast<uintptr_t>((begin_ + BLOCK + r) * row_bytes());
+    }
+    int64_t row_bytes() const { return pixels_.stride * bytes_of(pixels_.element); }
+
     const T* row[BLOCK];
-    T inverse[BLOCK];  // 1/‖x‖ or 0
 
   private:
     const Pixels& pixels_;
+    int64_t begin_ = 0;
     Buffer<T> converted_;
 };
 

@@ -2,96 +2,118 @@
 #pragma once
 
 #include "arguments/prototype_contrast.h"
-#include "core/panels.h"
+#include "core/tiles.h"
 
 namespace mpamatch::MPAMATCH_ISA {
 
-// What a row of products needs to become logits: the same in both directions.
+// The logits cos/T of a block of pixels, a row of BLOCK pixels for each prototype, and which of them are their own: the
+// same in both directions. A pixel of weight 0 may have any logits, NaN too.
 template <class T>
-class ContrastRow {
+class BlockLogits {
   public:
-    ContrastRow(int64_t classes, int64_t per_class, double temperature, bool same_class_negatives)
-        : inverse_temperature_(static_cast<T>(1 / temperature)),
-          per_class_(per_class),
-          same_class_negatives_(same_class_negatives),
-          count_(classes * per_class),
-          padded_(round_up(count_, LANES<T>)),
-          padding_(padded_) {
-        for (int64_t m = 0; m < padded_; ++m) padding_[m] = m < count_ ? T{0} : LOWEST;
-    }
+    template <class Arguments>
+    BlockLogits(const Arguments& a, const UnitPrototypes<T>& prototypes, const PackedRows<T>& packed)
+        : products_(prototypes, packed),
+          assignment_(a.assignment),
+          weight_(static_cast<const T*>(a.weight)),
+          per_class_(a.per_class),
+          count_(prototypes.count),
+          temperature_(static_cast<T>(a.temperature)),
+          same_class_negatives_(a.same_class_negatives) {}
 
-    // products (padded) → logits = cos/T, excluded ones the lowest number; returns the own cosine.
-    T to_logits(T* row, T inverse, int64_t own) const {
-        const T cosine = row[own] * inverse, scale = inverse * inverse_temperature_;
-        for (int64_t m = 0; m < padded_; m += LANES<T>)
-            store(row + m, load(row + m) * scale + load(padding_.get() + m));
-        if (!same_class_negatives_) {
-            const T kept = row[own];
-            const int64_t first = own / per_class_ * per_class_;
-            for (int64_t k = 0; k < per_class_; ++k) row[first + k] = LOWEST;
-            row[own] = kept;
+    // Returns whether any pixel counts.
+    bool take(const PixelBlock<T>& block, int64_t begin, int64_t rows) {
+        products_.take(block, rows);
+        bool any = false;
+        for (int64_t r = 0; r < BLOCK; ++r) {
+            const int32_t chosen = r < rows ? index_at(assignment_, begin + r, count_) : -1;
+            weight[r] = chosen < 0 ? T{0} : weight_ ? weight_[begin + r] : T{1};
+            own[r] = weight[r] == 0 ? T{0} : static_cast<T>(chosen);
+            any |= weight[r] != 0;
         }
-        return cosine;
+        if (!any) return false;
+        for (int64_t r = 0; r < BLOCK; ++r) own_cosine[r] = *own_product(r) * products_.inverse[r];
+        for (int64_t n = 0; n < BLOCK; n += LANES<T>) {
+            const Vec<T> scale = load(products_.inverse + n) / temperature_;
+            for (int64_t m = 0; m < count_; ++m) store(of(m) + n, load(of(m) + n) * scale);
+        }
+        if (!same_class_negatives_) exclude();
+        return true;
     }
 
-    // The highest logit and Σ exp(logit − highest).
-    void reduce(const T* row, T* highest, T* total) const {
-        Vec<T> high = load(row);
-        for (int64_t m = LANES<T>; m < padded_; m += LANES<T>) high = larger<T>(high, load(row + m));
-        *highest = largest_of<T>(high);
-        Vec<T> sum = {};
-        for (int64_t m = 0; m < padded_; m += LANES<T>) sum += exponential(load(row + m) - *highest);
-        *total = sum_of<T>(sum);
-    }
+    T* of(int64_t prototype) { return products_.of(prototype); }
+    T own_logit(int64_t r) { return *own_product(r); }
+    T* inverse() { return products_.inverse; }
+
+    T weight[BLOCK];      // 0 beyond the last pixel
+    T own[BLOCK];         // the own prototype, a whole number; 0 where the weight is
+    T own_cosine[BLOCK];  // with it
 
   private:
-    static constexpr T LOWEST = -static_cast<T>(1e30);
-    T inverse_temperature_;
-    int64_t per_class_;
+    static constexpr T LOWEST = -static_cast<T>(1e30);  // its exp is 0
+
+    T* own_product(int64_t r) { return of(static_cast<int64_t>(own[r])) + r; }
+
+    void exclude() {
+        for (int64_t r = 0; r < BLOCK; ++r) {
+            const T kept = own_logit(r);
+            const int64_t first = static_cast<int64_t>(own[r]) / per_class_ * per_class_;
+            for (int64_t k = 0; k < per_class_; ++k) of(first + k)[r] = LOWEST;
+            *own_product(r) = kept;
+        }
+    }
+
+    BlockProducts<T> products_;
+    const Indices assignment_;
+    const T* weight_;
+    int64_t per_class_, count_;
+    T temperature_;
     bool same_class_negatives_;
-    int64_t count_, padded_;
-    Buffer<T> padding_;
 };
+
+// peak = the highest logit of a pixel, total = Σ exp(logit − peak).
+template <class T>
+inline void add_exponentials(BlockLogits<T>& logits, int64_t count, T* peak, T* total) {
+    for (int64_t n = 0; n < BLOCK; n += LANES<T>) {
+        Vec<T> highest = load(logits.of(0) + n);
+        for (int64_t m = 1; m < count; ++m) highest = larger<T>(highest, load(logits.of(m) + n));
+        Vec<T> sum = {};
+        for (int64_t m = 0; m < count; ++m) sum += exponential(load(logits.of(m) + n) - highest);
+        store(peak + n, highest);
+        store(total + n, sum);
+    }
+}
 
 template <class T>
 void prototype_contrast(const PrototypeContrastArguments& a, ParallelTasks parallel) {
-    const int64_t count = a.classes * a.per_class, width = a.embedding.width;
-    const UnitPrototypes<T> prototypes(a.prototypes, count, width);
-    const Panels<T> panels{width, count};
-    Buffer<T> packed(panels.size());
-    pack_as_columns(prototypes, 0, panels, packed.get());
-    const ContrastRow<T> contrast(a.classes, a.per_class, a.temperature, a.same_class_negatives);
-    const T* weight = static_cast<const T*>(a.weight);
+    const int64_t count = a.classes * a.per_class;
+    const UnitPrototypes<T> prototypes(a.prototypes, count, a.embedding.width);
+    const PackedRows<T> packed(prototypes.unit.get(), count, a.embedding.width);
 
     const int64_t tasks = (a.embedding.count + 1023) / 1024;
     Buffer<double> sums(2 * (tasks > 0 ? tasks : 1), true);
     for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(a.embedding.count, tasks, task, BLOCK);
         PixelBlock<T> block(a.embedding);
-        const int64_t stride = panels.padded();
-        Buffer<T> products(BLOCK * stride);
+        BlockLogits<T> logits(a, prototypes, packed);
+        T peak[BLOCK], total[BLOCK];
         double information = 0, alignment = 0;
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
             const int64_t rows = range.end - begin < BLOCK ? range.end - begin : BLOCK;
+            T* lse = static_cast<T*>(a.lse) + begin;
             block.take(begin, rows);
-            multiply(block.row, rows, panels, packed.get(), products.get(), stride);
-            T peak[BLOCK], total[BLOCK], log_total[BLOCK], own_logit[BLOCK], missed[BLOCK], w[BLOCK];
-            for (int64_t r = 0; r < BLOCK; ++r) {
-                const int32_t own = r < rows ? index_at(a.assignment, begin + r, count) : -1;
-                peak[r] = own_logit[r] = missed[r] = 0, total[r] = 1;  // so that lse is 0
-                w[r] = own < 0 ? T{0} : weight ? weight[begin + r] : T{1};
-                if (w[r] == 0) continue;  // whatever its embedding holds, NaN too
-                T* row = products.get() + r * stride;
-                missed[r] = 1 - contrast.to_logits(row, block.inverse[r], own);
-                contrast.reduce(row, &peak[r], &total[r]);
-                own_logit[r] = row[own];
+            if (!logits.take(block, begin, rows)) {
+                std::memset(lse, 0, static_cast<size_t>(rows) * sizeof(T));
+                continue;
             }
-            for (int64_t r = 0; r < BLOCK; r += LANES<T>) store(log_total + r, logarithm(load(total + r)));
+            add_exponentials(logits, count, peak, total);
+            for (int64_t n = 0; n < BLOCK; n += LANES<T>) store(total + n, logarithm(load(total + n)));
             for (int64_t r = 0; r < rows; ++r) {
-                const T lse = peak[r] + log_total[r];
-                static_cast<T*>(a.lse)[begin + r] = lse;
-                information += static_cast<double>(w[r] * (lse - own_logit[r]));
-                alignment += static_cast<double>(w[r] * missed[r] * missed[r]);
+                const T w = logits.weight[r], missed = 1 - logits.own_cosine[r];
+                lse[r] = w == 0 ? T{0} : peak[r] + total[r];
+                if (w == 0) continue;  // whatever its embedding holds, NaN too
+                information += static_cast<double>(w * (lse[r] - logits.own_logit(r)));
+                alignment += static_cast<double>(w * missed * missed);
             }
         }
         sums[task] = information;
@@ -106,86 +128,145 @@ void prototype_contrast(const PrototypeContrastArguments& a, ParallelTasks paral
 //   h_m = w·g₁/T·(q_m − [m own]) − 2·w·g₂·(1 − s_own)·[m own],
 // and through both normalisations
 //   ∂L/∂x = (Σ_m h_m p̂_m − x̂ Σ_m h_m s_m) / ‖x‖,   ∂L/∂p̂_m = Σ_n h_nm x̂_n.
-// The logits are recomputed from x block by block: only lse is kept from the forward pass.
+// The logits are recomputed from x block by block: only lse is kept from the forward pass. What both sums need is
+// h/‖x‖, and it takes the place of the logits.
+template <class T>
+class ContrastGradient {
+  public:
+    ContrastGradient(const PrototypeContrastBackwardArguments& a, const UnitPrototypes<T>& prototypes)
+        : count_(prototypes.count),
+          width_(prototypes.width),
+          temperature_(static_cast<T>(a.temperature)),
+          in_contrast_(*static_cast<const T*>(a.grad_contrast) / static_cast<T>(a.temperature)),
+          in_alignment_(2 * *static_cast<const T*>(a.grad_alignment)),
+          packed_(panels_of<T>(prototypes.width) * GROUP<T> * prototypes.count) {
+        Buffer<const T*> row(count_);
+        for (int64_t m = 0; m < count_; ++m) row[m] = prototypes.unit.get() + m * width_;
+        for (int64_t first = 0; first < width_; first += GROUP<T>)
+            pack_panel(row.get(), count_, width_, first, packed_.get() + first * count_);
+    }
+
+    // The logits become h/‖x‖, and back[r] = Σ_m h_m s_m / ‖x‖²; both are 0 where the weight is.
+    void from_logits(BlockLogits<T>& logits, const T* lse, T* back) const {
+        T at_own[BLOCK];
+        for (int64_t r = 0; r < BLOCK; ++r)
+            at_own[r] = logits.weight[r] * (in_contrast_ + in_alignment_ * (1 - logits.own_cosine[r]));
+        for (int64_t n = 0; n < BLOCK; n += LANES<T>) {
+            const Vec<T> w = load(logits.weight + n), gain = w * in_contrast_, minus = load(at_own + n);
+            const Vec<T> inverse = load(logits.inverse() + n), own = load(logits.own + n), shift = load(lse + n);
+            const auto counts = w != T{0};
+            Vec<T> along = {};
+            for (int64_t m = 0; m < count_; ++m) {
+                const Vec<T> logit = load(logits.of(m) + n), h = exponential(logit - shift) * gain;
+                const Vec<T> all = own == static_cast<T>(m) ? h - minus : h;
+                along += all * logit;  // of an excluded one 0
+                store(logits.of(m) + n, counts ? all * inverse : Vec<T>{});
+            }
+            store(back + n, counts ? along * temperature_ * inverse * inverse : Vec<T>{});
+        }
+    }
+
+    // The gradient in the columns from `first` on of `rows` pixels: use(r, v, vector). x: their panel (rows, GROUP).
+    template <class Use>
+    void pull(const T* h, const T* back, const T* x, int64_t rows, int64_t first, const Use& use) const {
+        Nothing nothing;
+        const Tiles tiles{rows};
+        for (int64_t tile = 0; tile < tiles.count(); ++tile) {
+            const int64_t row = tiles.first(tile);
+            multiply_rows<T, 1>(
+                tiles.height(tile), h + row, BLOCK, count_, packed_.get() + first * count_, nothing,
+                [](int, int) { return Vec<T>{}; },
+                [&](int r, int v, Vec<T> sum) {
+                    use(row + r, v, sum - load(x + (row + r) * GROUP<T> + v * LANES<T>) * back[row + r]);
+                });
+        }
+    }
+
+    // Adds the gradient in the unit prototypes: `to` (prototypes, stride), its first column that of the panel x.
+    void add_to_prototypes(const T* h, const T* x, int64_t rows, T* to, int64_t stride) const {
+        Nothing nothing;
+        const Tiles tiles{count_};
+        for (int64_t tile = 0; tile < tiles.count(); ++tile) {
+            const int64_t row = tiles.first(tile);
+            T* out = to + row * stride;
+            multiply_rows<T, BLOCK>(
+                tiles.height(tile), h + row * BLOCK, 1, rows, x, nothing,
+                [&](int r, int v) { return load(out + r * stride + v * LANES<T>); },
+                [&](int r, int v, Vec<T> sum) { store(out + r * stride + v * LANES<T>, sum); });
+        }
+    }
+
+  private:
+    int64_t count_, width_;
+    T temperature_, in_contrast_, in_alignment_;
+    Buffer<T> packed_;
+};
+
+// Whether a gradient of N rows is written around the caches: where it is more than they hold, and rows are vectors.
+template <class T>
+inline bool goes_around(const Pixels& pixels, const void* to) {
+    constexpr int64_t CACHES = int64_t{16} << 20;
+    const bool aligned = reinterpret_cast<uintptr_t>(to) % VECTOR_BYTES == 0 && pixels.width % LANES<T> == 0;
+    return aligned && pixels.count * pixels.width * int64_t{sizeof(T)} > CACHES;
+}
+
 template <class T>
 void prototype_contrast_backward(const PrototypeContrastBackwardArguments& a, ParallelTasks parallel) {
     const int64_t count = a.classes * a.per_class, width = a.embedding.width;
+    const Element element = a.embedding.element;
     const UnitPrototypes<T> prototypes(a.prototypes, count, width);
-    const Panels<T> cosines{width, count}, in_x{count, width}, in_p{BLOCK, width};
-    Buffer<T> packed(cosines.size()), rows_of_p(in_x.size());
-    pack_as_columns(prototypes, 0, cosines, packed.get());
-    pack(in_x, [&](int64_t m, int64_t d) { return prototypes.unit[m * width + d]; }, rows_of_p.get());
-    const ContrastRow<T> contrast(a.classes, a.per_class, a.temperature, a.same_class_negatives);
-    const T* weight = static_cast<const T*>(a.weight);
-    const T in_contrast = *static_cast<const T*>(a.grad_contrast) / static_cast<T>(a.temperature);
-    const T in_alignment = 2 * *static_cast<const T*>(a.grad_alignment);
+    const PackedRows<T> packed(prototypes.unit.get(), count, width);
+    const ContrastGradient<T> gradient(a, prototypes);
+    const bool around = goes_around<T>(a.embedding, a.grad_embedding);
 
-    const int64_t stride = cosines.padded(), padded_width = in_x.padded();
-    const int64_t slot_size = round_up(count, ROW_PADDING) * padded_width;
+    const int64_t padded_width = panels_of<T>(width) * GROUP<T>, slot_size = count * padded_width;
     const int64_t slots = slots_for(a.embedding.count, slot_size * int64_t{sizeof(T)});
     Buffer<T> partial(a.grad_prototypes ? slots * slot_size : 0, a.grad_prototypes != nullptr);
 
     for_each_task(parallel, slots, [&](int64_t slot) {
         const Range range = part_of(a.embedding.count, slots, slot, BLOCK);
         PixelBlock<T> block(a.embedding);
-        Buffer<T> products(BLOCK * stride), turned(round_up(count, ROW_PADDING) * BLOCK, true);
-        Buffer<T> x(in_p.size()), logits(stride), nothing(width, true);
-        const T* row_of_products[BLOCK];
-        Buffer<const T*> row_of_turned(round_up(count, ROW_PADDING));
-        for (int64_t r = 0; r < BLOCK; ++r) row_of_products[r] = products.get() + r * stride;
-        for (int64_t m = 0; m < round_up(count, ROW_PADDING); ++m) row_of_turned[m] = turned.get() + m * BLOCK;
-        T along[BLOCK];
+        BlockLogits<T> logits(a, prototypes, packed);
+        Buffer<T> x(BLOCK * GROUP<T>), pulled(BLOCK * GROUP<T>), nothing(width, true);
+        T lse[BLOCK] = {}, back[BLOCK];
 
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
             const int64_t rows = range.end - begin < BLOCK ? range.end - begin : BLOCK;
             block.take(begin, rows);
-            multiply(block.row, rows, cosines, packed.get(), products.get(), stride);
-            bool any = false;
-            for (int64_t r = 0; r < rows; ++r) {
-                T* h = products.get() + r * stride;
-                const int32_t own = index_at(a.assignment, begin + r, count);
-                const T w = own < 0 ? T{0} : weight ? weight[begin + r] : T{1};
-                along[r] = 0;
-                if (w == 0) {  // whatever its embedding holds, NaN too
-                    for (int64_t m = 0; m < stride; ++m) h[m] = 0;
-                    block.row[r] = nothing.get();
-                    block.inverse[r] = 0;
-                    continue;
+            if (!logits.take(block, begin, rows)) {
+                if (a.grad_embedding)
+                    std::memset(at(a.grad_embedding, element, begin * width), 0,
+                                static_cast<size_t>(rows * width * bytes_of(element)));
+                continue;
+            }
+            std::memcpy(lse, static_cast<const T*>(a.lse) + begin, static_cast<size_t>(rows) * sizeof(T));
+            gradient.from_logits(logits, lse, back);
+            for (int64_t r = 0; r < rows; ++r)
+                if (logits.weight[r] == 0) block.row[r] = nothing.get();  // whatever its embedding holds, NaN too
+            for (int64_t first = 0; first < width; first += GROUP<T>) {
+                const int64_t present = width - first < GROUP<T> ? width - first : GROUP<T>;
+                pack_panel(block.row, rows, width, first, x.get());
+                if (a.grad_embedding) {
+                    const bool in_place = is_stored_as<T>(element) && present == GROUP<T>;
+                    T* to = in_place ? static_cast<T*>(a.grad_embedding) + begin * width + first : pulled.get();
+                    const int64_t stride = in_place ? width : GROUP<T>;
+                    gradient.pull(logits.of(0), back, x.get(), rows, first, [&](int64_t r, int v, Vec<T> value) {
+                        T* place = to + r * stride + v * LANES<T>;
+                        if (around && in_place)
+                            store_around(place, value);
+                        else
+                            store(place, value);
+                    });
+                    for (int64_t r = 0; r < (in_place ? 0 : rows); ++r)
+                        write(pulled.get() + r * GROUP<T>, element, present,
+                              at(a.grad_embedding, element, (begin + r) * width + first));
                 }
-                any = true;
-                const T lse = static_cast<const T*>(a.lse)[begin + r];
-                const T cosine = contrast.to_logits(h, block.inverse[r], own);
-                std::memcpy(logits.get(), h, static_cast<size_t>(stride) * sizeof(T));
-                for (int64_t m = 0; m < stride; m += LANES<T>)
-                    store(h + m, exponential(load(h + m) - lse) * (w * in_contrast));
-                h[own] -= w * (in_contrast + in_alignment * (1 - cosine));
-                along[r] = dot(h, logits.get(), stride) * static_cast<T>(a.temperature);  // an excluded h is 0
-            }
-            if (a.grad_embedding && any) {
-                multiply_and_use(row_of_products, rows, in_x, rows_of_p.get(), [&](int64_t d, int64_t wide, T* pulled) {
-                    const int64_t count_d = width - d < wide ? width - d : wide;
-                    for (int64_t r = 0; r < rows; ++r, pulled += Panels<T>::WIDEST) {
-                        const T inverse = block.inverse[r], back = along[r] * inverse;
-                        for (int64_t i = 0; i < count_d; ++i)
-                            pulled[i] = (pulled[i] - block.row[r][d + i] * back) * inverse;
-                        write(pulled, a.embedding.element, count_d,
-                              at(a.grad_embedding, a.embedding.element, (begin + r) * width + d));
-                    }
-                });
-            }
-            if (a.grad_embedding && !any)
-                std::memset(at(a.grad_embedding, a.embedding.element, begin * width), 0,
-                            static_cast<size_t>(rows * width * bytes_of(a.embedding.element)));
-            if (a.grad_prototypes && any) {
-                for (int64_t r = 0; r < rows; ++r)
-                    for (int64_t m = 0; m < count; ++m)
-                        turned[m * BLOCK + r] = row_of_products[r][m] * block.inverse[r];
-                const Panels<T> rows_of_x{rows, width};
-                pack_rows(rows_of_x, block.row, x.get());
-                multiply<T, true>(row_of_turned.get(), count, rows_of_x, x.get(), partial.get() + slot * slot_size,
-                                  padded_width);
+                if (a.grad_prototypes)
+                    gradient.add_to_prototypes(logits.of(0), x.get(), rows, partial.get() + slot * slot_size + first,
+                                               padded_width);
             }
         }
+        if (around) after_stores_around();
     });
     if (a.grad_prototypes)
         finish_grad_prototypes(prototypes, partial.get(), slots, slot_size, padded_width,

@@ -2,44 +2,58 @@
 #pragma once
 
 #include "arguments/prototype_distance.h"
-#include "core/panels.h"
+#include "core/tiles.h"
 
 namespace mpamatch::MPAMATCH_ISA {
+
+// Of the products with the prototypes of a class: the highest and its k, of equal ones the lowest. A tile of vectors at
+// a time, each waiting for its own comparisons alone.
+template <class T>
+inline void take_nearest(BlockProducts<T>& products, int64_t first, int64_t per_class, T* highest, T* chosen) {
+    constexpr int AT_ONCE = 4;
+    for (int64_t n = 0; n < BLOCK; n += AT_ONCE * LANES<T>) {
+        Vec<T> high[AT_ONCE], k_high[AT_ONCE];
+        for (int v = 0; v < AT_ONCE; ++v) high[v] = load(products.of(first) + n + v * LANES<T>), k_high[v] = Vec<T>{};
+        for (int64_t k = 1; k < per_class; ++k) {
+            for (int v = 0; v < AT_ONCE; ++v) {
+                const Vec<T> product = load(products.of(first + k) + n + v * LANES<T>);
+                const auto higher = product > high[v];
+                high[v] = higher ? product : high[v];
+                k_high[v] = higher ? broadcast(static_cast<T>(k)) : k_high[v];
+            }
+        }
+        for (int v = 0; v < AT_ONCE; ++v) {
+            store(highest + n + v * LANES<T>, high[v]);
+            store(chosen + n + v * LANES<T>, k_high[v]);
+        }
+    }
+}
 
 template <class T>
 void prototype_distance(const PrototypeDistanceArguments& a, ParallelTasks parallel) {
     const int64_t count = a.classes * a.per_class, width = a.embedding.width;
     const UnitPrototypes<T> prototypes(a.prototypes, count, width);
-    const Panels<T> panels{width, count};
-    Buffer<T> packed(panels.size());
-    pack_as_columns(prototypes, 0, panels, packed.get());
+    const PackedRows<T> packed(prototypes.unit.get(), count, width);
 
     const int64_t tasks = (a.embedding.count + 1023) / 1024;
     for_each_task(parallel, tasks, [&](int64_t task) {
         const Range range = part_of(a.embedding.count, tasks, task, BLOCK);
         PixelBlock<T> block(a.embedding);
-        const int64_t stride = panels.padded();
-        Buffer<T> products(BLOCK * stride);
+        BlockProducts<T> products(prototypes, packed);
+        T highest[BLOCK], chosen[BLOCK];
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
             const int64_t rows = range.end - begin < BLOCK ? range.end - begin : BLOCK;
             block.take(begin, rows);
-            multiply(block.row, rows, panels, packed.get(), products.get(), stride);
-            T* distance = static_cast<T*>(a.distance) + begin * a.classes;
-            int32_t* nearest = a.nearest + begin * a.classes;
-            for (int64_t r = 0; r < rows; ++r) {
-                const T* product = products.get() + r * stride;
-                for (int64_t c = 0; c < a.classes; ++c, product += a.per_class) {
-                    T highest = product[0];
-                    int32_t chosen = 0;
-                    for (int32_t k = 1; k < a.per_class; ++k) {
-                        const bool higher = product[k] > highest;
-                        highest = higher ? product[k] : highest;
-                        chosen = higher ? k : chosen;
-                    }
-                    // of equal cosines the lowest k: all are 0 for a zero vector
-                    const bool alive = block.inverse[r] > 0;
-                    *distance++ = alive ? T{1} - highest * block.inverse[r] : T{1};
-                    *nearest++ = alive ? chosen : 0;
+            products.take(block, rows);
+            for (int64_t c = 0; c < a.classes; ++c) {
+                take_nearest(products, c * a.per_class, a.per_class, highest, chosen);
+                T* distance = static_cast<T*>(a.distance) + begin * a.classes + c;
+                int32_t* nearest = a.nearest + begin * a.classes + c;
+                for (int64_t r = 0; r < rows; ++r) {
+                    const T inverse = products.inverse[r];
+                    distance[r * a.classes] = inverse > 0 ? T{1} - highest[r] * inverse : T{1};
+                    // all cosines are 0 for a zero vector
+                    nearest[r * a.classes] = inverse > 0 ? static_cast<int32_t>(chosen[r]) : 0;
                 }
             }
         }
@@ -69,8 +83,8 @@ void prototype_distance_backward(const PrototypeDistanceBackwardArguments& a, Pa
                 const T* distance = static_cast<const T*>(a.distance) + n * a.classes;
                 const T* grad_distance = static_cast<const T*>(a.grad_distance) + n * a.classes;
                 const int32_t* nearest = a.nearest + n * a.classes;
-                const T inverse = block.inverse[r];
                 const T* x = block.row[r];
+                const T inverse = inverse_norm(x, width);
                 T along = 0;
                 for (int64_t c = 0; c < a.classes; ++c) along -= grad_distance[c] * (1 - distance[c]);
                 for (int64_t d = 0; d < width; ++d) grad[d] = -x[d] * (along * inverse * inverse);

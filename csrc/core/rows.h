@@ -152,11 +152,15 @@ inline T dot(const T* a, const T* b, int64_t count) {
     return total;
 }
 
-// 1/‖x‖, or 0 for a vector shorter than ZERO_NORM.
+// 1/‖x‖ from ‖x‖², or 0 for a vector shorter than ZERO_NORM.
+template <class T>
+inline T inverse_of(T squared) {
+    return squared >= static_cast<T>(ZERO_NORM * ZERO_NORM) ? T{1} / std::sqrt(squared) : T{0};
+}
+
 template <class T>
 inline T inverse_norm(const T* x, int64_t width) {
-    const T squared = dot(x, x, width);
-    return squared >= static_cast<T>(ZERO_NORM * ZERO_NORM) ? T{1} / std::sqrt(squared) : T{0};
+    return inverse_of(dot(x, x, width));
 }
 
 }  // namespace mpamatch::MPAMATCH_ISA

@@ -56,7 +56,7 @@ void sinkhorn_score(const SinkhornScoreArguments& a, ParallelTasks parallel) {
                 for (int64_t i = 0; i < members; ++i) {
                     const int64_t r = order[first + i];
                     T* row = products.get() + i * padded;
-                    const T by = block.inverse[r] * scale;
+                    const T by = inverse_norm(block.row[r], width) * scale;
                     for (int64_t k = 0; k < padded; k += LANES<T>) {
                         const Vec<T> score = load(row + k) * by, so_far = load(reduced + c * padded + k);
                         store(row + k, score);

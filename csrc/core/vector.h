@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #ifndef MPAMATCH_ISA
 #define MPAMATCH_ISA baseline
 #endif
@@ -39,6 +43,27 @@ inline Vec<T> load(const T* from) {
 template <class T>
 inline void store(T* to, Vec<T> value) {
     std::memcpy(to, &value, sizeof(value));
+}
+
+// Writes around the caches what is too large to be found in them: a line is not read before it is written. `to` is
+// aligned to a vector. Before another thread may read it: after_stores_around().
+template <class T>
+inline void store_around(T* to, Vec<T> value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)value);
+#elif defined(__AVX__)
+    _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)value);
+#elif defined(__SSE2__)
+    _mm_stream_ps(reinterpret_cast<float*>(to), (__m128)value);
+#else
+    store(to, value);
+#endif
+}
+
+inline void after_stores_around() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
 }
 
 template <class T>
