@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from mpamatch.benchmarks.pretend import pretended
 from mpamatch.malloc import KEPT, MIB, can_be_set, set_malloc
+from mpamatch.ops import native
 
 # Seconds. do_bench hides 0.1 ms of host time behind its flush of the cache; forty launches and a backward pass through
 # autograd take about 1 ms of it, whatever the GPU does.
@@ -314,13 +315,17 @@ def _quickest(call: Callable[[], Any], device: str) -> float:
 
 
 def machine(device: str) -> str:
-    """What the rows name: the GPU, or the processor and the number of threads."""
+    """What the rows name: the GPU, or the processor, the instruction set of the C++ kernels and the number of threads.
+
+    A processor's name may be sold with and without AVX-512, and MPAMATCH_CPU chooses.
+    """
     if device == "cuda":
         return torch.cuda.get_device_name(0)
     names = re.findall(r"^model name\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    found = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    chosen = native.build_information().get("instruction_set", "no C++")
+    found = f"{name}, {chosen}, {threads} thread{'s' if threads > 1 else ''}"
     return f"pretended on {found}" if pretended() else found
 
 

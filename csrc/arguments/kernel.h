@@ -28,6 +28,12 @@ struct Place;
 #else
 #define MPAMATCH_AVX512(call)
 #endif
+#if defined(MPAMATCH_HAS_AMX)
+#define MPAMATCH_AMX(call) \
+    case InstructionSet::amx: return amx::call;
+#else
+#define MPAMATCH_AMX(call)
+#endif
 
 // Declares run_kernel(arguments, parallel), the CPU's kernel on the best instruction set, which cpu/<operation>.cpp
 // defines once for each of them, and run_kernel(arguments, place), CUDA's, which cuda/<operation>.cu defines if there
@@ -42,6 +48,9 @@ struct Place;
     namespace avx512 {                                                           \
     void run_kernel(const Arguments& arguments, ParallelTasks parallel);         \
     }                                                                            \
+    namespace amx {                                                              \
+    void run_kernel(const Arguments& arguments, ParallelTasks parallel);         \
+    }                                                                            \
     namespace cuda {                                                             \
     void run_kernel(const Arguments& arguments, const Place& place);             \
     }                                                                            \
@@ -49,6 +58,7 @@ struct Place;
         switch (instruction_set()) {                                             \
             MPAMATCH_AVX2(run_kernel(arguments, parallel))                       \
             MPAMATCH_AVX512(run_kernel(arguments, parallel))                     \
+            MPAMATCH_AMX(run_kernel(arguments, parallel))                        \
             default: return baseline::run_kernel(arguments, parallel);           \
         }                                                                        \
     }

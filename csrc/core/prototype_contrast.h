@@ -96,6 +96,7 @@ void prototype_contrast(const PrototypeContrastArguments& a, ParallelTasks paral
         const Range range = part_of(a.embedding.count, tasks, task, BLOCK);
         PixelBlock<T> block(a.embedding);
         BlockLogits<T> logits(a, prototypes, packed);
+        const TileSession tiles;
         T peak[BLOCK], total[BLOCK];
         double information = 0, alignment = 0;
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
@@ -228,6 +229,7 @@ void prototype_contrast_backward(const PrototypeContrastBackwardArguments& a, Pa
         PixelBlock<T> block(a.embedding);
         BlockLogits<T> logits(a, prototypes, packed);
         Buffer<T> x(BLOCK * GROUP<T>), pulled(BLOCK * GROUP<T>), nothing(width, true);
+        const TileSession tiles;
         T lse[BLOCK] = {}, back[BLOCK];
 
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {

@@ -40,6 +40,7 @@ void prototype_distance(const PrototypeDistanceArguments& a, ParallelTasks paral
         const Range range = part_of(a.embedding.count, tasks, task, BLOCK);
         PixelBlock<T> block(a.embedding);
         BlockProducts<T> products(prototypes, packed);
+        const TileSession tiles;
         T highest[BLOCK], chosen[BLOCK];
         for (int64_t begin = range.begin; begin < range.end; begin += BLOCK) {
             const int64_t rows = range.end - begin < BLOCK ? range.end - begin : BLOCK;

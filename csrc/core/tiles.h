@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/panels.h"
+#include "core/split.h"
 #include "core/turn.h"
 
 namespace mpamatch::MPAMATCH_ISA {
@@ -74,7 +75,13 @@ inline void multiply_rows(int64_t rows, const T* a, int64_t step, int64_t depth,
 template <class T>
 class PackedRows {
   public:
-    PackedRows(const T* rows, int64_t count, int64_t width) : tiles_{count}, width_(width), packed_(count * width) {
+    PackedRows(const T* rows, int64_t count, int64_t width)
+        : tiles_{count}, width_(width), packed_(count * width), split_(splits<T>(width) ? count : 0, width) {
+        if constexpr (SPLITS<T>) {
+            if (splits<T>(width))
+                split_.fill(count, width,
+                            [&](int64_t m, int64_t d) { return load_some(rows + m * width + d, width - d); });
+        }
         T* to = packed_.get();
         for (int64_t tile = 0; tile < tiles_.count(); ++tile)
             for (int64_t d = 0; d < width; ++d)
@@ -82,8 +89,15 @@ class PackedRows {
     }
 
     // to[m · stride + i] = row m · column i, for a panel (width, GROUP) of columns; `bytes` from `next` on are fetched
-    // meanwhile.
-    void multiply(const T* panel, T* to, int64_t stride, uintptr_t next, int64_t bytes) const {
+    // meanwhile. `to` has room for whole tiles, `columns` for the panel if it is split.
+    void multiply(const T* panel, SplitColumns& columns, T* to, int64_t stride, uintptr_t next, int64_t bytes) const {
+        if constexpr (SPLITS<T>) {
+            if (splits<T>(width_)) {
+                for (int64_t i = 0; i < bytes; i += LINE) Ahead{next + static_cast<uintptr_t>(i), 0}.fetch();
+                columns.fill(panel, GROUP<T>, width_);
+                return multiply_split(split_, tiles_.rows, columns, to, stride);
+            }
+        }
         Ahead ahead{next, bytes / (tiles_.count() * width_)};
         for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
             const int64_t first = tiles_.first(tile), height = tiles_.height(tile);
@@ -95,9 +109,12 @@ class PackedRows {
     }
 
   private:
+    static constexpr int64_t LINE = 64;  // bytes of a line of the caches
+
     Tiles tiles_;
     int64_t width_;
     Buffer<T> packed_;
+    SplitRows split_;
 };
 
 // A block of pixels times all prototypes.
@@ -108,7 +125,8 @@ class BlockProducts {
         : packed_(packed),
           width_(prototypes.width),
           columns_(GROUP<T> * prototypes.width),
-          products_(prototypes.count * BLOCK) {}
+          products_(with_whole_tiles<T>(prototypes.count) * BLOCK),
+          split_(splits<T>(prototypes.width) ? prototypes.width : 0) {}
 
     // Of the block's first `rows` pixels, and of those that repeat the last one up to a multiple of GROUP.
     void take(const PixelBlock<T>& block, int64_t rows) {
@@ -116,7 +134,7 @@ class BlockProducts {
             if (n >= rows) break;
             for (int64_t i = n; i < n + GROUP<T>; i += LANES<T>)
                 store(inverse + i, turn(block.row + i, width_, columns_.get() + i - n, GROUP<T>));
-            packed_.multiply(columns_.get(), of(0) + n, BLOCK, block.after(n), block.row_bytes() * GROUP<T>);
+            packed_.multiply(columns_.get(), split_, of(0) + n, BLOCK, block.after(n), block.row_bytes() * GROUP<T>);
         }
         for (int64_t n = 0; n < BLOCK; ++n) inverse[n] = n < rows ? inverse_of(inverse[n]) : T{0};
     }
@@ -130,6 +148,7 @@ class BlockProducts {
     const PackedRows<T>& packed_;
     int64_t width_;
     Buffer<T> columns_, products_;
+    SplitColumns split_;
 };
 
 // The number of panels that hold `width` columns, the last one filled up with 0.

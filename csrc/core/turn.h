@@ -97,7 +97,7 @@ inline Vec<T> turn(const T* const* rows, int64_t width, T* to, int64_t stride) {
             squares[j] += column[j] * column[j];
         }
     }
-    for (; d < width; ++d) {
+    for (int last = 1; last < Q && d < width; ++last, ++d) {
         Vec<T> column;
         for (int i = 0; i < LANES<T>; ++i) column[i] = rows[i][d];
         store(to + d * stride, column);

@@ -342,7 +342,7 @@ def test_the_instruction_set_can_be_chosen(name):
 
 @needs_extension
 def test_instructions_that_a_processor_may_lack_stay_in_their_namespace():
-    """Outside mpamatch::avx2 and ::avx512 no ymm or zmm register: the linker kept no inline copy of the wrong set."""
+    """Outside mpamatch::avx2, ::avx512 and ::amx no ymm or zmm register: the linker kept no copy of the wrong set."""
     library = Path(sys.modules["mpamatch._C"].__file__)
     if not shutil.which("objdump") or "avx2" not in native.build_information()["instruction_sets"]:
         pytest.skip("needs objdump and x86-64")
@@ -352,12 +352,14 @@ def test_instructions_that_a_processor_may_lack_stay_in_their_namespace():
     for line in code.stdout.splitlines():
         if line.endswith(">:"):
             function = line.partition(" <")[2]
-        for register in re.findall(r"%([yz])mm", line):
+        for register in re.findall(r"%([yzt])mm", line):
             using.setdefault(register, set()).add(function)
     assert len(using["y"]) > 10
     assert len(using["z"]) > 10
-    assert {name for name in using["y"] if "mpamatch::avx2::" not in name and "mpamatch::avx512::" not in name} == set()
-    assert {name for name in using["z"] if "mpamatch::avx512::" not in name} == set()
+    for register, sets in {"y": ("avx2", "avx512", "amx"), "z": ("avx512", "amx"), "t": ("amx",)}.items():
+        wrong = [name for name in using.get(register, ()) if not any(f"mpamatch::{one}::" in name for one in sets)]
+        assert wrong == [], register
+    assert ("t" in using) == ("amx" in native.build_information()["instruction_sets"])
 
 
 @needs_extension

@@ -1,10 +1,12 @@
 """The operations of torch.ops.mpamatch as torch sees them, and what their kernels leave unwritten, or to chance."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +119,41 @@ def test_a_gradient_that_nobody_needs_is_empty(name: str, wanted: tuple[bool, bo
         assert torch.equal(gradient, expected if needed else torch.zeros(0))
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_gradient_larger_than_the_caches_has_the_bits_of_its_parts(dtype: torch.dtype, aligned: bool) -> None:
+    """It is written around the caches from 16 MB on, if its rows are whole vectors."""
+    torch.manual_seed(5)
+    half, width = 64 * 160, 256 if aligned else 250  # 21 MB of float
+    embedding, prototypes = torch.randn(2 * half, width, dtype=dtype), torch.randn(3, 4, width, dtype=dtype)
+    assignment = torch.randint(-1, 12, (2 * half,)).int()
+    one = torch.ones((), dtype=dtype)
+
+    def gradient(rows: slice) -> Tensor:
+        given = embedding[rows], prototypes, assignment[rows], None
+        *_, lse = torch.ops.mpamatch.prototype_contrast(*given, 0.1, True)
+        return torch.ops.mpamatch.prototype_contrast_backward(one, one, *given, lse, 0.1, True, True, False)[0]
+
+    parts = gradient(slice(0, half)), gradient(slice(half, None))
+    assert torch.equal(gradient(slice(None)), torch.cat(parts))
+
+
+def test_a_large_result_is_asked_for_in_large_pages() -> None:
+    """Of its mapping Linux reports the flag hg: small pages cost more to touch than the gradient to compute."""
+    if not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file():
+        pytest.skip("this system has no transparent huge pages")
+    label = torch.randint(0, 8, (4, 512, 512), dtype=torch.uint8)
+    distance = torch.ops.mpamatch.signed_distance(label, 8)  # 34 MB
+    inside, within, flags = distance.data_ptr() + (4 << 20), False, ""
+    for line in Path("/proc/self/smaps").read_text("utf-8").splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if found:
+            within = int(found[1], 16) <= inside < int(found[2], 16)
+        elif within and line.startswith("VmFlags:"):
+            flags = line
+    assert " hg" in flags
+
+
 CHECK = """
 from mpamatch.ops import dispatch, native
 print(native.build_information().get("instruction_set"), *sorted(set(dispatch.prepare("cpu").values())))
@@ -137,7 +174,10 @@ def test_the_oldest_processor_is_served() -> None:
 
 
 @pytest.mark.slow
-def test_an_instruction_set_that_is_none_leaves_eager_and_a_reason() -> None:
-    done = _in_a_process(MPAMATCH_CPU="sse")
+@pytest.mark.parametrize("name", ["sse", "amx"])
+def test_an_instruction_set_that_is_not_there_leaves_eager_and_a_reason(name: str) -> None:
+    if name == "amx" and "amx_bf16" in Path("/proc/cpuinfo").read_text("utf-8").split():
+        pytest.skip("this processor has AMX")
+    done = _in_a_process(MPAMATCH_CPU=name)
     assert done.stdout.split("\n")[0] == "None eager", done.stderr
-    assert "MPAMATCH_CPU" in done.stdout
+    assert f"MPAMATCH_CPU: expected baseline, avx2, avx512 or amx as this processor has, got {name}." in done.stdout
