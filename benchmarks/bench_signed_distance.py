@@ -1,7 +1,6 @@
 """signed_distance against SciPy's Euclidean distance transform, called twice per class and image."""
 
 import importlib
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,19 +15,9 @@ ACROSS = 16  # regions along each side: noise would have every distance near 1
 
 
 def cases(sizes: str, device: str, dtype: str) -> list[Case]:
-    """Labels have no floating dtype: it is measured with float32's cases alone, a single case with any dtype's.
-
-    Two images at most on a CPU, where eager takes a second for an image of five classes and 256², whose work is W³.
-    """
+    """Labels have no floating dtype: it is measured with float32's cases alone, a single case with any dtype's."""
     wanted = dtype == "float32" or sizes in ("goal", "tiny")
-    found = of_maps("signed_distance", FORWARD, sizes, "float32") if wanted else []
-    return [_of_two(case) for case in found] if device == "cpu" else found
-
-
-def _of_two(case: Case) -> Case:
-    images, height, width = case.shape
-    kept = min(images, 2)
-    return replace(case, n=kept * height * width, shape=(kept, height, width))
+    return of_maps("signed_distance", FORWARD, sizes, "float32") if wanted else []
 
 
 def least_bytes(case: Case) -> int:
