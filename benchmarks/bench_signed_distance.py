@@ -18,7 +18,7 @@ ACROSS = 16  # regions along each side: noise would have every distance near 1
 def cases(sizes: str, device: str, dtype: str) -> list[Case]:
     """Labels have no floating dtype: it is measured with float32's cases alone, a single case with any dtype's.
 
-    Two images at most on a CPU: eager looks along whole rows, W³ steps an image, and takes seconds for eight of 20 classes.
+    Two images at most on a CPU, as eager takes W³ steps an image: seconds for eight of 20 classes.
     """
     wanted = dtype == "float32" or sizes in ("goal", "tiny")
     found = of_maps("signed_distance", FORWARD, sizes, "float32") if wanted else []
