@@ -6,6 +6,7 @@ two programs a multiprocessor their registers are held at 128.
 """
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from math import ceil
 
 from mpamatch.benchmarks.cards import KIB, Card
@@ -19,8 +20,18 @@ RESIDENT = 2  # programs on a multiprocessor
 REGISTERS = 128
 
 
+def described(operation: str) -> bool:
+    """Whether its launches are known: it has Triton kernels, or stands in CUDA."""
+    return operation in CUDA or find_spec(f"mpamatch.kernels.{operation}") is not None
+
+
 def launches(case: Case, card: Card) -> list[Launch]:
-    """Everything that the fused backend launches for a case, in order. Needs triton, and no GPU."""
+    """Everything that the fused backend launches for a case, in order; none where it is not described.
+
+    Needs triton, and no GPU.
+    """
+    if not described(case.operation):
+        return []
     if case.operation in CUDA:
         return CUDA[case.operation](case, card)
     from mpamatch.kernels import compiled, tiles
@@ -54,7 +65,7 @@ def sinkhorn_assign(case: Case, card: Card) -> list[Launch]:
             warps=WARPS,
             registers=REGISTERS,
             shared_memory=pixels * 4 * (case.k + 3) + case.m * 12,
-            memory=case.bytes,
+            memory=case.n * (case.d * case.itemsize + 5),
             turns=ceil(sets / (THREADS // 8)),  # rows that a group asks for and waits for
             instructions=score + PASS * ITERATIONS * pixels,
             loaded=pixels * case.d * case.itemsize + prototypes,
@@ -63,51 +74,53 @@ def sinkhorn_assign(case: Case, card: Card) -> list[Launch]:
     ]
 
 
-# csrc/cuda/prototype_update_.h. A warp, or half of one, walks down a run of sorted pixels, four rows at a time.
+# csrc/cuda/prototype_update_.h. A group of 8, 16 or 32 lanes walks down a run of sorted pixels, four rows at a time.
+BLOCKS = 8  # of a domain, each of which sorts all its pixels
 BATCH = 4
-SORT = 9  # warps' instructions a pixel, in each of the eight blocks of its domain, over eight
+BATCH_INSTRUCTIONS = 1000  # of a warp: four rows for each of its groups, sums written now and then
+SORT_INSTRUCTIONS = 3  # of a warp for 32 pixels, thirty of a thread for each, by the eight warps of a block
+PIECES = 2  # packs of a row in a lane
+LIST_INSTRUCTIONS = 300  # of a warp in the second launch: which partial sums are its own
+ROW_INSTRUCTIONS = 25  # and to add one of them
 
 
 def prototype_update_(case: Case, card: Card) -> list[Launch]:
     vector = 16 // case.itemsize
     lanes = next((count for count in (8, 16) if case.d <= count * vector * PIECES), 32)
-    domains = RESIDENT * card.processors // 8
-    programs = 8 * domains
-    pixels = ceil(case.n / programs)
-    runs = THREADS // lanes * 8
-    partial = domains * (case.m + runs) * case.d * 4
-    batches = ceil(ceil(case.n / domains) / runs / BATCH)
-    sort = 8 * pixels * SORT / 8
-    move = Launch("prototype_move", case.m, WARPS, 64, KIB, 8 * case.m * case.d, turns=3)
+    domains = RESIDENT * card.processors // BLOCKS
+    programs, domain = BLOCKS * domains, ceil(case.n / domains)
+    runs = THREADS // lanes * BLOCKS
+    rows = domains * (case.m + runs)  # of partial sums
+    batches = ceil(ceil(domain / runs) / BATCH)
+    row_bytes = case.d * 4
+    adders = case.m * ceil(case.d / 32)
+    of_prototype = ceil(rows / case.m / WARPS)  # rows that a warp of the second launch adds
     return [
         Launch(
             "prototype_sum, runs",
             programs=programs,
             warps=WARPS,
             registers=REGISTERS,
-            shared_memory=8 * pixels * 6 + 8 * case.m,
+            shared_memory=6 * domain + 6 * case.m * WARPS,
             memory=case.n * (case.d * case.itemsize + 4),
             turns=batches + 1,
-            instructions=WARPS * batches * BATCH_INSTRUCTIONS + sort * WARPS,
-            loaded=pixels * (case.d * case.itemsize + 32) + partial / programs,
+            instructions=WARPS * (batches * BATCH_INSTRUCTIONS + domain / 32 * SORT_INSTRUCTIONS),
+            loaded=domain / BLOCKS * case.d * case.itemsize + 4 * domain + rows * row_bytes / programs,
         ),
         Launch(
             "prototype_sum, total",
-            programs=case.m * ceil(case.d / 32),
+            programs=adders,
             warps=WARPS,
             registers=64,
             shared_memory=4 * KIB,
             memory=0,
-            turns=3,
-            instructions=WARPS * 1500,
-            loaded=partial / (case.m * ceil(case.d / 32)),
+            turns=ceil(of_prototype / 8) + 1,
+            instructions=WARPS * (LIST_INSTRUCTIONS + of_prototype * ROW_INSTRUCTIONS),
+            loaded=rows * row_bytes / adders,
         ),
-        move,
+        Launch("prototype_move_", case.m, WARPS, 64, KIB, memory=0, turns=3, loaded=4 * row_bytes),
     ]
 
-
-PIECES = 2
-BATCH_INSTRUCTIONS = 900
 
 CUDA: Mapping[str, Callable[[Case, Card], list[Launch]]] = {
     "sinkhorn_assign": sinkhorn_assign,

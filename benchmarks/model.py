@@ -1,7 +1,6 @@
 """Predicts how long an operation takes on a GPU that need not be here: from machine code, sizes and a data sheet.
 
-    python -m mpamatch.benchmarks.model                    every operation at full size on every card, as Markdown
-    python -m mpamatch.benchmarks.model --parts            and each of its launches, with what bounds it
+    python -m mpamatch.benchmarks.predict                   every operation at full size on every card, as Markdown
 
 A launch is a number of programs that each take so many turns of a loop. For the Triton kernels all of it is read from
 the code that a real launch would run: registers and shared memory, from which follows how many programs a

@@ -24,7 +24,7 @@ class Row:
 
     Times in seconds; `roofline` is the least time for `bytes` and `flops` under the ceilings, over the median;
     `allocation` warm or fresh (measure.ALLOCATIONS); `timer` wall, graph or do_bench; `load` that of the machine
-    before the run.
+    before the run; `predicted` what the cost model says of a GPU's kernels.
     """
 
     operation: str
@@ -47,6 +47,7 @@ class Row:
     roofline: float | None = None
     peak_extra_bytes: int | None = None
     launches: int | None = None
+    predicted: float | None = None
     note: str = ""
     copy_bytes_per_second: float = 0.0
     matmul_flops_per_second: float = 0.0
@@ -139,18 +140,22 @@ def slug(text: str) -> str:
     return "-".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())
 
 
-HEADER = ("operation", "size", "direction", "backend", "memory", "ms", "p20–p80", "% roofline", "extra MB", "launches")
+HEADER = (
+    "operation", "size", "direction", "backend", "memory", "ms", "p20–p80", "predicted", "% roofline", "extra MB",
+    "launches",
+)  # fmt: skip
 
 
 def cells(row: Row) -> list[str]:
     """A row as text, in the order of HEADER; where there is no time the note stands in its place."""
     start = [row.operation, row.size, row.direction, row.backend, row.allocation]
     if row.median is None or row.p20 is None or row.p80 is None:
-        return [*start, f"– {row.note}", "", "", "", ""]
+        return [*start, f"– {row.note}", "", "", "", "", ""]
     return [
         *start,
         f"{milliseconds(row.median)}{f' ({row.note})' if row.note else ''}",
         f"{milliseconds(row.p20)}–{milliseconds(row.p80)}",
+        "–" if row.predicted is None else milliseconds(row.predicted),
         "–" if row.roofline is None else f"{100 * row.roofline:.1f}",
         "–" if row.peak_extra_bytes is None else f"{row.peak_extra_bytes / 1e6:.1f}",
         "–" if row.launches is None else str(row.launches),

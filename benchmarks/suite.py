@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, zip_longest
+from subprocess import CalledProcessError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpamatch.benchmarks import measure
-from mpamatch.benchmarks.backends import EAGER, fused, using
+from mpamatch.benchmarks.backends import EAGER, FUSED, fused, using
 from mpamatch.benchmarks.cases import BOTH, Case
 from mpamatch.benchmarks.measure import Ceilings, Timed, Timing
 from mpamatch.benchmarks.rows import Row
@@ -174,6 +175,7 @@ def run_case(
             ceilings=ceilings,
             peak=peaks[variant.name],
             launches=launches.get(variant.name),
+            predicted=prediction(case) if device == "cuda" and variant.name in FUSED else None,
             note=variant.note,
         )
 
@@ -284,6 +286,17 @@ def _times(timed: Mapping[str, Timed], settings: Settings, rotation: int, alloca
         return measure.interleaved(timed, seconds=settings.seconds)
 
 
+def prediction(case: Case) -> float | None:
+    """What the cost model says of the fused backend on the GPU at hand; None where it cannot."""
+    from mpamatch.benchmarks import predict
+
+    found = torch.cuda.get_device_properties(0)
+    try:
+        return predict.seconds(case, found.name, (found.major, found.minor), found.multi_processor_count)
+    except (ImportError, OSError, CalledProcessError, ValueError):  # no Triton, or none of the tools that read code
+        return None
+
+
 def _row(
     case: Case,
     device: str,
@@ -294,6 +307,7 @@ def _row(
     ceilings: Ceilings | None = None,
     peak: int | None = None,
     launches: int | None = None,
+    predicted: float | None = None,
     note: str = "",
 ) -> Row:
     note = "; ".join(filter(None, [note, timing.note if timing else ""]))
@@ -309,6 +323,7 @@ def _row(
         roofline=ceilings.fraction(timing.median, case.bytes, case.flops, case.dtype),
         peak_extra_bytes=peak,
         launches=launches,
+        predicted=predicted,
         copy_bytes_per_second=ceilings.copy,
         matmul_flops_per_second=ceilings.matmul[case.dtype],
     )

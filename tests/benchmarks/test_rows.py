@@ -77,9 +77,10 @@ def test_a_machine_names_its_file():
 
 
 def test_cells_tell_a_time_or_the_reason_for_none():
-    assert rows.cells(OURS)[3:8] == ["cpp", "fresh", "8.00", "79.00–82.00", "50.0"]
+    assert rows.cells(OURS)[3:9] == ["cpp", "fresh", "8.00", "79.00–82.00", "–", "50.0"]
+    assert rows.cells(replace(OURS, predicted=7e-5))[7] == "0.0700"
     missing = replace(ROW, median=None, note="pykeops is not installed")
-    assert rows.cells(missing)[5:] == ["– pykeops is not installed", "", "", "", ""]
+    assert rows.cells(missing)[5:] == ["– pykeops is not installed", "", "", "", "", ""]
     assert len(rows.cells(missing)) == len(rows.cells(OURS)) == len(rows.HEADER)
 
 
