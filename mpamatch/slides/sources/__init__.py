@@ -1,0 +1,1 @@
+"""What slides are read with: OpenSlide, tifffile, Pillow. `mpamatch.slides.reader` chooses."""
