@@ -62,6 +62,15 @@ class Slide:
         """How many tiles could not be decoded so far; they are white."""
         return len(self._source.bad)
 
+    def is_damaged(self, box: Box) -> bool:
+        """Tells whether a box, in pixels of level 0, touches a tile that could not be decoded when it was read."""
+        for level, column, row in tuple(self._source.bad):
+            width, height = (side * self.levels[level].downsample for side in self._source.tiles[level])
+            beside = box.x >= (column + 1) * width or box.x + box.width <= column * width
+            if not (beside or box.y >= (row + 1) * height or box.y + box.height <= row * height):
+                return True
+        return False
+
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels:
         """Reads a region, in pixels of its level.
 

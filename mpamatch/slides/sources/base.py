@@ -50,7 +50,8 @@ class Source(ABC):
         microns: the size of a pixel of level 0 in µm, as the file says, believable or not; None if it says none.
         bounds: what QuPath shows of level 0; None if it shows all.
         remarks: what the user should know of this file, each a sentence without the file's name.
-        bad: (level, x, y) of the tiles that could not be decoded.
+        tiles: (width, height) of the tiles of each level.
+        bad: (level, column, row) of the tiles that could not be decoded.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Source(ABC):
     microns: float | None = None
     bounds: Box | None = None
     remarks: tuple[str, ...] = ()
+    tiles: tuple[tuple[int, int], ...]
     bad: set[tuple[int, int, int]]
 
     @abstractmethod

@@ -33,7 +33,7 @@ class OpenSlideSource(Source):
                 zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
             )
         )
-        self._tiles = [_tile(properties, level) for level in range(len(self.levels))]
+        self.tiles = tuple(_tile(properties, level) for level in range(len(self.levels)))
         self.microns, self.remarks = _microns(properties)
         self.bounds = _bounds(properties, self.levels[0])
         self.bad = set()
@@ -85,10 +85,10 @@ class OpenSlideSource(Source):
         return pixels
 
     def _parts(self, box: Box, level: int) -> list[Box]:
-        return grid_boxes(box, *self._tiles[level])
+        return grid_boxes(box, *self.tiles[level])
 
     def _key(self, part: Box, level: int) -> tuple[int, int, int]:
-        width, height = self._tiles[level]
+        width, height = self.tiles[level]
         return level, part.x // width, part.y // height
 
     def _pixels(self, handle: Any, box: Box, level: int) -> Pixels:

@@ -33,7 +33,7 @@ class PlainSource(Source):
             except Exception as error:  # Pillow raises a dozen kinds for broken files
                 raise broken(path, error) from error
         height, width = self._pixels.shape[:2]
-        self.levels = (Level(width, height, 1.0),)
+        self.levels, self.tiles = (Level(width, height, 1.0),), ((width, height),)
         self.bad = set()
 
     def read(self, box: Box, level: int) -> Pixels:
@@ -47,7 +47,7 @@ class PlainSource(Source):
 def any_size() -> Iterator[None]:
     """Lifts Pillow's limit on the size of pictures, 89 million pixels, meant for those of strangers on the web."""
     with _limit, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # of the size, and of broken EXIF in what is a slide
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield

@@ -51,6 +51,7 @@ class TiffSource(Source):
         self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
         first = self._planes[0][0].page
         self.levels = tuple(_level(planes[0].page, first) for planes in self._planes)
+        self.tiles = tuple((planes[0].page.tilewidth, planes[0].page.tilelength) for planes in self._planes)
         self._check_length()
         self.microns = _microns(self._tiff, first)
         self._most, self.remarks = _depth(self._tiff, first)
