@@ -54,3 +54,9 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no JSON file ({error}).") from error
+
+
+def check_free(dest: Path) -> None:
+    """Raises InputError if `dest` is there and not an empty folder."""
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise InputError(f"{dest}: is there already: choose another folder, or remove it first.")

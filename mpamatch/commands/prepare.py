@@ -9,24 +9,33 @@ from rich.table import Table
 
 from mpamatch.console import new_console, say
 from mpamatch.data.kinds import Kind, every_option, kind_named, kinds
-from mpamatch.data.prepared import PARTS, Prepared, RawSet, write_prepared
+from mpamatch.data.prepared import PARTS, Prepared, write_prepared
+from mpamatch.data.raw import Findings, RawSet
 from mpamatch.errors import InputError
+from mpamatch.files import check_free
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepares `arguments.source` into `arguments.dest`, prints a table and what to do next; returns 0.
+    """Prepares `arguments.source` into `arguments.dest`, prints a table and what to do next.
+
+    Returns 0; 1 if a part of the source could not be read and was left out.
 
     `arguments` has every option of any kind, None or False if it was not given.
     """
     kind = kind_named(arguments.kind)
-    raw = _raw_set(kind, arguments)
     dest = Path(arguments.dest)
+    check_free(dest)  # before the minutes that reading may take
+    raw = _raw_set(kind, arguments)
     prepared = write_prepared(dest, raw)
     console = new_console()
     console.print(_table(prepared))
-    for remark in (prepared.note, *raw.remarks):
+    if raw.findings.rows:
+        console.print(_findings_table(raw.findings))
+    for remark in (prepared.note, *raw.remarks, *raw.findings.remarks):
         if remark:
             say(console, f"note: {remark}")
+    for failure in raw.findings.failed:
+        say(console, f"left out: {failure}")
     recipe = kind.recipes.get(prepared.name, "folder")
     split = f"      mpamatch split {dest} --labelled 10%        (count few of the images as labelled)\n"
     say(
@@ -35,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{'' if prepared.present else split}"
         f"      mpamatch-train --recipe {recipe} --data.root {dest}",
     )
-    return 0
+    return 1 if raw.findings.failed else 0
 
 
 def _raw_set(kind: Kind, arguments: argparse.Namespace) -> RawSet:
@@ -45,8 +54,10 @@ def _raw_set(kind: Kind, arguments: argparse.Namespace) -> RawSet:
         if arguments.source is None:
             raise InputError(f"prepare {kind.name}: name the source folder and the folder to write.")
         options["source"] = Path(arguments.source)
-    raw = kind.reader(**options)
     microns = arguments.microns_per_pixel
+    if microns is not None and kind.sizes_pixels:
+        raise InputError(f"--microns-per-pixel: prepare {kind.name} knows the size of a pixel itself: leave it out.")
+    raw = kind.reader(**options)
     if microns is None:
         return raw
     if not 0 < microns < 100:
@@ -66,6 +77,15 @@ def _options(kind: Kind, arguments: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{option.flag}: is an option of {', '.join(takers)}, not of {kind.name}: leave it out.")
         given[option.keyword] = value
     return given
+
+
+def _findings_table(findings: Findings) -> Table:
+    table = Table()
+    for number, heading in enumerate(findings.heading):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in findings.rows:
+        table.add_row(*row)
+    return table
 
 
 def _table(prepared: Prepared) -> Table:

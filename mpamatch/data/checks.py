@@ -176,7 +176,12 @@ class _Files:
 
 
 def _unlike_classes(files: _Files) -> list[Problem]:
-    """Finds masks of 0 and 255 alone: 0/1 masks stretched to be seen, unless other masks hold 255 beside a class."""
+    """Finds masks of 0 and 255 alone: 0/1 masks stretched to be seen, unless other masks hold 255 beside a class.
+
+    In a set that is known to be partly labelled they are what they should be.
+    """
+    if files.prepared.partly_labelled:
+        return []
     told = "holds only 0 and 255, and 255 means ignore: prepare it with --mask-values 0:background,255:NAME"
     return [Problem(file, told, blocking=not files.ignore_in_use) for file in files.only_0_255]
 

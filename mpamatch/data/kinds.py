@@ -24,7 +24,7 @@ from importlib.abc import InspectLoader
 from typing import TYPE_CHECKING, Any
 
 from mpamatch.data import sources
-from mpamatch.errors import unknown
+from mpamatch.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from mpamatch.data.prepared import RawSet
@@ -64,6 +64,9 @@ class Kind:
         options: that the reader takes.
         recipes: name of a prepared set → recipe to train it with; "folder" for names that are not listed.
         takes_source: False if the reader makes its images and takes no `source`.
+        extra: that brings libraries which the module imports, such as "slides": pip install 'mpamatch[slides]'.
+        sizes_pixels: True if the reader takes the size of a pixel from the files or an option of its own, so that
+            --microns-per-pixel is refused.
     """
 
     name: str
@@ -72,6 +75,8 @@ class Kind:
     options: tuple[Option, ...] = ()
     recipes: Mapping[str, str] = field(default_factory=dict)
     takes_source: bool = True
+    extra: str | None = None
+    sizes_pixels: bool = False
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -80,8 +85,19 @@ class Kind:
 
     @property
     def reader(self) -> "Callable[..., RawSet]":
-        """The function raw_set of its module, which is imported now."""
-        return importlib.import_module(self.module).raw_set
+        """The function raw_set of its module, which is imported now.
+
+        Raises InputError if it needs an extra that is not installed.
+        """
+        try:
+            return importlib.import_module(self.module).raw_set
+        except ImportError as error:
+            if self.extra is None or (error.name or "").partition(".")[0] == "mpamatch":
+                raise
+            raise InputError(
+                f"prepare {self.name}: needs {error.name}, which is not installed: "
+                f"pip install 'mpamatch[{self.extra}]'."
+            ) from error
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The prepared form: one folder layout that every raw set is brought into and everything later reads.
 
-dataset.json     name, classes with colours, microns per pixel, source, licence
+dataset.json     name, classes with colours, microns per pixel, source, licence, whether 255 marks what nobody annotated
 images/*         8-bit RGB, PNG or JPEG
 masks/*.png      uint8 class index, 255 = ignore; an image without one is unlabelled
 parts.json       train, validation and test by image name, the group (patient) of each image
@@ -26,20 +26,13 @@ from rich.progress import track
 
 from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
+from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, unknown
-from mpamatch.files import read_json, write_json
+from mpamatch.files import check_free, read_json, write_json
 from mpamatch.images import IGNORE, can_copy, read_image
 
 PARTS = ("train", "validation", "test")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Class:
-    """A class as it is named and drawn; `colour` is RGB, 0 to 255."""
-
-    name: str
-    colour: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,7 @@ class Prepared:
         note: why groups are shared between parts; empty if they are not.
         present: image-level labels: image name → indices of the classes that it shows, in rising order, without the
             background; an image that has none is not in it.
+        partly_labelled: whether masks hold 255 for what nobody annotated, so that one of 0 and 255 alone is no mistake.
     """
 
     root: Path
@@ -70,6 +64,7 @@ class Prepared:
     groups: dict[str, str]
     note: str
     present: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    partly_labelled: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -104,54 +99,6 @@ class Prepared:
     def splits(self) -> tuple[str, ...]:
         """Lists the names of the splits written so far."""
         return tuple(sorted(path.stem for path in (self.root / "splits").glob("*.json")))
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image of a raw set.
-
-    Attributes:
-        stem: its name in the prepared folder, without suffix.
-        group: the patient; no group is in two parts.
-        part: train, validation or test; None: drawn by group.
-        image: (H, W, 3) uint8 RGB, or a file that `read_image` reads.
-        label: (H, W) uint8 class index, 255 = ignore; None: unlabelled.
-        present: image-level label: indices of the foreground classes that it shows; None: not known.
-    """
-
-    stem: str
-    group: str
-    part: str | None
-    image: Path | NDArray[np.uint8]
-    label: NDArray[np.uint8] | None
-    present: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class RawSet:
-    """A raw data set as its reader understands it.
-
-    Attributes:
-        name: of the prepared set.
-        classes: the background first.
-        items: its images; a generator holds only one of them in memory.
-        count: of items, for the progress bar.
-        microns_per_pixel: None if it is not known.
-        source: where the data come from.
-        licence: the terms of their use.
-        keep_shared_groups: the reason why groups may be in two parts; None: they must not.
-        remarks: what the user should know, printed after preparing.
-    """
-
-    name: str
-    classes: tuple[Class, ...]
-    items: Iterable[Item]
-    count: int
-    microns_per_pixel: float | None
-    source: str
-    licence: str
-    keep_shared_groups: str | None = None
-    remarks: tuple[str, ...] = ()
 
 
 def load_prepared(root: Path) -> Prepared:
@@ -197,6 +144,7 @@ def read_prepared(root: Path) -> Prepared:
         groups=groups,
         note=str(listing.get("note", "")),
         present=read_image_labels(root / "present.json", tuple(one.name for one in classes), groups),
+        partly_labelled=about.get("partly_labelled") is True,
     )
 
 
@@ -373,8 +321,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
             reason (`keep_shared_groups`).
     """
     checked_classes(raw.classes, raw.name)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise InputError(f"{dest}: is there already: choose another folder, or remove it first.")
+    check_free(dest)
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
@@ -390,6 +337,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
             "microns_per_pixel": raw.microns_per_pixel,
             "source": raw.source,
             "licence": raw.licence,
+            **({"partly_labelled": True} if raw.partly_labelled else {}),
         }
         write_json(temporary / "dataset.json", about)
         write_json(temporary / "parts.json", listing)

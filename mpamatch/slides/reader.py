@@ -186,8 +186,9 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
 def is_slide(path: str | Path) -> bool:
     """Tells whether a file is to be read as a slide.
 
-    That is a format of OpenSlide's (mrxs, ndpi, svs, …), a tiled TIFF, or a picture above 100 million pixels. Without
-    the extra `slides` names ending in .svs and the like are believed, so that opening one says what to install.
+    That is a format of OpenSlide's (mrxs, ndpi, svs, …), a tiled TIFF, or a picture above 100 million pixels. Of what
+    cannot be read at all a name ending in .svs and the like is believed, so that opening it says what is wrong: the
+    file is broken, or the extra `slides` is not installed.
     """
     path = Path(path)
     with contextlib.suppress(OSError):
@@ -201,7 +202,7 @@ def is_slide(path: str | Path) -> bool:
         size = picture_size(path)
         if size is not None:
             return size[0] * size[1] > LARGE or _misnamed(path, size[2])
-        return path.suffix.lower() in SLIDE_SUFFIXES - {".tif", ".tiff"}
+        return path.suffix.lower() in SLIDE_SUFFIXES
     return False
 
 

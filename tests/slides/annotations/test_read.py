@@ -92,5 +92,5 @@ def test_label_tiles_come_back_to_the_bit(tmp_path):
     }
     label = SlideLabel(found.regions, meaning_of(found.regions, "Tumour,Stroma")).read(Box(0, 0, 70, 40), 4.0)
     np.testing.assert_array_equal(label, np.where(mask == 0, 255, mask))
-    with pytest.raises(InputError, match=r"holds the values 1, 2, and 1 names are given: name the classes .* --classes"):
+    with pytest.raises(InputError, match=r"holds the values 1, 2, and 1 names are given: name .* --classes"):
         read_annotations(files, names=["Tumour"])
