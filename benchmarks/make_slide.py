@@ -206,7 +206,7 @@ def _write_pyramid(path: Path, layout: Layout, photographs: list[list[Pixels]], 
         rows: Iterator[Pixels] = _painted(layout, photographs)
         side, level = layout.side, 0
         while True:
-            smaller = np.memmap(Path(folder) / f"{level}.raw", np.uint8, "w+", shape=(side // 2, side // 2, 3))
+            smaller = Path(folder) / f"{level}.raw"
             per_centimetre = 1e4 / (mpp * 2**level)
             file.write(
                 _tiles(rows, side, smaller),
@@ -225,7 +225,7 @@ def _write_pyramid(path: Path, layout: Layout, photographs: list[list[Pixels]], 
             if side // 2 < SMALLEST_LEVEL:
                 return
             side, level = side // 2, level + 1
-            rows = _strips(smaller)
+            rows = _strips(smaller, side)
 
 
 def _painted(layout: Layout, photographs: list[list[Pixels]]) -> Iterator[Pixels]:
@@ -242,9 +242,11 @@ def _painted(layout: Layout, photographs: list[list[Pixels]]) -> Iterator[Pixels
         yield waiting
 
 
-def _strips(level: Pixels) -> Iterator[Pixels]:
+def _strips(level: Path, side: int) -> Iterator[Pixels]:
     """Yields a level TILE rows at a time."""
-    return (level[row : row + TILE] for row in range(0, len(level), TILE))
+    with level.open("rb") as file:
+        while len(strip := np.fromfile(file, np.uint8, TILE * side * 3)):
+            yield strip.reshape(-1, side, 3)
 
 
 def _cell(layout: Layout, photographs: list[list[Pixels]], row: int, column: int) -> Pixels:
@@ -260,17 +262,17 @@ def _cell(layout: Layout, photographs: list[list[Pixels]], row: int, column: int
     return table[turned]
 
 
-def _tiles(rows: Iterator[Pixels], side: int, smaller: NDArray[np.uint8]) -> Iterator[Pixels]:
-    """Yields the tiles of a level, those at the rim padded, and fills the next level."""
-    for number, strip in enumerate(rows):
-        half = strip[: len(strip) // 2 * 2, : side // 2 * 2].astype(np.uint16)
-        averaged = (half[::2, ::2] + half[1::2, ::2] + half[::2, 1::2] + half[1::2, 1::2] + 2) // 4
-        start = number * TILE // 2
-        smaller[start : start + len(averaged)] = averaged[: len(smaller) - start]
-        for column in range(0, side, TILE):
-            tile = strip[:, column : column + TILE]
-            lacking = [(0, TILE - length) for length in tile.shape[:2]]
-            yield np.pad(tile, [*lacking, (0, 0)], mode="edge")
+def _tiles(rows: Iterator[Pixels], side: int, smaller: Path) -> Iterator[Pixels]:
+    """Yields the tiles of a level, those at the rim padded, and writes the next level as raw bytes."""
+    with smaller.open("wb") as file:
+        for strip in rows:
+            half = strip[: len(strip) // 2 * 2, : side // 2 * 2].astype(np.uint16)
+            averaged = (half[::2, ::2] + half[1::2, ::2] + half[::2, 1::2] + half[1::2, 1::2] + 2) // 4
+            file.write(averaged.astype(np.uint8).tobytes())
+            for column in range(0, side, TILE):
+                tile = strip[:, column : column + TILE]
+                lacking = [(0, TILE - length) for length in tile.shape[:2]]
+                yield np.pad(tile, [*lacking, (0, 0)], mode="edge")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What regions mean: the class of each pixel, what is background, what is not known."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class SlideLabel:
 
     def __init__(self, regions: Sequence[Region], meaning: Meaning) -> None:
         self._meaning = meaning
+        self._lock = threading.Lock()  # GEOS builds the index of a prepared geometry while the first query runs
         by_class: dict[str, list[BaseGeometry]] = {}
         for region in regions:
             if region.class_name:
@@ -129,7 +131,14 @@ class SlideLabel:
         return self._whole if self.is_exhaustive else _united([geometry for _, geometry in self._layers])
 
     def read(self, box: Box, scale: float) -> NDArray[np.uint8]:  # (height, width)
-        """Paints a box of a grid of `scale` pixels of level 0 per pixel; a pixel is what its middle lies in."""
+        """Paints a box of a grid of `scale` pixels of level 0 per pixel; a pixel is what its middle lies in.
+
+        It may be called from several threads.
+        """
+        with self._lock:
+            return self._painted(box, scale)
+
+    def _painted(self, box: Box, scale: float) -> NDArray[np.uint8]:
         label = np.full((box.height, box.width), 0 if self.is_exhaustive or self.everywhere else IGNORE, dtype=np.uint8)
         for value, geometry in self._layers:
             label[covered(geometry, box, scale)] = value

@@ -22,6 +22,8 @@ def covered(
 ) -> NDArray[np.bool_]:  # (height, width)
     """Marks the pixels of a grid whose middle lies in a polygon or several, holes left out.
 
+    A geometry must not be asked from two threads at once: GEOS builds the index of a prepared one during a query.
+
     Args:
         geometry: prepared (shapely.prepare), if it is asked for often.
         box: of the grid that begins at the slide's origin.
