@@ -15,7 +15,6 @@ from mpamatch.slides.reader import Box, Slide, View
 from mpamatch.slides.tissue import Tissue, all_tissue, find_tissue
 
 LEAST_TISSUE = 0.5  # of an unlabelled window
-_AT_ONCE = 4096  # windows compared with the annotations
 
 
 def windows(view: View, side: int, stride: int) -> Iterator[Box]:
@@ -100,13 +99,6 @@ def _starts(length: int, side: int, stride: int) -> list[int]:
 
 
 def _with_annotated(view: View, label: SlideLabel, side: int, stride: int) -> Iterator[tuple[Box, bool]]:
-    """Yields every window, and whether it touches what is annotated by more than its rim."""
-    annotated = label.annotated
-    shapely.prepare(annotated)
+    """Yields every window, and whether it touches what is annotated."""
     boxes = list(windows(view, side, stride))
-    for start in range(0, len(boxes), _AT_ONCE):
-        some = boxes[start : start + _AT_ONCE]
-        left, top = np.array([(box.x, box.y) for box in some]).T * view.scale
-        squares = shapely.box(left, top, left + side * view.scale, top + side * view.scale)
-        touched = shapely.intersects(annotated, squares) & ~shapely.touches(annotated, squares)
-        yield from zip(some, touched.tolist(), strict=True)
+    return zip(boxes, label.touched(boxes, view.scale).tolist(), strict=True)

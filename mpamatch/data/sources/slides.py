@@ -2,6 +2,7 @@
 
 import heapq
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpamatch.ahead import ahead
 from mpamatch.data.kinds import Kind, Option
@@ -21,6 +21,7 @@ from mpamatch.images import IGNORE
 from mpamatch.slides.annotations.labels import (
     LEAST_OVERLAP_MM2,
     Meaning,
+    Painted,
     SlideLabel,
     asked_classes,
     meaning_of,
@@ -179,6 +180,9 @@ class _Plan:
         mpp: of level 0.
         labelled: windows in pixels of the view, each with its part; None: drawn by group.
         unlabelled: likewise, with their place in the draw.
+        areas: class → mm², as it is learned.
+        overlaps: (lower class, upper class) → mm² that both cover.
+        outside: mm² painted with a class outside of every "Region*".
         unknown: how many windows touch an annotation and have next to no label.
         remarks: on the slide and its annotations.
     """
@@ -194,8 +198,23 @@ class _Plan:
     mpp: float = 0.0
     labelled: list[tuple[Box, str | None]] = field(default_factory=list)
     unlabelled: list[tuple[bytes, Box]] = field(default_factory=list)
+    areas: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    overlaps: defaultdict[tuple[int, int], float] = field(default_factory=lambda: defaultdict(float))
+    outside: float = 0.0
     unknown: int = 0
     remarks: list[str] = field(default_factory=list)
+
+    def count(self, painted: Painted, own: tuple[int, int], mpp: float) -> None:
+        """Adds the areas of a window, of its `own` rows and columns, at `mpp` µm per pixel."""
+        square = (mpp / 1000) ** 2
+        part = painted.label[: own[0], : own[1]]
+        for value, pixels in enumerate(np.bincount(part.ravel(), minlength=IGNORE)[:IGNORE].tolist()):
+            if pixels:
+                self.areas[value] += pixels * square
+        share = part.size / painted.label.size  # the rest is counted in other windows
+        for pair, pixels in painted.overlaps.items():
+            self.overlaps[pair] += pixels * square * share
+        self.outside += painted.outside * square * share
 
 
 class _Guard:
@@ -300,19 +319,32 @@ def _plan(plan: _Plan, meaning: Meaning, asked: _Asked) -> None:
                 plan.remarks.append("shows no tissue; --tissue all takes patches from everywhere.")
         if plan.label is not None:
             touching = labelled_windows(view, plan.label, tissue, asked.patch, asked.stride)
-            known = [box for box in touching if (_label(view, plan.label, box) != IGNORE).mean() >= LEAST_KNOWN]
-            plan.labelled, plan.unknown = [(box, None) for box in known], len(touching) - len(known)
+            for box, own in _owned(touching):
+                painted = _painted(view, plan.label, box)
+                plan.count(painted, own, view.mpp)
+                if (painted.label != IGNORE).mean() >= LEAST_KNOWN:
+                    plan.labelled.append((box, None))
+            plan.unknown = len(touching) - len(plan.labelled)
         if asked.unlabelled and tissue is not None:
             windows = unlabelled_windows(view, plan.label, tissue, asked.patch)
             plan.unlabelled = [(draw_of(asked.seed, plan.name, box), box) for box in windows]
 
 
-def _label(view: View, label: SlideLabel, box: Box) -> NDArray[np.uint8]:  # (height, width)
-    """Reads the label of a window; outside of the slide nothing is known."""
-    found = label.read(box, view.scale)
-    found[max(0, view.size[1] - box.y) :] = IGNORE
-    found[:, max(0, view.size[0] - box.x) :] = IGNORE
+def _painted(view: View, label: SlideLabel, box: Box) -> Painted:
+    """Paints a window; outside of the slide nothing is known."""
+    found = label.paint(box, view.scale)
+    found.label[max(0, view.size[1] - box.y) :] = IGNORE
+    found.label[:, max(0, view.size[0] - box.x) :] = IGNORE
     return found
+
+
+def _owned(boxes: Sequence[Box]) -> Iterator[tuple[Box, tuple[int, int]]]:
+    """Yields each window with the (height, width) that it has before the next begin: these parts overlap nowhere."""
+    ends = []
+    for starts in (sorted({box.y for box in boxes}), sorted({box.x for box in boxes})):
+        ends.append(dict(zip(starts, [*starts[1:], sys.maxsize], strict=True)))
+    for box in boxes:
+        yield box, (min(box.height, ends[0][box.y] - box.y), min(box.width, ends[1][box.x] - box.x))
 
 
 def _draw(plans: list[_Plan], count: int) -> None:
@@ -381,7 +413,7 @@ def _read(plan: _Plan, view: View) -> Generator[Item]:
         place = level_box(view, box)
         if view.slide.is_damaged(place):
             return None
-        label = _label(view, plan.label, box) if with_label and plan.label is not None else None
+        label = _painted(view, plan.label, box).label if with_label and plan.label is not None else None
         return Item(f"{plan.name}-x{place.x:06d}-y{place.y:06d}", plan.group, part, image, label)
 
     labelled = ((box, part, True) for box, part in plan.labelled)
@@ -394,11 +426,7 @@ def _read(plan: _Plan, view: View) -> Generator[Item]:
 def _rows(plans: list[_Plan], meaning: Meaning, shows: Counter[int]) -> list[tuple[str, ...]]:
     """Builds the table of classes: regions, mm² that are learned, patches that show them."""
     regions = Counter(region.class_name for plan in plans for region in plan.regions)
-    areas: defaultdict[int, float] = defaultdict(float)
-    for plan in plans:
-        if plan.label is not None:
-            for index, pixels in plan.label.areas().items():
-                areas[index] += pixels * (plan.mpp / 1000) ** 2
+    areas = {index: sum(plan.areas[index] for plan in plans) for index in range(len(meaning.names))}
     return [
         (name, str(regions[name]) if regions[name] else "", f"{areas[index]:.4g}", str(shows[index]))
         for index, name in enumerate(meaning.names)
@@ -445,15 +473,14 @@ def _of_slides(plans: list[_Plan]) -> list[str]:
 def _of_overlaps(plans: list[_Plan], meaning: Meaning) -> list[str]:
     """Tells which classes lie over each other, and what is painted where it is not learned."""
     shared: defaultdict[tuple[int, int], float] = defaultdict(float)
-    outside = 0.0
-    for label, mpp in ((plan.label, plan.mpp) for plan in plans if plan.label is not None):
-        for pair, pixels in label.overlaps().items():
-            shared[pair] += pixels * (mpp / 1000) ** 2
-        outside += label.outside() * (mpp / 1000) ** 2
+    for plan in plans:
+        for pair, area in plan.overlaps.items():
+            shared[pair] += area
+    outside = sum(plan.outside for plan in plans)
     remarks = [
         f"{meaning.names[one]} and {meaning.names[other]} overlap on {area:.3g} mm², which count as "
         f"{meaning.names[other]}, the later of them (--classes sets the order)."
-        for (one, other), area in shared.items()
+        for (one, other), area in sorted(shared.items())
         if area >= LEAST_OVERLAP_MM2
     ]
     if outside >= LEAST_OVERLAP_MM2:

@@ -4,17 +4,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.geometry.base import BaseGeometry
 
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, default_colour
-from mpamatch.slides.annotations.raster import covered
-from mpamatch.slides.annotations.regions import Colour, Region, polygonal
+from mpamatch.slides.annotations.raster import NUDGE, covered
+from mpamatch.slides.annotations.regions import Colour, Region
 from mpamatch.slides.sources.base import Box
 
 BACKGROUND = "background"
@@ -89,6 +87,21 @@ def asked_classes(asked: str | None) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Painted:
+    """A painted box, and what was painted over.
+
+    Attributes:
+        label: (H, W) u8: 0 for background, the index of a class, 255 for what is not known.
+        overlaps: (lower class, upper class) → how many pixels both cover.
+        outside: how many pixels have a class outside of every "Region*", and so are 255.
+    """
+
+    label: NDArray[np.uint8]
+    overlaps: Counter[tuple[int, int]]
+    outside: int
+
+
 class SlideLabel:
     """The label of a slide: 0 for background, the index of a class, or 255 for what is not known.
 
@@ -98,39 +111,43 @@ class SlideLabel:
     """
 
     def __init__(self, regions: Sequence[Region], meaning: Meaning) -> None:
+        index = {name: number for number, name in enumerate(meaning.names)}
+        named = [region for region in regions if region.class_name]
         self._meaning = meaning
+        self._whole = shapely.STRtree([region.geometry for region in named if bounds_all(region.class_name)])
+        layers = [  # bottom to top: those that are not learned, the classes in order, "Ignore*"
+            (len(index) if is_ignored(region.class_name) else index.get(str(region.class_name), -1), region.geometry)
+            for region in named
+            if not bounds_all(region.class_name)
+        ]
+        layers.sort(key=lambda layer: layer[0])
+        self._values = [height if 0 <= height < len(index) else IGNORE for height, _ in layers]
+        self._layers = shapely.STRtree([geometry for _, geometry in layers])
         self._lock = threading.Lock()  # GEOS builds the index of a prepared geometry while the first query runs
-        by_class: dict[str, list[BaseGeometry]] = {}
-        for region in regions:
-            if region.class_name:
-                by_class.setdefault(region.class_name, []).append(region.geometry)
-        self._whole = _united([one for name, parts in by_class.items() if bounds_all(name) for one in parts])
-        ignored = _united([one for name, parts in by_class.items() if is_ignored(name) for one in parts])
-        known = {name: index for index, name in enumerate(meaning.names)}
-        special = {name for name in by_class if bounds_all(name) or is_ignored(name)}
-        foreign = _united([one for name in by_class.keys() - known.keys() - special for one in by_class[name]])
-        self._classes = {index: _united(by_class[name]) for name, index in known.items() if name in by_class}
-        # Bottom to top, each a value and where it is painted.
-        self._layers = [(IGNORE, foreign), *sorted(self._classes.items()), (IGNORE, ignored)]
-        for _, geometry in (*self._layers, (IGNORE, self._whole)):
-            shapely.prepare(geometry)
 
     @property
     def is_exhaustive(self) -> bool:
         """Whether a "Region*" bounds what is annotated."""
-        return not self._whole.is_empty
+        return len(self._whole) > 0
 
     @property
     def everywhere(self) -> bool:
         """Whether all of the slide has a label: unpainted is background, and no "Region*" bounds it."""
         return self._meaning.unpainted == "background" and not self.is_exhaustive
 
-    @property
-    def annotated(self) -> BaseGeometry:
-        """What is painted or bounded by a "Region*", in pixels of level 0."""
-        return self._whole if self.is_exhaustive else _united([geometry for _, geometry in self._layers])
+    def touched(self, boxes: Sequence[Box], scale: float) -> NDArray[np.bool_]:  # (boxes,)
+        """Tells which boxes of a grid touch what is annotated: a "Region*", or without one anything painted."""
+        corners = np.array([(box.x, box.y, box.x + box.width, box.y + box.height) for box in boxes]).reshape(-1, 4)
+        left, top, right, bottom = corners.T * scale
+        # What shares no more than the rim with a box has no pixel in it.
+        inner = shapely.box(left + NUDGE, top + NUDGE, right - NUDGE, bottom - NUDGE)
+        found = np.zeros(len(boxes), dtype=bool)
+        with self._lock:
+            tree = self._whole if self.is_exhaustive else self._layers
+            found[tree.query(inner, predicate="intersects")[0]] = True
+        return found
 
-    def read(self, box: Box, scale: float) -> NDArray[np.uint8]:  # (height, width)
+    def paint(self, box: Box, scale: float) -> Painted:
         """Paints a box of a grid of `scale` pixels of level 0 per pixel; a pixel is what its middle lies in.
 
         It may be called from several threads.
@@ -138,40 +155,27 @@ class SlideLabel:
         with self._lock:
             return self._painted(box, scale)
 
-    def _painted(self, box: Box, scale: float) -> NDArray[np.uint8]:
+    def _painted(self, box: Box, scale: float) -> Painted:
         label = np.full((box.height, box.width), 0 if self.is_exhaustive or self.everywhere else IGNORE, dtype=np.uint8)
-        for value, geometry in self._layers:
-            label[covered(geometry, box, scale)] = value
+        area = shapely.box(*(scale * end for end in (box.x, box.y, box.x + box.width, box.y + box.height)))
+        overlaps: Counter[tuple[int, int]] = Counter()
+        classes = len(self._meaning.names)
+        for number in sorted(self._layers.query(area).tolist()):
+            value, mask = self._values[number], covered(self._layers.geometries[number], box, scale)
+            below = np.bincount(label[mask], minlength=classes)[1:classes]
+            overlaps.update({(lower, value): int(count) for lower, count in enumerate(below, 1) if count})
+            label[mask] = value
+        outside = 0
         if self.is_exhaustive:
-            label[~covered(self._whole, box, scale)] = IGNORE
-        return label
-
-    def areas(self) -> dict[int, float]:
-        """Computes the area of each class as it is learned, in pixels of level 0, by index.
-
-        Background is counted only inside of a "Region*".
-        """
-        found: dict[int, float] = {}
-        above = shapely.Polygon()
-        for value, geometry in reversed(self._layers):
-            seen = geometry.intersection(self._whole) if self.is_exhaustive else geometry
-            if value != IGNORE:
-                found[value] = found.get(value, 0.0) + seen.difference(above).area
-            above = above.union(seen)
-        if self.is_exhaustive:
-            found[0] = found.get(0, 0.0) + self._whole.difference(above).area
-        return found
-
-    def overlaps(self) -> dict[tuple[int, int], float]:
-        """Computes the area that two classes share, in pixels of level 0, by their indices."""
-        pairs = combinations(sorted(self._classes), 2)
-        return {(a, b): self._classes[a].intersection(self._classes[b]).area for a, b in pairs}
-
-    def outside(self) -> float:
-        """Computes the area, in pixels of level 0, that is painted with a class outside of every "Region*"."""
-        if not self.is_exhaustive:
-            return 0.0
-        return _united(list(self._classes.values())).difference(self._whole).area
+            beyond = np.ones(label.shape, dtype=bool)
+            for number in self._whole.query(area).tolist():
+                beyond &= ~covered(self._whole.geometries[number], box, scale)
+            outside = int(np.count_nonzero((label[beyond] > 0) & (label[beyond] < classes)))
+            label[beyond] = IGNORE
+        overlaps = Counter(
+            {pair: count for pair, count in overlaps.items() if IGNORE not in pair and len({*pair}) == 2}
+        )
+        return Painted(label, overlaps, outside)
 
 
 def unlearned(regions: Iterable[Region], meaning: Meaning) -> Counter[str | None]:
@@ -180,10 +184,6 @@ def unlearned(regions: Iterable[Region], meaning: Meaning) -> Counter[str | None
     return Counter(
         name for name in names if name not in meaning.names and not bounds_all(name) and not is_ignored(name)
     )
-
-
-def _united(geometries: Sequence[BaseGeometry]) -> BaseGeometry:
-    return polygonal(shapely.union_all(geometries)) if geometries else shapely.Polygon()
 
 
 def _colours(names: Sequence[str], given: dict[str, Colour | None]) -> tuple[Colour, ...]:

@@ -19,7 +19,7 @@ PLAIN = Region(None, shapely.box(0, 0, 20, 10))
 
 
 def read(regions: list[Region], asked: str | None = None, unpainted: str = "ignore") -> np.ndarray:
-    return SlideLabel(regions, meaning_of(regions, asked, unpainted)).read(WHOLE, 1.0)
+    return SlideLabel(regions, meaning_of(regions, asked, unpainted)).paint(WHOLE, 1.0).label
 
 
 def test_classes_are_named_in_order_and_coloured():
@@ -70,18 +70,34 @@ def test_ignored_and_foreign_classes_are_not_known():
     assert counts == {"Stroma": 2, None: 1}
 
 
-@pytest.mark.parametrize("regions", [[TUMOUR, STROMA], [TUMOUR, STROMA, REGION], [TUMOUR, STROMA, REGION, IGNORED]])
-def test_areas_are_what_is_painted(regions):
-    meaning = meaning_of(regions)
-    label = SlideLabel(regions, meaning)
-    painted = label.read(WHOLE, 1.0)
-    assert label.areas() == {
-        index: pytest.approx(np.count_nonzero(painted == index)) for index in range(3) if (painted == index).any()
-    }
-    assert label.overlaps() == {(1, 2): 12}
-    assert label.is_exhaustive == (REGION in regions)
-    assert label.outside() == (12 if REGION in regions else 0)
-    assert label.annotated.area == (100 if REGION in regions else 60)
+@pytest.mark.parametrize("regions", [[TUMOUR, STROMA], [TUMOUR, STROMA, REGION], [TUMOUR, TUMOUR, STROMA, IGNORED]])
+def test_overlaps_and_what_lies_outside_are_counted(regions):
+    painted = SlideLabel(regions, meaning_of(regions)).paint(WHOLE, 1.0)
+    assert painted.overlaps == {(1, 2): 12}
+    assert painted.outside == (12 if REGION in regions else 0)
+
+
+def test_boxes_that_touch_what_is_annotated():
+    boxes = [Box(x, 0, 2, 2) for x in range(0, 20, 2)]
+    low = Box(2, 2, 2, 2)
+
+    def touched(*regions: Region) -> list[int]:
+        label = SlideLabel(regions, meaning_of([TUMOUR]))
+        return np.flatnonzero(label.touched([*boxes, low], 1.0)).tolist()
+
+    assert touched(TUMOUR) == [10], "a shared rim is no pixel"
+    assert touched(TUMOUR, REGION) == [0, 1, 2, 3, 4, 10]
+    assert touched(Region("Ignore*", shapely.box(3, 0, 5, 9))) == [1, 2, 10]
+    assert touched(PLAIN) == touched() == []
+    label = SlideLabel([TUMOUR], meaning_of([TUMOUR]))
+    assert label.touched([Box(0, 0, 1, 1), Box(1, 1, 1, 1)], 4.0).tolist() == [True, True]
+    assert label.touched([], 1.0).shape == (0,)
+
+
+def test_a_part_is_the_part_of_the_whole():
+    label = SlideLabel([TUMOUR, STROMA, REGION], meaning_of([TUMOUR, STROMA]))
+    whole = label.paint(WHOLE, 1.0).label
+    np.testing.assert_array_equal(label.paint(Box(5, 3, 9, 4), 1.0).label, whole[3:7, 5:14])
 
 
 @pytest.mark.parametrize(

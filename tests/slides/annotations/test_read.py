@@ -90,7 +90,7 @@ def test_label_tiles_come_back_to_the_bit(tmp_path):
         ("Tumour", (200, 0, 0)),
         ("Stroma", (0, 0, 200)),
     }
-    label = SlideLabel(found.regions, meaning_of(found.regions, "Tumour,Stroma")).read(Box(0, 0, 70, 40), 4.0)
-    np.testing.assert_array_equal(label, np.where(mask == 0, 255, mask))
+    label = SlideLabel(found.regions, meaning_of(found.regions, "Tumour,Stroma")).paint(Box(0, 0, 70, 40), 4.0)
+    np.testing.assert_array_equal(label.label, np.where(mask == 0, 255, mask))
     with pytest.raises(InputError, match=r"holds the values 1, 2, and 1 names are given: name .* --classes"):
         read_annotations(files, names=["Tumour"])
