@@ -18,7 +18,7 @@ from mpamatch.data.sources import slides
 from mpamatch.data.synthetic import synthesize
 from mpamatch.errors import InputError
 from mpamatch.images import read_image
-from mpamatch.slides.reader import open_slide
+from mpamatch.slides.reader import Box, open_slide
 from tests.slides.annotations.qupath import closed, feature, square, write
 from tests.slides.files import corrupt_tile, write_slide
 
@@ -193,6 +193,34 @@ def test_strips_that_overlap_share_no_pixel(tmp_path):
         columns.setdefault(item.part, set()).add(int(item.stem.split("-x")[1][:6]))
     assert max(columns["train"]) + 64 <= min(columns["validation"])
     assert max(columns["validation"]) + 64 <= min(columns["test"])
+
+
+def test_areas_count_no_pixel_twice_where_patches_overlap(tmp_path):
+    source, marks = slide_folder(tmp_path, 2)
+    found = slides.raw_set(source, str(marks), mpp=MPP, patch=96, stride=40, unlabelled=0)
+    list(found.items)
+    areas = [0.0, 0.0]
+    for number in range(2):
+        counts = np.bincount(truth(number)[:KNOWN, :KNOWN].ravel(), minlength=2)
+        areas = [area + count * (MPP / 1000) ** 2 for area, count in zip(areas, counts.tolist(), strict=True)]
+    assert [row[2] for row in found.findings.rows] == [f"{area:.4g}" for area in areas]
+
+
+def test_regions_begin_where_qupath_crops_to(tmp_path, monkeypatch):
+    source, marks = slide_folder(tmp_path, 2)
+    for number in range(2):
+        write(marks / f"s{number}.geojson", feature("gland", square(0, 0, 64)))
+    monkeypatch.setattr("mpamatch.slides.sources.openslide._bounds", lambda *_: Box(130, 260, 300, 200))
+    options = {"mpp": MPP, "patch": PATCH, "unlabelled": 0}
+    cropped = slides.raw_set(source, str(marks), **options)
+    assert any("coordinates begin at 130, 260, where QuPath crops" in remark for remark in cropped.findings.remarks)
+    (item, _) = cropped.items
+    assert item.stem == "s0-x000128-y000256"
+    inside = np.zeros((PATCH, PATCH), dtype=bool)
+    inside[4:68, 2:66] = True
+    np.testing.assert_array_equal(item.label, np.where(inside, 1, 255))
+    (item, _) = slides.raw_set(source, str(marks), origin="slide", **options).items
+    assert item.stem == "s0-x000000-y000000"
 
 
 def test_patients_are_read_from_names(tmp_path):
