@@ -25,13 +25,7 @@ LARGE = 100_000_000  # pixels: above that a picture is read as a slide
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".ndpis", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vmu", ".svslide", ".dcm", ".tif", ".tiff"}
 )
-_PICTURE_SUFFIXES = {
-    "PNG": {".png"},
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "BMP": {".bmp"},
-    "WEBP": {".webp"},
-    "JPEG2000": {".jp2", ".j2k", ".jpx"},
-}
+_PICTURES = frozenset({"PNG", "JPEG", "BMP", "WEBP", "JPEG2000"})  # Pillow's formats that no scanner writes
 
 
 class Slide:
@@ -252,7 +246,7 @@ def _tiff_source(path: Path) -> Source:
         if vendor in {None, "generic-tiff", "aperio"}:  # in a compression that OpenSlide lacks
             return TiffSource(path)
         raise
-    if vendor == "generic-tiff":
+    if vendor in {"generic-tiff", "aperio"}:
         _check_length(path)
     return source
 
@@ -268,5 +262,5 @@ def _check_length(path: Path) -> None:
 
 
 def _misnamed(path: Path, form: str) -> bool:
-    """Tells whether a picture has the name of a slide, such as a photo called .svs."""
-    return path.suffix.lower() in SLIDE_SUFFIXES and form in _PICTURE_SUFFIXES
+    """Tells whether a picture has the name of a slide, such as a photo called .svs; .tif is a picture's name too."""
+    return path.suffix.lower() in SLIDE_SUFFIXES - {".tif", ".tiff"} and form in _PICTURES

@@ -171,6 +171,12 @@ def test_tissue_is_found_taken_everywhere_or_from_a_file(tmp_path):
     edited = write(tmp_path / "tissue" / "s0.geojson", feature(None, square(384, 256, 128)))
     for given in (edited, edited.parent):
         assert places(str(given)) == {"s0-x000384-y000256"}
+    write_slide(source / "s1.tif", made(1)[0], mpp=MPP)
+    with pytest.raises(InputError, match="is one file for 2 slides: name a folder with one for each"):
+        places(str(edited))
+    with pytest.raises(InputError, match=r"none has the name of a slide, such as s1\.geojson"):
+        places(str(edited.parent))
+    (source / "s1.tif").unlink()
     with pytest.raises(InputError, match="--tissue nowhere: must be auto, all, or a GeoJSON"):
         places("nowhere")
 

@@ -1,5 +1,6 @@
 """Slides are read the same by every library, in parts as in one piece, and a bad file is told in one sentence."""
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -293,6 +294,37 @@ def test_a_plain_picture_is_a_slide_of_one_level(tmp_path, monkeypatch):
     monkeypatch.setattr(plain, "MOST_PIXELS", 1000)
     with pytest.raises(InputError, match=r"photo\.png: is 640×512 pixels and can only be read whole: convert"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("name", ["photo.tif", "photo.png", os.fsdecode(b"photo\xff[1].jpg")])
+def test_a_picture_is_read_by_what_it_holds(name, tmp_path):
+    path = tmp_path / name
+    _jpeg(path)
+    assert not is_slide(path)
+    with open_slide(path) as slide:
+        assert slide.reader == "pillow"
+
+
+def test_an_aperio_slide_has_its_size_of_pixel_in_words(tmp_path):
+    words = "Aperio Image Library v11.2.1\n640x512 (128x128) JPEG/RGB Q=85|AppMag = 40|MPP = 0.2523"
+    for compression, reads in (("jpeg", "openslide"), ("jpegxl", "tifffile")):
+        path = tmp_path / f"{compression}.svs"
+        options = {"description": words, "levels": 1, "mpp": None, "compression": compression}
+        with open_slide(write_slide(path, **options)) as slide:
+            assert slide.reader == reads
+            assert slide.mpp == pytest.approx(0.2523)
+        path.write_bytes(path.read_bytes()[:-3000])
+        with pytest.raises(InputError, match="is broken or cut short"):
+            open_slide(path)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take names in UTF-8 alone")
+def test_names_are_bytes(tmp_path):
+    path = write_slide(tmp_path / os.fsdecode(b"slide\xff[1].tif"))
+    assert is_slide(path)
+    with open_slide(path) as slide:
+        assert slide.reader == "openslide"
+        assert slide.read(0, 0, 50, 50).std() > 0
 
 
 def test_pillow_keeps_its_own_limit(tmp_path, monkeypatch):

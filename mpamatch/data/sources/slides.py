@@ -34,13 +34,13 @@ from mpamatch.slides.reader import Box, View, is_slide, open_slide
 
 KIND = Kind(
     name="slides",
-    help="whole slides, and regions marked in QuPath, ASAP or ImageScope (--annotations)",
+    help="whole slides, and regions marked in QuPath, ASAP or ImageScope",
     module=__name__,
     options=(
         Option("--annotations", "folder of the regions, a file per slide, named as the slide is"),
         Option("--mpp", "µm per pixel of the patches (0.5)", float),
         Option("--patch", "their side in pixels (512)", int),
-        Option("--stride", "pixels from one labelled patch to the next (that of --patch)", int),
+        Option("--stride", "pixels from one labelled patch to the next (a patch's side)", int),
         Option("--classes", "which to learn, as tumour,stroma; a later one lies over those before it (all, by name)"),
         Option("--unpainted", "what no region covers, of slides without a Region*: ignore or background (ignore)"),
         Option("--unlabelled", "how many patches of tissue without annotation, at most (2000)", int),
@@ -119,6 +119,8 @@ def raw_set(
     findings = Findings()
     guard = _Guard(findings, skip=on_error == "skip")
     files = _slides(source)
+    if len(files) > 1 and Path(tissue).is_file():
+        raise InputError(f"--tissue {tissue}: is one file for {len(files)} slides: name a folder with one for each.")
     groups = _groups(files, group_regex)
     found = find_annotations(Path(annotations), files)
     plans = [_Plan(name, path, groups[name], slide_mpp, origin) for name, path in files.items()]
