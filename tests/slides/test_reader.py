@@ -165,6 +165,7 @@ def test_planes_apart_in_one_page(tmp_path):
     tifffile.imwrite(path, planes, tile=(TILE, TILE), photometric="rgb", planarconfig="separate", metadata=None)
     source = TiffSource(path)
     np.testing.assert_array_equal(source.read(Box(100, 40, 300, 200), 0), tissue()[40:240, 100:400])
+    source.close()
 
 
 def test_sixteen_bits_are_scaled_and_said(tmp_path):

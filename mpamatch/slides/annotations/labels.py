@@ -144,7 +144,10 @@ class SlideLabel:
         found = np.zeros(len(boxes), dtype=bool)
         with self._lock:
             tree = self._whole if self.is_exhaustive else self._layers
-            found[tree.query(inner, predicate="intersects")[0]] = True
+            near, regions = tree.query(inner)
+            # query's own predicate would prepare the boxes, and go through all of a long outline for each.
+            shapely.prepare(tree.geometries)
+            found[near[shapely.intersects(tree.geometries[regions], inner[near])]] = True
         return found
 
     def paint(self, box: Box, scale: float) -> Painted:

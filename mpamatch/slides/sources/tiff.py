@@ -42,20 +42,28 @@ class TiffSource(Source):
         self._path = path
         try:
             self._tiff = tifffile.TiffFile(path)
-            series = max(self._tiff.series, key=lambda one: one.keyframe.imagewidth * one.keyframe.imagelength)
         except Exception as error:  # tifffile raises its own kind, struct.error, ValueError, IndexError, …
             raise broken(path, error) from error
-        self._planes = [_planes(path, level) for level in series.levels]
         self._file = path.open("rb", buffering=0)
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
+        self.bad = set()
+        try:
+            self._look_inside()
+        except Exception as error:
+            self.close()
+            raise error if isinstance(error, InputError) else broken(path, error) from error
+
+    def _look_inside(self) -> None:
+        """Finds the levels and what they hold. Raises InputError for what is no slide or cut short."""
+        series = max(self._tiff.series, key=lambda one: one.keyframe.imagewidth * one.keyframe.imagelength)
+        self._planes = [_planes(self._path, level) for level in series.levels]
         first = self._planes[0][0].page
         self.levels = tuple(_level(planes[0].page, first) for planes in self._planes)
         self.tiles = tuple((planes[0].page.tilewidth, planes[0].page.tilelength) for planes in self._planes)
         self._check_length()
         self.microns = _microns(self._tiff, first)
         self._most, self.remarks = _depth(self._tiff, first)
-        self.bad = set()
 
     def read(self, box: Box, level: int) -> Pixels:
         page = self._planes[level][0].page
