@@ -50,9 +50,12 @@ class TiffSource(Source):
         self.bad = set()
         try:
             self._look_inside()
-        except Exception as error:
+        except InputError:
             self.close()
-            raise error if isinstance(error, InputError) else broken(path, error) from error
+            raise
+        except Exception as error:  # of directories that are cut short
+            self.close()
+            raise broken(path, error) from error
 
     def _look_inside(self) -> None:
         """Finds the levels and what they hold. Raises InputError for what is no slide or cut short."""
