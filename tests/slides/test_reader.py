@@ -226,6 +226,18 @@ def test_one_corrupt_tile_is_white_and_counted_once(compression, tmp_path):
         np.testing.assert_array_equal(slide.read(300, 300, 50, 60), expected[300:360, 300:350])
 
 
+def test_a_dead_handle_is_replaced(tmp_path, monkeypatch):
+    """Otherwise every later region would be read tile by tile, with a handle of its own."""
+    path = write_slide(tmp_path / "slide.tif")
+    corrupt_tile(path, 6)
+    source = openslide_source.OpenSlideSource(path)
+    source.read(Box(0, 0, 640, 512), 0)
+    assert source.bad == {(0, 1, 1)}
+    monkeypatch.setattr(source, "_rescued", lambda *_: pytest.fail("the handle is still dead"))
+    assert source.read(Box(300, 300, 200, 200), 0).std() > 0
+    source.close()
+
+
 def test_threads_read_beside_a_corrupt_tile(tmp_path):
     path = write_slide(tmp_path / "slide.tif")
     with open_slide(path) as slide:
