@@ -171,6 +171,12 @@ def test_0_and_255_is_fine_where_255_is_known_to_mean_ignore(root):
     assert [problem.blocking for problem in check(root)] == [False]
 
 
+def test_0_and_255_is_no_mistake_in_a_partly_labelled_set(root):
+    binary(root)
+    change_json(root / "dataset.json", lambda about: about.update(partly_labelled=True))
+    assert check(root) == []
+
+
 def test_blocking_problems_come_first(root):
     stray_image(root)
     size(root)
