@@ -110,6 +110,8 @@ def raw_set(
         InputError: an option is out of its range; there is no slide, or no annotation of any; no region has a class
             that is asked for; or, with "stop", a slide, an annotation file or a tile cannot be read.
     """
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder.")
     if annotations is None:
         raise InputError("prepare slides: name the folder of the regions with --annotations FOLDER.")
     asked = _Asked(mpp, patch, patch if stride is None else stride, classes, unpainted, unlabelled, tissue, seed)
@@ -242,8 +244,6 @@ class _Guard:
 
 def _slides(source: Path) -> dict[str, Path]:
     """Finds the slides by name. Raises InputError if there are none, or two of one name."""
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder.")
     if source.is_file():
         return {slide_name(source): source}
     found: dict[str, Path] = {}
