@@ -50,15 +50,18 @@ class Regions:
 
     def without_specks(self, smallest: int) -> "Regions":
         """Drops the regions of fewer than `smallest` pixels."""
-        kept = self.pixels >= smallest
+        kept = self.picked(self.pixels >= smallest)
+        dropped = self.dropped + len(self) - len(kept)
+        return replace(kept, dropped=dropped, smallest=max(self.smallest, smallest))
+
+    def picked(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "Regions":
+        """Returns those of a mask or of indices."""
         return replace(
             self,
-            polygons=self.polygons[kept],
-            classes=self.classes[kept],
-            pixels=self.pixels[kept],
-            confidence=self.confidence[kept],
-            dropped=self.dropped + int((~kept).sum()),
-            smallest=max(self.smallest, smallest),
+            polygons=self.polygons[which],
+            classes=self.classes[which],
+            pixels=self.pixels[which],
+            confidence=self.confidence[which],
         )
 
 
