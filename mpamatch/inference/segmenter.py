@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import Colour, read_image
-from mpamatch.inference.tiles import segment_each
+from mpamatch.inference.tiles import in_threads, pad_to_window, probabilities, segment_each
 
 # Images stay in host memory, and only their windows visit the GPU, once their probabilities would take more
 # floats than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
@@ -195,6 +195,29 @@ class Segmenter:
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         return most_probable(self.probabilities(pixels)).cpu().numpy()
 
+    def window_probabilities(
+        self,
+        batches: Iterable[Sequence[np.ndarray]],  # of each batch the windows, (window, window, 3) uint8
+    ) -> Iterator[Tensor]:  # (B, C, window, window) float32 each
+        """Computes class probabilities of windows that were cut already, in batches as they are given, in order.
+
+        Windows are taken as they are, without scaling; if they are smaller, they are padded as images are.
+
+        Raises:
+            InputError: the model has another number of classes.
+        """
+        settings = self.settings
+
+        def run(windows: Sequence[np.ndarray]) -> Tensor:
+            pixels = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).to(self.device).contiguous()
+            ready = normalised(pixels, settings.mean, settings.std)
+            if min(ready.shape[2:]) < settings.window:
+                ready = torch.stack([pad_to_window(one, settings.window) for one in ready])
+            return probabilities(self._logits, ready)
+
+        with evaluating(self.model):
+            yield from in_threads(run, iter(batches), self._threads)
+
     def _logits(self, windows: Tensor, told: tuple[Tensor, ...] = ()) -> Tensor:
         """Runs the model on its device, in the precision of the settings; `told`: the image-level label, if any."""
         device = self.device
@@ -264,9 +287,18 @@ def prepare_image(
     size = scaled(image.shape[:2], scale)
     if size != list(image.shape[:2]):
         pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
-    centre = 255 * torch.tensor(mean)[:, None, None]
-    spread = 255 * torch.tensor(std)[:, None, None]
-    return pixels.contiguous().float().sub_(centre).div_(spread)
+    return normalised(pixels.contiguous(), mean, std)
+
+
+def normalised(
+    pixels: Tensor,  # (…, 3, H, W) uint8
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:  # float32
+    """Subtracts the mean and divides by the deviation, both of RGB in 0..1."""
+    centre = 255 * torch.tensor(mean, device=pixels.device)[:, None, None]
+    spread = 255 * torch.tensor(std, device=pixels.device)[:, None, None]
+    return pixels.float().sub_(centre).div_(spread)
 
 
 def to_predict(model: nn.Module, device: torch.device) -> nn.Module:

@@ -46,15 +46,24 @@ class Canvas:
         if self.total is None:
             size = (len(probability), *self.padded.shape[1:])
             self.total = torch.zeros(size, dtype=torch.float32, device=self.padded.device)
-        share = at.row_share[:, None] * at.column_share
-        place = self.total[:, at.top : at.top + self.side, at.left : at.left + self.side]
-        place += probability.to(self.padded.device) * share
+        add_window(self.total, at, probability)
         self.missing -= 1
 
     def result(self) -> Tensor:  # (C, H, W) float32
         """Returns the probabilities once no window is missing, cropped to the image."""
         assert self.total is not None
         return crop_from_window(self.total, self.image)
+
+
+def add_window(
+    total: Tensor,  # (C, H, W)
+    at: Window,
+    probability: Tensor,  # (C, window, window)
+) -> None:
+    """Adds the probabilities of a window to those of an image, weighted by its share."""
+    share = at.row_share[:, None] * at.column_share
+    place = total[:, at.top : at.top + len(at.row_share), at.left : at.left + len(at.column_share)]
+    place += probability.to(total.device) * share
 
 
 def origins(length: int, window: int, stride: int) -> list[int]:
@@ -133,7 +142,7 @@ def _in_batches(
         return windows, probabilities(model, cut)
 
     batches = _batches(canvases, begun, batch, threads)
-    for windows, found in map(run, batches) if threads == 1 else _at_a_time(run, batches, threads):
+    for windows, found in in_threads(run, batches, threads):
         for (canvas, at), probability in zip(windows, found, strict=True):
             canvas.add(at, probability)
         while begun and not begun[0].missing:
@@ -154,11 +163,15 @@ def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threa
     yield from (waiting[start : start + part] for start in range(0, len(waiting), part or 1))
 
 
+Given = TypeVar("Given")
 Ran = TypeVar("Ran")
 
 
-def _at_a_time(run: Callable[[WindowBatch], Ran], batches: Iterator[WindowBatch], threads: int) -> Iterator[Ran]:
-    """Runs `threads` batches at a time; a single batch with all of torch's threads."""
+def in_threads(run: Callable[[Given], Ran], batches: Iterator[Given], threads: int) -> Iterator[Ran]:
+    """Runs `threads` batches at a time, in order, each with its share of torch's threads; a single one with all."""
+    if threads == 1:
+        yield from map(run, batches)
+        return
     first = list(islice(batches, 2))
     if len(first) < 2:
         yield from map(run, first)
@@ -166,7 +179,7 @@ def _at_a_time(run: Callable[[WindowBatch], Ran], batches: Iterator[WindowBatch]
     own = torch.get_num_threads()
     share = max(1, own // threads)
 
-    def with_a_share(windows: WindowBatch) -> Ran:
+    def with_a_share(windows: Given) -> Ran:
         torch.set_num_threads(share)
         return run(windows)
 
