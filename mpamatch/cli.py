@@ -150,7 +150,7 @@ HELP = {
     "check": "name every problem of a prepared set and draw a contact sheet",
     "train": "train a model (without arguments: the demo)",
     "evaluate": "score a run on one part of its data",
-    "predict": "masks, overlays and areas for images",
+    "predict": "masks, overlays, outlines and areas for images and whole slides",
     "prototypes": "draw what the prototypes of a run see in images",
     "study": "sweep one choice over paired seeds: a table and a figure",
     "bench": "measure the kernels against what one would use instead, or tune them",
@@ -220,13 +220,30 @@ def _evaluate(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.epilog = "The same command goes on where it was stopped, inside of a slide too."
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image files or folders of them")
-    parser.add_argument("--out", required=True, help="folder for masks, overlays and areas.csv")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, whole slides, or folders of them")
+    parser.add_argument("--out", required=True, help="folder for masks, overlays or regions, and areas.csv")
     parser.add_argument(
         "--overlap", type=float, help="share of a window that neighbours overlap (as in the run's validation)"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"),
+        help="at a file that cannot be predicted: stop, or name it in the end and go on (images: stop, slides: skip)",
+    )  # fmt: skip
+    slides = parser.add_argument_group("whole slides")
+    slides.add_argument("--mpp", "--slide-mpp", type=float, help="µm per pixel of slides whose files name none")
+    slides.add_argument("--model-mpp", type=float, help="µm per pixel of the training images, if the run names none")
+    slides.add_argument("--tissue", metavar="auto|all|FILE", help="where to look; FILE: GeoJSON of one slide (auto)")
+    slides.add_argument(
+        "--origin", choices=("qupath", "slide"),
+        help="where coordinates begin: as QuPath shows the slide, or at its corner as with --no-crop (qupath)",
+    )  # fmt: skip
+    slides.add_argument(
+        "--simplify", type=float, metavar="PIXELS", help="of the mask, for outlines; 0: every corner (1)"
+    )
+    slides.add_argument("--shard", metavar="I/N|auto", help="the I-th of N shares; auto: by SLURM's array or torchrun")
     return parser
 
 

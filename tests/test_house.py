@@ -19,7 +19,7 @@ MAY = {
     **{floor: set(FLOORS[:height]) for height, floor in enumerate(FLOORS)},
     "data": {"slides"},
     "slides": set(),
-    "inference": {"ops", "models"},
+    "inference": {"ops", "models", "slides"},
     "report": set(),
     "recipes": set(),
     "studies": {*FLOORS, "data"},

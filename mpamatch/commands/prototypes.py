@@ -8,7 +8,8 @@ from mpamatch.console import new_console, say
 from mpamatch.engine.prototype_pictures import PrototypeViewer
 from mpamatch.errors import InputError
 from mpamatch.images import read_image
-from mpamatch.inference.files import check_empty, list_images, named_apart
+from mpamatch.inference.files import list_images
+from mpamatch.inference.record import check_empty, named_apart
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-
 from typing import NamedTuple
 
 import numpy as np

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import Tensor
 from mpamatch.ahead import ahead
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
-from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, write_png
+from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, read_mask, write_png
+from mpamatch.inference.record import Record, check_place, made_with
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.slides.reader import SLIDE_SUFFIXES, is_slide
 
 READERS = 2  # threads; decoding takes a quarter of the time that painting and writing takes
 MOST_WRITERS = 8
@@ -25,13 +27,32 @@ MOST_WRITERS = 8
 
 @dataclass(frozen=True)
 class Areas:
-    """How many pixels of an image each class covers."""
+    """How many pixels of an image or of a slide's mask each class covers.
+
+    Attributes:
+        file: the image.
+        name: of its mask and overlay, without the suffix; of a slide the folder.
+        width: of the label, in pixels.
+        height: of the label, in pixels.
+        pixels: (C,).
+        microns_per_pixel: of the label; None if it is not known.
+        tissue_pixels: (C,) of a slide those in tissue, which the shares are of; None for an image.
+    """
 
     file: Path
-    name: str  # of its mask and overlay, without the suffix
+    name: str
     width: int
     height: int
-    pixels: tuple[int, ...]  # (C,)
+    pixels: tuple[int, ...]
+    microns_per_pixel: float | None = None
+    tissue_pixels: tuple[int, ...] | None = None
+
+    @property
+    def shares(self) -> list[float]:
+        """(C,) the share of each class, 0 to 1, in the image or in the tissue of the slide; 0 without tissue."""
+        counted = self.pixels if self.tissue_pixels is None else self.tissue_pixels
+        whole = self.width * self.height if self.tissue_pixels is None else sum(self.tissue_pixels)
+        return [count / whole if whole else 0.0 for count in counted]
 
 
 def alone(value: Any) -> list[Any]:
@@ -47,20 +68,22 @@ def predict_files(
     rank: int = 0,
     ranks: int = 1,
     gather: Callable[[Any], list[Any]] = alone,
+    skip: Callable[[InputError], None] | None = None,
 ) -> list[Areas]:
     """Predicts the label of every image and writes masks, overlays and a table of areas:
 
     - `masks/<name>.png`: the label, uint8 class index, at the image's own size;
     - `overlays/<name>.png`: the image with the classes painted over it;
     - `areas.csv`: one row per image with file, name, width, height, and for each class its pixels, its share (0 to 1)
-      and, if the segmenter knows the microns per pixel, its mm².
+      and, if the segmenter knows the microns per pixel, its mm²;
+    - `images.json`: what they were made with.
 
     `<name>` is the file's stem; if two images share one, the later is called `<folder>-<stem>`.
 
     Threads read the images ahead of the model and write what it found, up to eight masks and overlays at a time. The
     first image that cannot be read ends the prediction: nothing is written for it and those after it, while masks and
     overlays of the images before it stay, and areas.csv lists them. If a result cannot be written, up to seven after it
-    may be, which areas.csv does not list.
+    may be, which areas.csv does not list. The same call then goes on: images that have mask and overlay are done.
 
     Of several ranks each predicts every ranks-th image, and an image that cannot be read ends the work of its rank
     alone; rank 0 writes areas.csv.
@@ -68,70 +91,97 @@ def predict_files(
     Args:
         segmenter: predicts.
         inputs: image files, and folders whose images at the top level are taken (.png, .jpg, .jpeg, .bmp, .tif, .tiff).
-        out: a new or empty folder.
+        out: a new or empty folder, or that of a prediction with the same model and settings.
         rank: which of the `ranks` this process is.
         ranks: how many processes share the images.
         gather: returns the values of all ranks, by rank.
+        skip: is called for each image that cannot be read, in the end and on every rank, and the rest goes on; None:
+            the first one ends the prediction.
 
     Returns:
         The areas of all images, those of other ranks too, in the order of the inputs.
 
     Raises:
         InputError: there is no input or one is missing, a folder holds no image, a file is no readable image, or `out`
-            is a file or not empty; on every rank, whichever had it.
+            is a file, or holds something else; on every rank, whichever had it.
     """
-    named = named_apart(list_images(inputs))
-    check_empty(out)
+    files = list_images(inputs)
+    check_place(out)
+    record = Record(out / "images.json", made_with(segmenter, {}), files)
     gather(None)  # no rank writes before all have looked
-    share, mine = named[rank::ranks], list[Areas]()
+    share, mine, skipped = record.named[rank::ranks], list[Areas](), list[InputError]()
     problem: BaseException | None = None
     try:
         with _progress(shown=rank == 0) as progress:
-            found = predict_each(segmenter, share, out)
+            found = predict_each(segmenter, share, out, record, None if skip is None else skipped.append)
             mine.extend(progress.track(found, total=len(share), description="predict"))
     except (Exception, KeyboardInterrupt) as error:
         problem = error
-    met = gather((mine, problem if isinstance(problem, InputError) else None))
-    everywhere = in_order([found for found, _ in met])
+    met = gather((mine, skipped, problem if isinstance(problem, InputError) else None))
+    order = {file: at for at, file in enumerate(files)}
+    everywhere = sorted((one for found, _, _ in met for one in found), key=lambda one: order[one.file])
     if everywhere and rank == 0:
-        write_areas(out / "areas.csv", everywhere, segmenter.class_names, segmenter.settings.microns_per_pixel)
-    for one in (problem, *(theirs for _, theirs in met)):
+        write_areas(out / "areas.csv", everywhere, segmenter.class_names)
+    for one in (problem, *(theirs for _, _, theirs in met)):
         if one is not None:
             raise one
+    for unread in (one for _, those, _ in met for one in those):
+        assert skip is not None
+        skip(unread)
     return everywhere
 
 
-def in_order(by_rank: Sequence[Sequence[Areas]]) -> list[Areas]:
-    """Merges the areas of all ranks, of which each had every len(by_rank)-th image, into the order of the images."""
-    placed = [(rank + len(by_rank) * at, one) for rank, mine in enumerate(by_rank) for at, one in enumerate(mine)]
-    return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
+def predict_each(
+    segmenter: Segmenter,
+    files: Sequence[tuple[Path, str]],
+    out: Path,
+    record: Record,
+    skip: Callable[[InputError], None] | None = None,
+) -> Iterator[Areas]:
+    """Predicts each (file, name), writes mask and overlay under that name, and yields the areas, those done before
+    first.
 
-
-def predict_each(segmenter: Segmenter, files: Sequence[tuple[Path, str]], out: Path) -> Iterator[Areas]:
-    """Predicts each (file, name), writes mask and overlay under that name, and yields the areas, in order.
-
-    Raises InputError at the first file that cannot be read, once all before it are done.
+    Raises InputError at the first file that cannot be read, once all before it are done, unless `skip` takes it.
     """
+    done = [one for one in files if all(path.is_file() for path in _results(out, one[1]))]
+    yield from ahead(lambda one: _areas_of(*one, segmenter, out), done, threads=READERS)
+    todo = [one for one in files if one not in set(done)]
     unreadable: list[InputError] = []
-    images: deque[np.ndarray] = deque()  # read, and not yet written
+    images: deque[tuple[Path, str, np.ndarray]] = deque()  # read, and not yet written
 
     def read() -> Iterator[np.ndarray]:
-        try:
-            for image in ahead(read_image, [file for file, _ in files], threads=READERS):
-                images.append(image)
+        found = ahead(_image_or_error, [file for file, _ in todo], threads=READERS)
+        for (file, name), image in zip(todo, found, strict=True):
+            if isinstance(image, np.ndarray):
+                images.append((file, name, image))
                 yield image
-        except InputError as error:  # what was read before it is still to be predicted
-            unreadable.append(error)
+            elif skip is None:  # what was read before it is still to be predicted
+                unreadable.append(image)
+                return
+            else:
+                skip(image)
 
-    def write(found: tuple[tuple[Path, str], np.ndarray, Tensor]) -> Areas:
-        (file, name), image, label = found
+    def write(found: tuple[tuple[Path, str, np.ndarray], Tensor]) -> Areas:
+        (file, name, image), label = found
+        record.write()
         return _write(file, name, image, label.cpu().numpy(), segmenter, out)
 
-    labels = segmenter.labels(read())
-    results = ((file, images.popleft(), label) for file, label in zip(files, labels, strict=False))
+    results = ((images.popleft(), label) for label in segmenter.labels(read()))
     yield from ahead(write, results, threads=min(MOST_WRITERS, os.cpu_count() or 1))
     if unreadable:
         raise unreadable[0]
+
+
+def _image_or_error(file: Path) -> np.ndarray | InputError:
+    try:
+        return read_image(file)
+    except InputError as error:
+        return error
+
+
+def _results(out: Path, name: str) -> tuple[Path, Path]:
+    """The files of an image, the one that is written first in front."""
+    return out / "masks" / f"{name}.png", out / "overlays" / f"{name}.png"
 
 
 def _write(
@@ -143,14 +193,29 @@ def _write(
     out: Path,
 ) -> Areas:
     """Writes mask and overlay of an image and counts its pixels by class."""
-    write_png(out / "masks" / f"{name}.png", label)
-    write_png(out / "overlays" / f"{name}.png", overlay(image, label, segmenter.settings.colours))
+    mask, painted = _results(out, name)
+    write_png(mask, label)
+    write_png(painted, overlay(image, label, segmenter.settings.colours))
+    return _counted(file, name, label, segmenter)
+
+
+def _areas_of(file: Path, name: str, segmenter: Segmenter, out: Path) -> Areas:
+    """Counts the pixels of an image that was predicted before, by its mask."""
+    return _counted(file, name, read_mask(_results(out, name)[0]).astype(np.uint8), segmenter)
+
+
+def _counted(file: Path, name: str, label: np.ndarray, segmenter: Segmenter) -> Areas:
     pixels = np.bincount(label.ravel(), minlength=len(segmenter.class_names))
-    return Areas(file, name, image.shape[1], image.shape[0], tuple(pixels.tolist()))
+    microns = segmenter.settings.microns_per_pixel
+    return Areas(file, name, label.shape[1], label.shape[0], tuple(pixels.tolist()), microns)
 
 
-def list_images(inputs: Sequence[Path]) -> list[Path]:
+def list_images(inputs: Sequence[Path], suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Lists the image files among `inputs` and in their folders, these in order of name; each file once.
+
+    Args:
+        inputs: files, whatever their names, and folders.
+        suffixes: of the files that are taken from folders.
 
     Raises InputError for no input, one that does not exist, and a folder without images at its top level.
     """
@@ -158,60 +223,59 @@ def list_images(inputs: Sequence[Path]) -> list[Path]:
         raise InputError("nothing to predict: name at least one image file or folder.")
     found: dict[Path, Path] = {}
     for given in inputs:
-        for file in _images_of(given):
+        for file in _images_of(given, suffixes):
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
-def _images_of(given: Path) -> list[Path]:
+def list_inputs(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Lists the images and the slides among `inputs` and in their folders, as `list_images` does.
+
+    A DICOM slide is one of its files, and must be named: a folder of it would be as many slides as files.
+    """
+    files = list_images(inputs, IMAGE_SUFFIXES | (SLIDE_SUFFIXES - {".dcm"}))
+    slides = [file for file in files if is_slide(file)]
+    return [file for file in files if file not in set(slides)], slides
+
+
+def _images_of(given: Path, suffixes: Collection[str]) -> list[Path]:
     if given.is_file():
         return [given]
     if not given.is_dir():
         raise InputError(f"{given}: no such file or folder.")
-    images = sorted(file for file in given.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    images = sorted(file for file in given.iterdir() if file.suffix.lower() in suffixes and file.is_file())
     if not images:
-        raise InputError(f"{given}: no image at its top level; images end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise InputError(f"{given}: no image at its top level; images end in {', '.join(sorted(suffixes))}.")
     return images
 
 
-def check_empty(out: Path) -> None:
-    """Raises InputError if `out` is a file or not empty: results of two runs are never mixed."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty; name a new or empty folder for the results.")
+def write_areas(path: Path, areas: Sequence[Areas], class_names: Sequence[str]) -> None:
+    """Writes areas.csv, described at `predict_files`, whole or not at all.
 
-
-def named_apart(files: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Gives each file a name of its own; names differ in more than case, which some file systems ignore."""
-    taken: set[str] = set()
-    named = []
-    for file in files:
-        base = f"{file.resolve().parent.name}-{file.stem}"
-        wishes = [file.stem, base, *(f"{base}-{number}" for number in range(2, len(files) + 2))]
-        name = next(wish for wish in wishes if wish.casefold() not in taken)
-        taken.add(name.casefold())
-        named.append((file, name))
-    return named
-
-
-def write_areas(
-    path: Path, areas: Sequence[Areas], class_names: Sequence[str], microns_per_pixel: float | None
-) -> None:
-    """Writes areas.csv, described at `predict_files`, whole or not at all."""
-    quantities = ["pixels", "share"] + (["mm2"] if microns_per_pixel else [])
-    header = ["file", "name", "width", "height"]
+    If there are slides among them, two more columns tell the µm per pixel of each mask and the mm² of tissue.
+    """
+    of_slides = any(one.tissue_pixels is not None for one in areas)
+    quantities = ["pixels", "share"] + (["mm2"] if any(one.microns_per_pixel for one in areas) else [])
+    header = ["file", "name", "width", "height", *(["microns per pixel", "tissue mm2"] if of_slides else [])]
     header += [f"{name} {quantity}" for name in class_names for quantity in quantities]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(header)
         for one in areas:
-            cells: list[object] = [one.file, one.name, one.width, one.height]
-            for pixels in one.pixels:
-                cells += [pixels, f"{pixels / (one.width * one.height):.6f}"]
-                if microns_per_pixel:
-                    cells.append(f"{square_millimetres(pixels, microns_per_pixel):.6g}")
+            microns, cells = one.microns_per_pixel, list[object]([one.file, one.name, one.width, one.height])
+            if of_slides:
+                tissue = None if one.tissue_pixels is None else sum(one.tissue_pixels)
+                cells += ["" if microns is None else f"{microns:.6g}", _mm2(tissue, microns)]
+            for pixels, share in zip(one.pixels, one.shares, strict=True):
+                cells += [pixels, f"{share:.6f}", _mm2(pixels, microns)][: len(quantities)]
             writer.writerow(cells)
+
+
+def _mm2(pixels: int | None, microns: float | None) -> str:
+    return "" if pixels is None or microns is None else f"{square_millimetres(pixels, microns):.6g}"
 
 
 def square_millimetres(pixels: int, microns_per_pixel: float) -> float:

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import overload
@@ -90,6 +90,10 @@ class Segmenter:
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes; the values of a label are indices into them."""
         return self.settings.class_names
+
+    def with_overlap(self, overlap: float | None) -> "Segmenter":
+        """Returns it with another overlap of windows; None: as it is."""
+        return self if overlap is None else Segmenter(self.model, replace(self.settings, overlap=overlap))
 
     @property
     def takes_image_labels(self) -> bool:
@@ -216,7 +220,7 @@ class Segmenter:
             return probabilities(self._logits, ready)
 
         with evaluating(self.model):
-            yield from in_threads(run, iter(batches), self._threads)
+            yield from in_threads(run, iter(batches), self._threads, always=True)
 
     def _logits(self, windows: Tensor, told: tuple[Tensor, ...] = ()) -> Tensor:
         """Runs the model on its device, in the precision of the settings; `told`: the image-level label, if any."""

@@ -167,13 +167,18 @@ Given = TypeVar("Given")
 Ran = TypeVar("Ran")
 
 
-def in_threads(run: Callable[[Given], Ran], batches: Iterator[Given], threads: int) -> Iterator[Ran]:
-    """Runs `threads` batches at a time, in order, each with its share of torch's threads; a single one with all."""
+def in_threads(
+    run: Callable[[Given], Ran], batches: Iterator[Given], threads: int, *, always: bool = False
+) -> Iterator[Ran]:
+    """Runs `threads` batches at a time, in order, each with its share of torch's threads.
+
+    A single batch has all of torch's threads, unless `always`: sums over other numbers of threads differ in last bits.
+    """
     if threads == 1:
         yield from map(run, batches)
         return
     first = list(islice(batches, 2))
-    if len(first) < 2:
+    if len(first) < 2 and not always:
         yield from map(run, first)
         return
     own = torch.get_num_threads()

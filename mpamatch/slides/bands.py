@@ -54,7 +54,8 @@ class Seen:
         return bool(sums[high, last] - sums[low, last] - sums[high, first] + sums[low, first])
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True)
+class Block:
     """Columns that are predicted together: windows `first` to `stop`, for the pixels `left` to `right`."""
 
     index: int

@@ -74,7 +74,12 @@ def write_mask(
     width, height = size
     levels = _levels(width, height)
     held: Label | None = None
-    options = {"tile": (TILE, TILE), "compression": "deflate", "photometric": "minisblack", "metadata": None}
+    options: dict[str, Any] = {
+        "tile": (TILE, TILE),
+        "compression": "deflate",
+        "photometric": "minisblack",
+        "metadata": None,
+    }
     options |= {"software": False, "dtype": np.uint8, "maxworkers": 1}
     with replacing(path) as temporary:
         with tifffile.TiffWriter(temporary, bigtiff=True, ome=False) as tiff:
@@ -199,6 +204,12 @@ class SlideLabel:
     def array(self) -> Label:
         """Reads all of it."""
         return self[:, :]
+
+    def thinned(self, most: int) -> tuple[Label, int]:
+        """Reads the smallest level that keeps at least every `most`-th pixel along a side, and which it keeps."""
+        levels = self._tiff.series[0].levels
+        level = min(len(levels) - 1, most.bit_length() - 1)
+        return levels[level].asarray(), 2**level
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self.array().astype(dtype or np.uint8, copy=False)

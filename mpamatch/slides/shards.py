@@ -3,8 +3,8 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from mpamatch.errors import InputError
 
@@ -12,7 +12,8 @@ from mpamatch.errors import InputError
 ENVIRONMENT = (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"), ("RANK", "WORLD_SIZE", ""))
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """The share of one process: number `index`, from 0, of `count`."""
 
     index: int
@@ -25,6 +26,10 @@ class Shard(NamedTuple):
         """
         digest = hashlib.sha256(os.fsencode(path.absolute())).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
+
+    def split(self, index: int, count: int) -> "Shard":
+        """Returns number `index`, from 0, of `count` parts of this share."""
+        return Shard(self.index * count + index, self.count * count)
 
 
 ALONE = Shard(0, 1)
@@ -48,19 +53,22 @@ def shard_of(word: str | None, environment: Mapping[str, str] = os.environ) -> S
 
 
 def _found(environment: Mapping[str, str]) -> Shard:
+    """Finds the share by the environment; in an array of torchruns the share of the rank in that of the task."""
+    shard, known = ALONE, False
     for name, of, first in ENVIRONMENT:
-        if name in environment and of in environment:
-            try:
-                index, count = int(environment[name]) - int(environment.get(first, "0")), int(environment[of])
-            except ValueError:
-                raise InputError(f"--shard auto: {name}={environment[name]} of {of}={environment[of]}.") from None
-            if not 0 <= index < count:
-                raise InputError(
-                    f"--shard auto: {name}={environment[name]} is none of {of}={environment[of]} without gaps: "
-                    "number the array's tasks one by one, such as --array=0-9."
-                )
-            return Shard(index, count)
-    raise InputError(
-        "--shard auto: neither an array job of SLURM (SLURM_ARRAY_TASK_ID and _COUNT) nor torchrun (RANK and "
-        "WORLD_SIZE): give --shard 1/8."
-    )
+        if name not in environment or of not in environment:
+            continue
+        told = f"--shard auto: {name}={environment[name]} and {of}={environment[of]}"
+        try:
+            index, count = int(environment[name]) - int(environment.get(first, "0")), int(environment[of])
+        except ValueError:
+            raise InputError(f"{told}: must be numbers.") from None
+        if not 0 <= index < count:
+            raise InputError(f"{told}: number the array's tasks one by one, such as --array=0-9.")
+        shard, known = shard.split(index, count), True
+    if not known:
+        raise InputError(
+            "--shard auto: neither an array job of SLURM (SLURM_ARRAY_TASK_ID and _COUNT) nor torchrun (RANK and "
+            "WORLD_SIZE): give --shard 1/8."
+        )
+    return shard

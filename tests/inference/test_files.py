@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mpamatch.commands import predict
 from mpamatch.errors import InputError
 from mpamatch.inference import files as module
-from mpamatch.inference.files import list_images, named_apart, predict_files
+from mpamatch.inference.files import list_images, predict_files
+from mpamatch.inference.record import named_apart
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 
 
@@ -64,7 +65,7 @@ def test_outputs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     rows = predict_files(make(microns_per_pixel=0.5), [tmp_path / "in"], out)
 
-    assert names(out) == ["areas.csv", "masks", "overlays"]
+    assert names(out) == ["areas.csv", "images.json", "masks", "overlays"]
     assert names(out / "masks") == names(out / "overlays") == ["a.png", "b.png"]
     mask = np.array(Image.open(out / "masks" / "a.png"))
     assert mask.dtype == np.uint8
@@ -236,11 +237,13 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "out": str(out),
         "device": "cpu",
         "overlap": 0.5,
+        "on_error": None,
+        **dict.fromkeys(("mpp", "model_mpp", "tissue", "origin", "simplify", "shard")),
     }
     assert run(argparse.Namespace(**given)) == 0
     assert asked == [(Path("runs/x"), "cpu")]
     assert used == [0.5]
-    assert names(out) == ["areas.csv", "masks", "overlays"]
+    assert names(out) == ["areas.csv", "images.json", "masks", "overlays"]
     printed = capsys.readouterr().out
     assert "25.0%" in printed
     assert "gland" in printed

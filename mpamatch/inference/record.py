@@ -1,0 +1,122 @@
+"""What a folder of results was made with, so that the same command goes on there and another one is refused."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpamatch.errors import InputError
+from mpamatch.files import read_json, write_json
+from mpamatch.inference.segmenter import Segmenter
+
+FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
+RECORDS = ("slides.json", "images.json")
+
+
+def made_with(segmenter: Segmenter, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes all that a result depends on beside the image: weights (SHA-256), settings and options."""
+    settings = asdict(segmenter.settings)
+    return {"form": FORM, "weights": weights_digest(segmenter.model), "settings": settings, "options": dict(options)}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Computes the SHA-256 of all names and values of a model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_same(path: Path, asked: Mapping[str, Any]) -> None:
+    """Raises InputError, naming what differs, if `path` records that its folder was made with something else."""
+    known, wanted = read_json(path), json.loads(json.dumps(asked))
+    if not isinstance(known, dict) or not isinstance(known.get("made_with"), dict):
+        raise InputError(f"{path}: is no record of a prediction: name a new or empty folder for the results.")
+    differing = _differing(known["made_with"], wanted)
+    if differing:
+        raise InputError(
+            f"{path.parent}: was begun with other {', '.join(differing)}: repeat that command to go on, or name a new "
+            "folder."
+        )
+
+
+def _differing(known: Any, wanted: Any, name: str = "") -> list[str]:
+    """Names the entries that differ, those of a dictionary one by one."""
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        keys = list(dict.fromkeys([*known, *wanted]))
+        return [one for key in keys for one in _differing(known.get(key), wanted.get(key), key)]
+    return [] if known == wanted else [name if isinstance(known, dict | str | None) and len(str(known)) > 60
+                                       else f"{name} ({known}, not {wanted})"]  # fmt: skip
+
+
+class Record:
+    """The record of a folder of results: what it was made with and which file has which name.
+
+    Attributes:
+        named: (file, name) of the files of this command; names that files have got before are kept.
+    """
+
+    def __init__(self, path: Path, made: Mapping[str, Any], files: Sequence[Path], taken: Iterable[str] = ()) -> None:
+        """Reads the record at `path`, if there is one. Raises InputError if it was made with something else."""
+        known: dict[str, str] = {}
+        if path.is_file():
+            check_same(path, made)
+            known = read_json(path)["names"]
+        self._path, self._made = path, made
+        self.named = named_apart(files, known, taken)
+        self._names = {**known, **{name: _key(file) for file, name in self.named}}
+        self._written = False
+
+    def write(self) -> None:
+        """Writes it, once. Several processes with the same list write the same."""
+        if not self._written:
+            write_json(self._path, {"made_with": self._made, "names": self._names})
+            self._written = True
+
+
+def check_place(out: Path) -> None:
+    """Raises InputError if `out` is a file, or holds something but no record of a prediction to go on with."""
+    if not any((out / name).is_file() for name in RECORDS):
+        check_empty(out)
+
+
+def check_empty(out: Path) -> None:
+    """Raises InputError if `out` is a file or not empty: results of two commands are never mixed."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; name a new or empty folder for the results.")
+
+
+def named_apart(
+    files: Sequence[Path], known: Mapping[str, str] | None = None, taken: Iterable[str] = ()
+) -> list[tuple[Path, str]]:
+    """Gives each file a name of its own; names differ in more than case, which some file systems ignore.
+
+    Args:
+        files: each once.
+        known: name → absolute path, of files that have one already.
+        taken: names that none may have.
+    """
+    before = {path: name for name, path in (known or {}).items()}
+    used = {name.casefold() for name in (*taken, *before.values())}
+    named = []
+    for file in files:
+        if _key(file) in before:
+            named.append((file, before[_key(file)]))
+            continue
+        base = f"{file.resolve().parent.name}-{file.stem}"
+        wishes = [file.stem, base, *(f"{base}-{number}" for number in range(2, len(files) + len(used) + 2))]
+        name = next(wish for wish in wishes if wish.casefold() not in used)
+        used.add(name.casefold())
+        named.append((file, name))
+    return named
+
+
+def _key(file: Path) -> str:
+    return str(file.absolute())
