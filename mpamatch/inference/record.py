@@ -15,6 +15,8 @@ from mpamatch.inference.segmenter import Segmenter
 
 FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
 RECORDS = ("slides.json", "images.json")
+SLIDE = "slide.json"  # in the folder of each slide
+UNFINISHED = tuple(f".{name}." for name in (*RECORDS, SLIDE))  # how files begin that were being written at a kill
 
 
 def made_with(segmenter: Segmenter, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def check_empty(out: Path) -> None:
     """Raises InputError if `out` is a file or not empty: results of two commands are never mixed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and not all(path.name.startswith(UNFINISHED) for path in out.iterdir()):
         raise InputError(f"{out}: is not empty; name a new or empty folder for the results.")
 
 

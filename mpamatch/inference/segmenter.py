@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import Colour, read_image
 from mpamatch.inference.tiles import in_threads, pad_to_window, probabilities, segment_each
+
+if TYPE_CHECKING:
+    from mpamatch.inference.slides import SlideResult
 
 # Images stay in host memory, and only their windows visit the GPU, once their probabilities would take more
 # floats than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
@@ -198,6 +201,44 @@ class Segmenter:
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         return most_probable(self.probabilities(pixels)).cpu().numpy()
+
+    def predict_slide(
+        self,
+        path: str | Path,
+        out: str | Path,
+        *,
+        mpp: float | None = None,
+        model_mpp: float | None = None,
+        tissue: str = "auto",
+        overlap: float | None = None,
+        origin: str = "qupath",
+        simplify: float = 1.0,
+    ) -> "SlideResult":
+        """Predicts a whole slide: mask, regions for QuPath, tissue and a thumbnail.
+
+        The same call goes on where one was stopped, to the same bytes.
+
+        Args:
+            path: the slide.
+            out: folder for its results: new, empty, or that of the same call.
+            mpp: µm per pixel of the slide, if its file names none.
+            model_mpp: µm per pixel of the images that the model was trained on, if the run does not say it.
+            tissue: auto, all, or a GeoJSON file of where to look.
+            overlap: share of a window that neighbours have in common; None: as in the run's validation.
+            origin: where coordinates of outlines begin: qupath (where QuPath shows the slide from) or slide.
+            simplify: tolerance of outlines in pixels of the mask; 0 keeps every corner.
+
+        Returns:
+            A SlideResult: `label` reads the mask lazily (`result.label[1000:2000, :512]`), `mpp` is its µm per pixel,
+            `origin` where outlines count from.
+
+        Raises:
+            InputError: the slide or an option cannot be used, or `out` holds something else.
+        """
+        from mpamatch.inference.slides import SlideOptions, predict_slide  # it needs the extra `slides`
+
+        options = SlideOptions(mpp, model_mpp, tissue, overlap, origin, simplify)
+        return predict_slide(self, Path(path), Path(out), options)
 
     def window_probabilities(
         self,

@@ -18,7 +18,7 @@ from mpamatch.images import overlay
 from mpamatch.inference.bands import BUDGET, Finished, plan, predict_bands
 from mpamatch.inference.files import Areas, write_areas
 from mpamatch.inference.progress import Progress, Silent
-from mpamatch.inference.record import Record, check_empty, check_place, check_same, made_with
+from mpamatch.inference.record import SLIDE, Record, check_empty, check_place, check_same, made_with
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.slides.bands import Band, Rows, Seen, Store
 from mpamatch.slides.geojson import ORIGINS, place_of, write_regions, write_tissue
@@ -30,7 +30,6 @@ from mpamatch.slides.tissue import Tissue, all_tissue, find_tissue
 
 MASK, REGIONS, TISSUE, THUMBNAIL = "mask.ome.tif", "regions.geojson.gz", "tissue.geojson", "thumbnail.jpg"
 DONE = "done.json"
-SLIDE = "slide.json"  # what it is made with
 BANDS = "bands"  # the folder of finished bands, until the slide is done
 THUMBNAIL_SIDE = 2048
 THUMBNAIL_ROWS = 64  # are read at a time: a slide without small levels gives them from its finest

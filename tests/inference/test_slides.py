@@ -1,0 +1,334 @@
+"""Whole slides: the label of plain prediction, whatever the bands, the blocks, the pieces read, or the kills."""
+
+import csv
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpamatch.errors import InputError
+from mpamatch.inference import bands as bands_module
+from mpamatch.inference.slides import SlideOptions, SlideResult, predict_slide, predict_slides
+from mpamatch.inference.tiles import origins
+from mpamatch.slides import bands as strips
+from mpamatch.slides.mask import SlideLabel
+from mpamatch.slides.reader import open_slide
+from mpamatch.slides.shards import Shard
+from tests.inference.slides import CLASSES, island, make_slide, small_segmenter
+from tests.slides.files import corrupt_tile, tissue
+from tests.slides.qupath import problems
+
+RESULTS = ["done.json", "mask.ome.tif", "regions.geojson.gz", "slide.json", "thumbnail.jpg", "tissue.geojson"]
+ALL = SlideOptions(tissue="all")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def by_hand(segmenter, image: np.ndarray) -> np.ndarray:
+    """The label of an image at least a window large: each row of windows in batches of its own, one after another."""
+    settings = segmenter.settings
+    window, stride = settings.window, int(settings.window * (1 - settings.overlap))
+    height, width = image.shape[:2]
+    tops, lefts = origins(height, window, stride), origins(width, window, stride)
+    wave = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
+    along = []
+    for length, starts in ((height, tops), (width, lefts)):
+        total = np.zeros(length)
+        for start in starts:
+            total[start : start + window] += wave
+        along.append({start: (wave / total[start : start + window]).astype(np.float32) for start in starts})
+    total = torch.zeros((len(CLASSES), height, width))
+    for top in tops:
+        for first in range(0, len(lefts), settings.batch):
+            some = lefts[first : first + settings.batch]
+            cut = np.stack([image[top : top + window, left : left + window] for left in some])
+            x = torch.from_numpy(cut).permute(0, 3, 1, 2).contiguous().float()
+            mean, std = (255 * torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
+            found = segmenter.model((x - mean) / std).logits.softmax(dim=1)
+            for left, probability in zip(some, found, strict=True):
+                share = torch.from_numpy(np.outer(along[0][top], along[1][left]))
+                total[:, top : top + window, left : left + window] += probability * share
+    return total.argmax(dim=0).numpy().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_slide(tmp_path_factory.mktemp("slides") / "a.tif")
+
+
+@pytest.fixture(scope="module")
+def done(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> SlideResult:
+    return predict_slide(small_segmenter(), slide, tmp_path_factory.mktemp("done") / "a", SlideOptions())
+
+
+def test_a_slide_has_bitwise_the_label_of_its_windows_in_memory(tmp_path: Path) -> None:
+    image = tissue(200, 310)
+    slide = make_slide(tmp_path / "a.tif", image)
+    result = predict_slide(small_segmenter(), slide, tmp_path / "out", ALL)
+    assert (result.label.array() == by_hand(small_segmenter(), image)).all()
+    assert len(np.unique(result.label.array())) == len(CLASSES)
+
+
+def test_plain_prediction_differs_by_last_bits_alone(tmp_path: Path) -> None:
+    """Its batches run on from row to row."""
+    image = tissue(200, 310)
+    result = predict_slide(small_segmenter(), make_slide(tmp_path / "a.tif", image), tmp_path / "out", ALL)
+    assert (result.label.array() != small_segmenter().predict(image)).mean() < 1e-3
+
+
+def test_where_there_is_tissue_the_label_is_that_of_all_windows(done: SlideResult) -> None:
+    """Windows that touch no tissue are not run, and what they alone cover is 255."""
+    label, whole = done.label.array(), by_hand(small_segmenter(), island())
+    seen = label != 255
+    assert (label[seen] == whole[seen]).mean() > 0.9999  # batches differ, so last bits may
+    assert seen[20:140, 30:180].all()
+    assert seen[170:280, 200:380].all()
+    assert 0.4 < seen.mean() < 0.95
+    assert sum(done.pixels) == seen.sum()
+    assert sum(done.tissue_pixels) < seen.sum()
+
+
+@pytest.mark.parametrize(
+    ("strip", "piece", "budget"), [(64, 96, 2**29), (512, 2048, 100_000), (16, 33, 90_000), (512, 2048, 1)]
+)
+def test_neither_pieces_nor_blocks_of_columns_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strip: int, piece: int, budget: int
+) -> None:
+    image = tissue(150, 310)
+    slide = make_slide(tmp_path / "a.tif", image)
+    whole = predict_slide(small_segmenter(), slide, tmp_path / "whole", SlideOptions(tissue="all", simplify=0))
+    monkeypatch.setattr(strips, "STRIP", strip)
+    monkeypatch.setattr(strips, "PIECE", piece)
+    monkeypatch.setattr(bands_module.plan, "__defaults__", (budget,))
+    layout, _ = bands_module.plan(small_segmenter(), (310, 150))
+    assert (len(layout.blocks) > 1) == (budget < 2**29)
+    cut = predict_slide(small_segmenter(), slide, tmp_path / "cut", SlideOptions(tissue="all", simplify=0))
+    assert (cut.label.array() != whole.label.array()).mean() < 1e-3  # a block's batches are its own
+    if budget == 2**29:
+        assert (cut.folder / "mask.ome.tif").read_bytes() == (whole.folder / "mask.ome.tif").read_bytes()
+    assert cut.pixels[1] == pytest.approx(whole.pixels[1], rel=1e-3)
+    assert problems(cut.folder / "regions.geojson.gz") == []
+
+
+def test_everything_that_is_written(done: SlideResult, slide: Path) -> None:
+    assert names(done.folder) == RESULTS
+    assert problems(done.folder / "regions.geojson.gz") == problems(done.folder / "tissue.geojson") == []
+    with Image.open(done.folder / "thumbnail.jpg") as thumbnail:
+        assert thumbnail.size == (400, 300)
+    assert SlideResult.read(done.folder).record() == done.record()
+    with open_slide(slide) as opened:
+        assert (done.mpp, done.width, done.height) == (opened.mpp, *opened.size)
+    assert (done.label.mpp, done.label.origin, done.label.info.classes) == (done.mpp, (0, 0), CLASSES)
+    assert done.label.shape == (300, 400)
+
+
+def test_a_model_of_other_pixels_gives_a_mask_of_its_own_size(tmp_path: Path, slide: Path) -> None:
+    result = predict_slide(small_segmenter(microns=4.0), slide, tmp_path / "one", ALL)
+    assert (result.width, result.height, result.mpp) == (200, 150, pytest.approx(4.0))
+    halved = predict_slide(small_segmenter(microns=2.0, scale=0.5), slide, tmp_path / "two", ALL)
+    assert halved.label.shape == (150, 200)
+    given = predict_slide(small_segmenter(microns=None), slide, tmp_path / "three", SlideOptions(model_mpp=4.0))
+    assert given.mpp == pytest.approx(4.0)
+    with pytest.raises(InputError, match="--model-mpp"):
+        predict_slide(small_segmenter(microns=None), slide, tmp_path / "four", ALL)
+    assert not (tmp_path / "four").exists()
+
+
+@pytest.mark.parametrize("size", [(20, 25), (20, 100), (100, 20), (32, 32)])
+def test_a_slide_smaller_than_a_window(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = tissue(*size)
+    result = predict_slide(small_segmenter(), make_slide(tmp_path / "a.tif", image), tmp_path / "out", ALL)
+    assert result.label.shape == size
+    assert (result.label.array() != small_segmenter().predict(image)).mean() < 1e-2
+    assert problems(result.folder / "regions.geojson.gz") == []
+
+
+def test_a_slide_without_tissue_has_empty_results_and_says_so(tmp_path: Path) -> None:
+    slide = make_slide(tmp_path / "a.tif", np.full((200, 300, 3), 243, dtype=np.uint8))
+    result = predict_slide(small_segmenter(), slide, tmp_path / "out", SlideOptions())
+    assert names(result.folder) == RESULTS
+    assert (result.label.array() == 255).all()
+    assert sum(result.pixels) == 0
+    assert any("no tissue" in remark for remark in result.remarks)
+
+
+def test_tissue_taken_back_from_its_file_is_looked_at_alone(tmp_path: Path, slide: Path, done: SlideResult) -> None:
+    pytest.importorskip("mpamatch.slides.annotations")
+    options = SlideOptions(tissue=str(done.folder / "tissue.geojson"))
+    again = predict_slide(small_segmenter(), slide, tmp_path / "out", options)
+    assert again.pixels == again.tissue_pixels
+    assert sum(again.pixels) == pytest.approx(sum(done.tissue_pixels), rel=0.05)
+    inside = again.label.array() != 255
+    assert (again.label.array()[inside] == done.label.array()[inside]).mean() > 0.9999
+
+
+def test_a_corrupt_tile_is_counted_and_white(tmp_path: Path) -> None:
+    slide = make_slide(tmp_path / "a.tif", tissue(300, 400))
+    corrupt_tile(slide, 1)
+    result = predict_slide(small_segmenter(), slide, tmp_path / "out", ALL)
+    assert result.bad_tiles == 1
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "areas.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_bad_slide_among_others_costs_itself_alone(tmp_path: Path) -> None:
+    slides = [make_slide(tmp_path / f"{name}.tif") for name in "abc"]
+    whole = slides[1].read_bytes()
+    slides[1].write_bytes(whole[: len(whole) // 3])
+    skipped: list[InputError] = []
+    done = predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(), skip=skipped.append)
+    assert [one.name for one in done] == ["a", "c"]
+    assert [str(slides[1]) in str(error) for error in skipped] == [True]
+    assert names(tmp_path / "out") == ["a", "areas.csv", "c", "slides.json"]
+    rows = table(tmp_path / "out")
+    assert [row["name"] for row in rows] == ["a", "c"]
+    assert sum(float(rows[0][f"{name} share"]) for name in CLASSES) == pytest.approx(1, abs=1e-5)
+    area = sum(int(rows[0][f"{name} pixels"]) for name in CLASSES) * 4e-6
+    assert sum(float(rows[0][f"{name} mm2"]) for name in CLASSES) == pytest.approx(area, rel=1e-4)
+    with pytest.raises(InputError, match=r"b\.tif"):
+        predict_slides(small_segmenter(), slides, tmp_path / "stopped", SlideOptions())
+    assert [row["name"] for row in table(tmp_path / "stopped")] == ["a"]
+
+
+def test_a_folder_goes_on_with_the_same_options_and_refuses_others(tmp_path: Path, slide: Path) -> None:
+    out, other = tmp_path / "out", make_slide(tmp_path / "b.tif")
+    predict_slides(small_segmenter(), [slide], out, SlideOptions())
+    first = (out / "a" / "mask.ome.tif").stat().st_mtime_ns
+    predict_slides(small_segmenter(), [slide, other], out, SlideOptions())
+    assert (out / "a" / "mask.ome.tif").stat().st_mtime_ns == first
+    assert [row["name"] for row in table(out)] == ["a", "b"]
+    for options, what in (
+        (SlideOptions(overlap=0.5), "overlap"),
+        (SlideOptions(tissue="all"), "tissue"),
+        (SlideOptions(origin="slide"), "origin"),
+        (SlideOptions(simplify=0), "simplify"),
+    ):
+        with pytest.raises(InputError, match=f"other {what}"):
+            predict_slides(small_segmenter(), [slide], out, options)
+        with pytest.raises(InputError, match=f"other {what}"):
+            predict_slide(small_segmenter(), slide, out / "a", options)
+    changed = small_segmenter()
+    changed.model.layers[0].weight[0, 0, 0, 0] += 1
+    with pytest.raises(InputError, match="other weights"):
+        predict_slides(changed, [slide], out, SlideOptions())
+    with pytest.raises(InputError, match="other slide"):
+        predict_slide(small_segmenter(), other, out / "a", SlideOptions())
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "x").write_text("mine")
+    for call in (
+        lambda: predict_slide(small_segmenter(), slide, tmp_path / "used", SlideOptions()),
+        lambda: predict_slides(small_segmenter(), [slide], tmp_path / "used", SlideOptions()),
+    ):
+        with pytest.raises(InputError, match="not empty"):
+            call()
+    assert names(tmp_path / "used") == ["x"]
+
+
+def test_shards_share_a_folder(tmp_path: Path) -> None:
+    slides = [make_slide(tmp_path / f"{number}.tif", island(120, 160)) for number in range(5)]
+    found = []
+    for index in range(3):
+        found += predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(), shard=Shard(index, 3))
+    assert sorted(one.file for one in found) == slides
+    assert [row["name"] for row in table(tmp_path / "out")] == [str(number) for number in range(5)]
+    with pytest.raises(InputError, match="is of one slide"):
+        predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(tissue="x.geojson"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All results, without the path that done.json has."""
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def killed(slides: list[Path], out: Path, moments: list[float]) -> int:
+    """Starts the prediction once for each of `moments` and kills it so many seconds after it has kept something new.
+
+    Returns how often it was still at work.
+    """
+    kills = 0
+    for moment in moments:
+        before = state(out)
+        process = subprocess.Popen([sys.executable, "-m", "tests.inference.slides", *map(str, slides), str(out)])
+        while process.poll() is None and state(out) == before:
+            time.sleep(0.002)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() != 0
+    return kills
+
+
+def state(out: Path) -> list[str]:
+    return sorted(str(path) for path in out.rglob("*") if not path.name.startswith(".")) if out.exists() else []
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    image = np.tile(island(), (3, 2, 1))
+    slides = [make_slide(tmp_path / f"{name}.tif", image) for name in "ab"]
+    torch.set_num_threads(1)
+    predict_slides(small_segmenter(), slides, tmp_path / "whole", SlideOptions())
+    moments = [random.Random(1).uniform(0, 0.4) for _ in range(3)]
+    assert killed(slides, tmp_path / "out", moments) >= 2
+    assert state(tmp_path / "out") != state(tmp_path / "whole")
+    predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions())
+    assert {"a", "areas.csv", "b", "slides.json"} <= set(names(tmp_path / "out"))
+    for name in "ab":
+        assert names(tmp_path / "out" / name) == RESULTS
+        assert contents(tmp_path / "out" / name) == contents(tmp_path / "whole" / name)
+    assert (tmp_path / "out" / "areas.csv").read_text() == (tmp_path / "whole" / "areas.csv").read_text()
+
+
+def test_what_a_kill_leaves_of_a_record_is_no_obstacle(tmp_path: Path, slide: Path, done: SlideResult) -> None:
+    for place in (tmp_path / "out" / ".slides.json.x1.json", tmp_path / "out" / "a" / ".slide.json.x1.json"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("{")
+    predict_slides(small_segmenter(), [slide], tmp_path / "out", SlideOptions())
+    assert names(tmp_path / "out" / "a") == RESULTS
+    assert contents(tmp_path / "out" / "a") == contents(done.folder)
+
+
+def test_bands_that_are_done_are_not_run_again(tmp_path: Path, slide: Path, done: SlideResult) -> None:
+    """All bands but the last are there: the windows of at most two rows more are run, and the result is the same."""
+    runs: list[int] = []
+
+    class Counting:
+        def begin(self, name: str, windows: int) -> None:
+            runs.append(windows)
+
+        def advance(self, windows: int) -> None:
+            runs.append(windows)
+
+    def stopped(self: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpamatch.inference.slides._Job.write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict_slide(small_segmenter(), slide, out, SlideOptions())
+    assert names(out) == ["bands", "slide.json"]
+    bands = sorted((out / "bands").iterdir())
+    assert len(bands) > 5
+    bands[-1].unlink()
+    predict_slide(small_segmenter(), slide, out, SlideOptions(), Counting())
+    assert 0 < runs[0] == sum(runs[1:]) < 20
+    assert contents(out) == contents(done.folder)
+
+
+def test_a_label_is_read_lazily_in_python(tmp_path: Path, slide: Path, done: SlideResult) -> None:
+    result = small_segmenter().predict_slide(slide, tmp_path / "out")
+    assert isinstance(result.label, SlideLabel)
+    assert (result.label[100:200, 50:300:2] == done.label.array()[100:200, 50:300:2]).all()
+    assert (np.asarray(result.label) == done.label.array()).all()
