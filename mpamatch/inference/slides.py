@@ -20,6 +20,8 @@ from mpamatch.inference.files import Areas, write_areas
 from mpamatch.inference.progress import Progress, Silent
 from mpamatch.inference.record import SLIDE, Record, check_empty, check_place, check_same, made_with
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.slides.annotations.raster import covered
+from mpamatch.slides.annotations.read import read_annotations
 from mpamatch.slides.bands import Band, Rows, Seen, Store
 from mpamatch.slides.geojson import ORIGINS, place_of, write_regions, write_tissue
 from mpamatch.slides.mask import MaskInfo, SlideLabel, write_mask
@@ -286,9 +288,6 @@ def _tissue(slide: Slide, wish: str, origin: str, margin: float) -> tuple[Tissue
 
 def _marked(slide: Slide, file: Path, origin: str) -> Tissue:
     """Reads the tissue from the regions in a file, of whatever class. Raises InputError if there are none."""
-    from mpamatch.slides.annotations.raster import covered
-    from mpamatch.slides.annotations.read import read_annotations
-
     found = read_annotations([file], bounds=slide.bounds, origin=origin).regions
     whole = all_tissue(slide)
     mask = np.zeros_like(whole.mask)
