@@ -233,9 +233,11 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="at a file that cannot be predicted: stop, or name it in the end and go on (images: stop, slides: skip)",
     )  # fmt: skip
     slides = parser.add_argument_group("whole slides")
-    slides.add_argument("--mpp", "--slide-mpp", type=float, help="µm per pixel of slides whose files name none")
+    slides.add_argument(
+        "--slide-mpp", "--mpp", dest="mpp", type=float, help="µm per pixel of slides whose files name none"
+    )
     slides.add_argument("--model-mpp", type=float, help="µm per pixel of the training images, if the run names none")
-    slides.add_argument("--tissue", metavar="auto|all|FILE", help="where to look; FILE: GeoJSON of one slide (auto)")
+    slides.add_argument("--tissue", metavar="auto|all|FILE", help="where to look; GeoJSON, a file or a folder (auto)")
     slides.add_argument(
         "--origin", choices=("qupath", "slide"),
         help="where coordinates begin: as QuPath shows the slide, or at its corner as with --no-crop (qupath)",

@@ -1,6 +1,7 @@
 """Prediction for whole slides: mask, regions for QuPath, tissue and a thumbnail, and going on where a run stopped."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from mpamatch.inference.files import Areas, write_areas
 from mpamatch.inference.progress import Progress, Silent
 from mpamatch.inference.record import SLIDE, Record, check_empty, check_place, check_same, made_with
 from mpamatch.inference.segmenter import Segmenter
-from mpamatch.slides.annotations.raster import covered
-from mpamatch.slides.annotations.read import read_annotations
+from mpamatch.slides.annotations.read import slide_name
 from mpamatch.slides.bands import Band, Rows, Seen, Store
 from mpamatch.slides.geojson import ORIGINS, place_of, write_regions, write_tissue
 from mpamatch.slides.mask import MaskInfo, SlideLabel, write_mask
 from mpamatch.slides.outlines import Outliner
-from mpamatch.slides.reader import Box, Slide, View, open_slide
+from mpamatch.slides.patches import chosen_tissue
+from mpamatch.slides.reader import Slide, View, open_slide
 from mpamatch.slides.shards import ALONE, Shard
 from mpamatch.slides.tissue import Tissue, all_tissue, find_tissue
 
@@ -44,7 +45,8 @@ class SlideOptions:
     Attributes:
         mpp: µm per pixel of slides whose files name none; None if all do.
         model_mpp: µm per pixel of the images that the model was trained on; None: as the run says.
-        tissue: auto (found in the slide, and a window's margin around it), all, or a GeoJSON file of the tissue.
+        tissue: auto (found in the slide, and a window's margin around it), all, or a GeoJSON file of the tissue, or a
+            folder of such files by the names of the slides.
         overlap: share of a window that neighbours have in common; None: as the run says.
         origin: where coordinates of outlines begin: qupath or slide.
         simplify: tolerance of outlines in pixels of the mask; 0 keeps every corner.
@@ -61,10 +63,12 @@ class SlideOptions:
     simplify: float = 1.0
 
     def record(self) -> dict[str, Any]:
-        """Returns what of it results depend on; of a file of tissue the SHA-256 of its content."""
-        file = Path(self.tissue)
+        """Returns what results depend on beside the model and its windows; of tissue files the SHA-256."""
         known = self.tissue in ("auto", "all")
-        return {**vars(self), "tissue": self.tissue if known else hashlib.sha256(_content(file)).hexdigest()}
+        tissue = self.tissue if known else _digest(Path(self.tissue))
+        return {"mpp": self.mpp, "model_mpp": self.model_mpp, "tissue": tissue} | {
+            "origin": self.origin, "simplify": self.simplify, "budget": BUDGET
+        }  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
@@ -156,15 +160,17 @@ def predict_slides(
         The areas of the slides of this shard that are finished.
 
     Raises:
-        InputError: `out` holds something else, a file of tissue is given for several slides, or a slide cannot be
+        InputError: `out` holds something else, one file of tissue is given for several slides, or a slide cannot be
             predicted and `skip` is None.
     """
-    if options.tissue not in ("auto", "all") and len(files) > 1:
-        raise InputError(f"--tissue {options.tissue}: is of one slide, but {len(files)} are given: predict them apart.")
+    if Path(options.tissue).is_file() and len(files) > 1:
+        raise InputError(
+            f"--tissue {options.tissue}: is of one slide, but {len(files)} are given: name a folder of such files."
+        )
     segmenter = segmenter.with_overlap(options.overlap)
     model_microns(segmenter, options.model_mpp)  # told before anything is written
     check_place(out)
-    made = made_with(segmenter, {**options.record(), "budget": BUDGET})
+    made = made_with(segmenter, options.record())
     record = Record(out / "slides.json", made, files, taken=("masks", "overlays"))
     record.write()
     found = []
@@ -223,7 +229,7 @@ def predict_slide(
             else or results of another slide, model or options, or a result cannot be written.
     """
     segmenter = segmenter.with_overlap(options.overlap)
-    made = made or made_with(segmenter, {**options.record(), "budget": BUDGET})
+    made = made or made_with(segmenter, options.record())
     _claim(folder, path, made)
     if (folder / DONE).is_file():
         shutil.rmtree(folder / BANDS, ignore_errors=True)
@@ -257,11 +263,17 @@ def _of_slide(path: Path, made: Mapping[str, Any]) -> dict[str, Any]:
     return {**made, "slide": path.name, "bytes of the slide": path.stat().st_size}
 
 
-def _content(file: Path) -> bytes:
+def _digest(place: Path) -> str:
+    """Computes the SHA-256 of a file, or of the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
     try:
-        return file.read_bytes()
+        for file in [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file()):
+            digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes())
     except OSError as error:
-        raise InputError(f"--tissue {file}: must be auto, all or a GeoJSON file ({error.strerror}).") from error
+        raise InputError(f"--tissue {place}: cannot be read ({error.strerror}).") from error
+    if not place.exists():
+        raise InputError(f"--tissue {place}: must be auto, all, or a GeoJSON file or a folder of them.")
+    return digest.hexdigest()
 
 
 def model_microns(segmenter: Segmenter, given: float | None) -> float:
@@ -283,20 +295,10 @@ def _tissue(slide: Slide, wish: str, origin: str, margin: float) -> tuple[Tissue
         return all_tissue(slide), 0.0
     if wish == "auto":
         return find_tissue(slide), margin
-    return _marked(slide, Path(wish), origin), 0.0
-
-
-def _marked(slide: Slide, file: Path, origin: str) -> Tissue:
-    """Reads the tissue from the regions in a file, of whatever class. Raises InputError if there are none."""
-    found = read_annotations([file], bounds=slide.bounds, origin=origin).regions
-    whole = all_tissue(slide)
-    mask = np.zeros_like(whole.mask)
-    box = Box(0, 0, mask.shape[1], mask.shape[0])
-    for region in found:
-        mask |= covered(region.geometry, box, whole.scale)
-    if not mask.any():
-        raise InputError(f"{file}: marks nothing on {slide.path.name}: give regions in its pixels, or --tissue auto.")
-    return Tissue(mask, whole.mpp, whole.scale)
+    tissue = chosen_tissue(slide, slide_name(slide.path), wish, origin)
+    if not tissue.mask.any():
+        raise InputError(f"{wish}: marks nothing on {slide.path.name}: give regions in its pixels, or --tissue auto.")
+    return tissue, 0.0
 
 
 class _Job:

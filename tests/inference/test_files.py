@@ -255,3 +255,58 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(asked) == 1  # told before a model is loaded
     assert run(argparse.Namespace(**{**given, "out": str(tmp_path / "again"), "overlap": None})) == 0
     assert used[1] == segmenter.settings.overlap != 0.5  # that of the run
+
+
+def broken(folder: Path) -> Path:
+    """a.png, b.png cut in half, c.png."""
+    save(folder / "a.png")
+    whole = save(folder / "b.png", height=200, width=200).read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    save(folder / "c.png", bright=20)
+    return folder
+
+
+def test_unreadable_file_is_skipped_by_name_and_the_rest_done(tmp_path: Path) -> None:
+    skipped: list[InputError] = []
+    found = predict_files(make(), [broken(tmp_path / "in")], tmp_path / "out", skip=skipped.append)
+    assert [one.name for one in found] == ["a", "c"]
+    assert names(tmp_path / "out" / "masks") == ["a.png", "c.png"]
+    assert [row["gland pixels"] for row in table(tmp_path / "out")] == ["200", "400"]
+    assert len(skipped) == 1
+    assert "b.png" in str(skipped[0])
+
+
+def test_a_stopped_folder_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    folder, out = broken(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(InputError, match=r"b\.png"):
+        predict_files(make(), [folder], out)
+    first = (out / "masks" / "a.png").stat().st_mtime_ns
+    save(folder / "b.png", bright=30)
+    save(folder / "0.png", bright=5)
+    (out / "overlays" / "half.png").write_bytes(b"")
+    rows = predict_files(make(), [folder], out)
+    assert [(row.name, row.pixels[1]) for row in rows] == [("0", 100), ("a", 200), ("b", 600), ("c", 400)]
+    assert [row["name"] for row in table(out)] == ["0", "a", "b", "c"]
+    assert (out / "masks" / "a.png").stat().st_mtime_ns == first
+    (out / "overlays" / "c.png").unlink()
+    predict_files(make(), [folder], out)
+    assert names(out / "overlays") == ["0.png", "a.png", "b.png", "c.png", "half.png"]
+
+
+def test_names_stay_when_a_list_grows(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make(), [save(tmp_path / "y" / "a.png", bright=7)], out)
+    rows = predict_files(make(), [save(tmp_path / "x" / "a.png", bright=3), tmp_path / "y"], out)
+    assert [(row.name, row.pixels[1]) for row in rows] == [("x-a", 60), ("a", 140)]
+
+
+def test_another_model_or_overlap_is_refused(tmp_path: Path) -> None:
+    image, out = save(tmp_path / "a.png"), tmp_path / "out"
+    predict_files(make(), [image], out)
+    with pytest.raises(InputError, match=r"other overlap \(0\.3\d+, not 0\.5\)"):
+        predict_files(make().with_overlap(0.5), [image], out)
+    with pytest.raises(InputError, match=r"other microns_per_pixel \(None, not 0\.5\)"):
+        predict_files(make(0.5), [image], out)
+    (out / "images.json").write_text("{}")
+    with pytest.raises(InputError, match="is no record"):
+        predict_files(make(), [image], out)

@@ -1,7 +1,9 @@
 """Whole slides: the label of plain prediction, whatever the bands, the blocks, the pieces read, or the kills."""
 
 import csv
+import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,8 +244,26 @@ def test_shards_share_a_folder(tmp_path: Path) -> None:
         found += predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(), shard=Shard(index, 3))
     assert sorted(one.file for one in found) == slides
     assert [row["name"] for row in table(tmp_path / "out")] == [str(number) for number in range(5)]
+
+
+def test_tissue_of_several_slides_is_a_folder(tmp_path: Path, done: SlideResult) -> None:
+    slides = [make_slide(tmp_path / f"{name}.tif") for name in "ab"]
+    marked = tmp_path / "tissue"
+    marked.mkdir()
+    for name in "ab":
+        shutil.copy(done.folder / "tissue.geojson", marked / f"{name}.geojson")
     with pytest.raises(InputError, match="is of one slide"):
-        predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(tissue="x.geojson"))
+        predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(tissue=str(marked / "a.geojson")))
+    with pytest.raises(InputError, match=r"gone: must be auto, all"):
+        predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(tissue=str(tmp_path / "gone")))
+    assert not (tmp_path / "out").exists()
+    found = predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(tissue=str(marked)))
+    assert found[0].pixels == found[1].pixels == found[0].tissue_pixels
+    (marked / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": []}))
+    with pytest.raises(InputError, match="other tissue"):
+        predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions(tissue=str(marked)))
+    with pytest.raises(InputError, match=r"marks nothing on b\.tif"):
+        predict_slides(small_segmenter(), slides, tmp_path / "new", SlideOptions(tissue=str(marked)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
