@@ -76,7 +76,7 @@ def write_mask(
     held: Label | None = None
     options: dict[str, Any] = {
         "tile": (TILE, TILE),
-        "compression": "deflate",
+        "compression": "adobe_deflate",
         "photometric": "minisblack",
         "metadata": None,
     }

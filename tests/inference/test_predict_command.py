@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpamatch.benchmarks.make_slide import main as make_slide
+from mpamatch.benchmarks.make_slide import make_slide
 from mpamatch.cli import main
 from mpamatch.data.prepared import load_prepared
 from mpamatch.images import read_mask
@@ -27,7 +27,7 @@ def mpamatch(*words: object) -> int:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """make_slide → prepare slides → train → predict, exactly and simplified; the folder."""
     folder = tmp_path_factory.mktemp("story")
-    make_slide([str(folder / "slides" / "a.tif"), "--size", "1600"])
+    make_slide(folder / "slides" / "a.tif", 1600, None, 0.5, 0)
     (folder / "qupath").mkdir()
     (folder / "slides" / "a-truth.geojson").rename(folder / "qupath" / "a.geojson")
     words = ["--annotations", folder / "qupath", "--patch", PATCH, "--unlabelled", 20, "--unpainted", "background"]
