@@ -5,7 +5,8 @@
 Each size is a slide that make_slide makes (or FILE, once), predicted with the small model of the ebhi-seg-gland recipe
 and random weights in a process of its own, everywhere (--tissue all). `model` is the network alone, in the same threads
 on as many windows of the same slide, in batches of the same size (measured on a tenth of them, right after). Random
-weights speckle; so the labels follow the blurred stain, as a trained network's do, unless --noise.
+weights speckle; so the labels are where the blurred stain is darker than around, of glands' size, unless
+--noise.
 
 ratio: CPU seconds of the process while it predicts, over those of the model alone on the same number of windows.
 peak:  the most memory of the process, less what it had after its imports.
@@ -81,7 +82,9 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
             logits = self.network(windows).logits
             if not self.noise:
                 green = functional.avg_pool2d(windows[:, 1:2], 16)
-                stain = functional.interpolate(-green / 0.1, size=windows.shape[2:], mode="bilinear")
+                stain = (
+                    functional.interpolate(green.mean() - green - 0.3, size=windows.shape[2:], mode="bilinear") / 0.1
+                )
                 logits = 0 * logits + torch.cat([-stain, stain], dim=1)
             return SimpleNamespace(logits=logits)
 
