@@ -71,6 +71,8 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
     from mpamatch.inference.slides import SlideOptions, predict_slide
     from mpamatch.slides.reader import open_slide
 
+    before = peak_bytes()
+
     class Regions(nn.Module):
         """The network, and unless `noise` logits that follow the blurred stain instead of its own."""
 
@@ -83,7 +85,7 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
             if not self.noise:
                 green = functional.avg_pool2d(windows[:, 1:2], 16)
                 stain = (
-                    functional.interpolate(green.mean() - green - 0.3, size=windows.shape[2:], mode="bilinear") / 0.1
+                    functional.interpolate(green.mean() - green - 0.15, size=windows.shape[2:], mode="bilinear") / 0.1
                 )
                 logits = 0 * logits + torch.cat([-stain, stain], dim=1)
             return SimpleNamespace(logits=logits)
@@ -99,7 +101,6 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
                 for at in range(8 * 16)]  # fmt: skip
     batches = [some[at : at + settings.batch] for at in range(0, len(some), settings.batch)]
     list(segmenter.window_probabilities(batches[:4]))  # the first batches choose kernels
-    before = peak_bytes()
 
     class Ends:
         """Notes when the last window was done."""
@@ -113,7 +114,7 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
 
     ends = Ends()
     began, cpu = time.perf_counter(), time.process_time()
-    result = predict_slide(segmenter, slide, out, SlideOptions(tissue="all"), ends)
+    predict_slide(segmenter, slide, out, SlideOptions(tissue="all"), ends)
     cpu, stopped = time.process_time() - cpu, time.perf_counter()
     wall = stopped - began
     alone = model_alone(segmenter, batches, max(len(some), ends.windows // 10))
@@ -121,7 +122,7 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
         size, ends.windows, window, cpu, alone * ends.windows, cpu / (alone * ends.windows), wall,
         ends.windows / (ends.last - began), (stopped - ends.last) / wall, (peak_bytes() - before) / 1e6,
         count_regions(out), (out / "mask.ome.tif").stat().st_size / 1e6, torch.get_num_threads(), os.getloadavg()[0],
-    ) if result else None  # fmt: skip
+    )  # fmt: skip
 
 
 def model_alone(segmenter: Any, batches: list[list[np.ndarray]], windows: int) -> float:

@@ -24,7 +24,11 @@ what is wrong and what to do.
 """
 # The modules of the page, each with the classes that no module exports but whose instances users hold.
 MODULES = {
-    "mpamatch": ["mpamatch.inference.segmenter.Segmenter"],
+    "mpamatch": [
+        "mpamatch.inference.segmenter.Segmenter",
+        "mpamatch.inference.slides.SlideResult",
+        "mpamatch.slides.mask.MaskFile",
+    ],
     "mpamatch.ops": [],
     "mpamatch.models": ["mpamatch.registry.Registry"],
     "mpamatch.methods": ["mpamatch.batch.Batch", "mpamatch.batch.Labelled", "mpamatch.batch.Unlabelled"],

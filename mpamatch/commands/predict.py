@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +16,11 @@ from mpamatch.inference.files import Areas, list_inputs, predict_files, square_m
 from mpamatch.inference.progress import Shown
 from mpamatch.inference.record import check_place
 from mpamatch.inference.segmenter import Segmenter
-from mpamatch.inference.slides import SlideOptions, SlideResult, predict_slides
 from mpamatch.slides.shards import Shard, shard_of
+from mpamatch.slides.sources.base import library
+
+if TYPE_CHECKING:
+    from mpamatch.inference.slides import SlideOptions
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
             segmenter, images, out, rank=ranks.rank(), ranks=ranks.size(), gather=ranks.gather, skip=skip
         )
     remarks: list[str] = []
-    if slides:
+    if options is not None:
+        from mpamatch.inference.slides import predict_slides
+
         mine = [file for file in slides if shard.owns(file)]
         with Shown(len(mine), shown=ranks.rank() == 0) as progress:
             done = predict_slides(
@@ -57,13 +63,19 @@ def run(arguments: argparse.Namespace) -> int:
     return _end(console, out, bool(slides), problems, remarks)
 
 
-def _options(arguments: argparse.Namespace, slides: Sequence[Path]) -> SlideOptions:
-    """Collects the options of slides. Raises InputError if one is given and there is no slide."""
+def _options(arguments: argparse.Namespace, slides: Sequence[Path]) -> "SlideOptions | None":
+    """Collects the options of slides. Raises InputError if one is given and there is no slide, or for its value."""
     names = ("mpp", "model_mpp", "tissue", "origin", "simplify")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if given and not slides:
         word = "--" + next(iter(given)).replace("_", "-")
         raise InputError(f"{word}: is for whole slides, and none of the inputs is one: leave it out.")
+    if not slides:
+        return None
+    for name in ("shapely", "tifffile"):
+        library(name, slides[0])
+    from mpamatch.inference.slides import SlideOptions  # the extra `slides` comes with it, plain images need none
+
     return SlideOptions(**given, overlap=arguments.overlap)
 
 
@@ -77,11 +89,15 @@ def _shard(word: str | None, images: Sequence[Path]) -> Shard:
 
 def _remarks(out: Path, done: Sequence[Areas]) -> list[str]:
     """Collects what there is to know of each slide."""
+    from mpamatch.inference.slides import SlideResult
+
     return [f"{one.file}: {remark}" for one in done for remark in SlideResult.read(out / one.name).remarks]
 
 
 def _unread(out: Path, one: Areas) -> InputError | None:
     """Says how many tiles of a slide could not be read, if there are any."""
+    from mpamatch.inference.slides import SlideResult
+
     count = SlideResult.read(out / one.name).bad_tiles
     tiles = f"{count} tile{'s' if count != 1 else ''}"
     return InputError(f"{one.file}: {tiles} cannot be decoded and counted as white: copy it again.") if count else None

@@ -95,7 +95,14 @@ class Segmenter:
         return self.settings.class_names
 
     def with_overlap(self, overlap: float | None) -> "Segmenter":
-        """Returns it with another overlap of windows; None: as it is."""
+        """Returns it with another overlap of windows.
+
+        Args:
+            overlap: share of a side that windows have in common, 0 <= overlap < 1; None: as it is.
+
+        Returns:
+            A Segmenter with the same model.
+        """
         return self if overlap is None else Segmenter(self.model, replace(self.settings, overlap=overlap))
 
     @property
@@ -247,6 +254,12 @@ class Segmenter:
         """Computes class probabilities of windows that were cut already, in batches as they are given, in order.
 
         Windows are taken as they are, without scaling; if they are smaller, they are padded as images are.
+
+        Args:
+            batches: lists of windows of one size.
+
+        Yields:
+            The probabilities of each batch, on the model's device.
 
         Raises:
             InputError: the model has another number of classes.

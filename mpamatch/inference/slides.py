@@ -24,7 +24,7 @@ from mpamatch.inference.segmenter import Segmenter
 from mpamatch.slides.annotations.read import slide_name
 from mpamatch.slides.bands import Band, Rows, Seen, Store
 from mpamatch.slides.geojson import ORIGINS, place_of, write_regions, write_tissue
-from mpamatch.slides.mask import MaskInfo, SlideLabel, write_mask
+from mpamatch.slides.mask import MaskFile, MaskInfo, write_mask
 from mpamatch.slides.outlines import Outliner
 from mpamatch.slides.patches import chosen_tissue
 from mpamatch.slides.reader import Slide, View, open_slide
@@ -108,18 +108,39 @@ class SlideResult:
     remarks: tuple[str, ...] = ()
 
     @cached_property
-    def label(self) -> SlideLabel:
-        """The label, read from the mask where it is asked for: `result.label[1000:2000, :512]` is (1000, 512) uint8."""
-        return SlideLabel(self.folder / MASK)
+    def label(self) -> MaskFile:
+        """The label, read from the mask where it is asked for: `result.label[1000:2000, :512]` is (1000, 512) uint8.
+
+        Returns:
+            The opened mask.
+
+        Raises:
+            InputError: the mask is gone, or is none.
+        """
+        return MaskFile(self.folder / MASK)
 
     def record(self) -> dict[str, Any]:
-        """Returns it as done.json has it."""
+        """Describes it as done.json does.
+
+        Returns:
+            What `read` reads, without the folder.
+        """
         values = {name: value for name, value in vars(self).items() if name not in ("folder", "slide", "label")}
         return {"slide": str(self.slide), **values}
 
     @classmethod
     def read(cls, folder: Path) -> "SlideResult":
-        """Reads done.json. Raises InputError if it is missing or broken."""
+        """Reads what was predicted before.
+
+        Args:
+            folder: of the slide's results.
+
+        Returns:
+            The result.
+
+        Raises:
+            InputError: done.json is missing or broken.
+        """
         about = read_json(folder / DONE)
         try:
             about["slide"] = Path(about["slide"])
@@ -382,7 +403,7 @@ class _Job:
             np.minimum(((np.arange(side) + 0.5) * ratio).astype(np.int64), most - 1)
             for side, most in ((height, view.size[1]), (width, view.size[0]))
         )
-        with SlideLabel(self._folder / MASK) as label:
+        with MaskFile(self._folder / MASK) as label:
             thin, step = label.thinned(max(1, int(ratio)))
         label_here = thin[np.minimum(rows // step, len(thin) - 1)][:, np.minimum(columns // step, thin.shape[1] - 1)]
         painted = overlay(np.concatenate(parts), label_here, self._segmenter.settings.colours)

@@ -161,7 +161,7 @@ def _ome(size: tuple[int, int], info: MaskInfo) -> str:
     )
 
 
-class SlideLabel:
+class MaskFile:
     """The label of a slide, read from its mask region by region: `label[100:200, :50]`, or `label.array()` as a whole.
 
     Attributes:
@@ -169,12 +169,15 @@ class SlideLabel:
         shape: (H, W).
         mpp: µm per pixel.
         info: what else the mask says of itself.
+        dtype: uint8.
+
+    Raises:
+        InputError: the file is missing or is no mask that mpamatch wrote, or tifffile is not installed.
     """
 
     dtype = np.dtype(np.uint8)
 
     def __init__(self, path: str | Path) -> None:
-        """Opens a mask. Raises InputError if the file is none, or tifffile is not installed."""
         self.path = Path(path)
         try:
             self._tiff = library("tifffile", self.path).TiffFile(self.path)
@@ -189,7 +192,7 @@ class SlideLabel:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """The x and y, in pixels of level 0 of the slide, that QuPath takes off."""
+        """The x and y, in pixels of level 0 of the slide, that QuPath counts from."""
         return self.info.origin
 
     def __getitem__(self, place: tuple[slice, slice]) -> Label:
@@ -202,11 +205,22 @@ class SlideLabel:
         return self._region(top, left, max(0, bottom - top), max(0, right - left))[::row_step, ::column_step]
 
     def array(self) -> Label:
-        """Reads all of it."""
+        """Reads all of it.
+
+        Returns:
+            (H, W) uint8.
+        """
         return self[:, :]
 
     def thinned(self, most: int) -> tuple[Label, int]:
-        """Reads the smallest level that keeps at least every `most`-th pixel along a side, and which it keeps."""
+        """Reads a smaller level of the pyramid.
+
+        Args:
+            most: at least every so manieth pixel along a side is kept.
+
+        Returns:
+            The smallest such level, and the step between its pixels: a power of two.
+        """
         levels = self._tiff.series[0].levels
         level = min(len(levels) - 1, most.bit_length() - 1)
         return levels[level].asarray(), 2**level
@@ -243,7 +257,7 @@ class SlideLabel:
         """Closes the file."""
         self._tiff.close()
 
-    def __enter__(self) -> "SlideLabel":
+    def __enter__(self) -> "MaskFile":
         return self
 
     def __exit__(

@@ -12,7 +12,7 @@ from mpamatch.benchmarks.make_slide import make_slide
 from mpamatch.cli import main
 from mpamatch.data.prepared import load_prepared
 from mpamatch.images import read_mask
-from mpamatch.slides.mask import SlideLabel
+from mpamatch.slides.mask import MaskFile
 from tests.slides.qupath import problems
 from tests.tiny import FIELDS
 
@@ -49,7 +49,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_mask_has_the_pixels_of_the_training_set(story: Path) -> None:
-    with SlideLabel(story / "out" / "a" / "mask.ome.tif") as label:
+    with MaskFile(story / "out" / "a" / "mask.ome.tif") as label:
         assert label.shape == (1600, 1600)
         assert label.mpp == pytest.approx(load_prepared(story / "data").microns_per_pixel)
         assert label.info.classes == load_prepared(story / "data").class_names
@@ -90,7 +90,7 @@ def test_what_was_predicted_is_prepared_again(story: Path, tmp_path: Path, name:
     ]
     assert mpamatch("prepare", "slides", story / "slides", tmp_path / "data", *words) == 0
     again = load_prepared(tmp_path / "data")
-    with SlideLabel(story / name / "a" / "mask.ome.tif") as label:
+    with MaskFile(story / name / "a" / "mask.ome.tif") as label:
         whole, classes = label.array(), label.info.classes
     table = np.array([again.class_names.index(one) if one in again.class_names else 0 for one in classes])
     differing = pixels = 0

@@ -20,7 +20,7 @@ from mpamatch.inference import bands as bands_module
 from mpamatch.inference.slides import SlideOptions, SlideResult, predict_slide, predict_slides
 from mpamatch.inference.tiles import origins
 from mpamatch.slides import bands as strips
-from mpamatch.slides.mask import SlideLabel
+from mpamatch.slides.mask import MaskFile
 from mpamatch.slides.reader import open_slide
 from mpamatch.slides.shards import Shard
 from tests.inference.slides import CLASSES, island, make_slide, small_segmenter
@@ -349,6 +349,6 @@ def test_bands_that_are_done_are_not_run_again(tmp_path: Path, slide: Path, done
 
 def test_a_label_is_read_lazily_in_python(tmp_path: Path, slide: Path, done: SlideResult) -> None:
     result = small_segmenter().predict_slide(slide, tmp_path / "out")
-    assert isinstance(result.label, SlideLabel)
+    assert isinstance(result.label, MaskFile)
     assert (result.label[100:200, 50:300:2] == done.label.array()[100:200, 50:300:2]).all()
     assert (np.asarray(result.label) == done.label.array()).all()

@@ -10,7 +10,7 @@ import tifffile
 
 from mpamatch.errors import InputError
 from mpamatch.slides import mask as module
-from mpamatch.slides.mask import MaskInfo, SlideLabel, write_mask
+from mpamatch.slides.mask import MaskFile, MaskInfo, write_mask
 from mpamatch.slides.reader import is_slide, open_slide
 from tests.slides.test_outlines import blobs
 
@@ -61,7 +61,7 @@ def test_heights_of_the_rows_change_no_byte(tmp_path: Path, label: np.ndarray) -
 @pytest.mark.parametrize("size", [(1, 1), (512, 512), (513, 511), (30, 1025)])
 def test_it_is_read_back_region_by_region(tmp_path: Path, label: np.ndarray, size: tuple[int, int]) -> None:
     label = label[: size[0], : size[1]]
-    with SlideLabel(write(tmp_path / "a.ome.tif", label)) as found:
+    with MaskFile(write(tmp_path / "a.ome.tif", label)) as found:
         assert (found.shape, found.mpp, found.origin, found.info) == (size, 0.503, (100, 20), INFO)
         assert found.dtype == np.uint8
         assert (found.array() == label).all()
@@ -82,10 +82,10 @@ def test_it_is_read_as_a_slide_is(tmp_path: Path, label: np.ndarray) -> None:
 
 def test_what_is_no_mask_is_told(tmp_path: Path, label: np.ndarray) -> None:
     with pytest.raises(InputError, match="no such file"):
-        SlideLabel(tmp_path / "gone.ome.tif")
+        MaskFile(tmp_path / "gone.ome.tif")
     (tmp_path / "text.ome.tif").write_text("no TIFF")
     with pytest.raises(InputError, match="is no mask"):
-        SlideLabel(tmp_path / "text.ome.tif")
+        MaskFile(tmp_path / "text.ome.tif")
     tifffile.imwrite(tmp_path / "other.ome.tif", label)
     with pytest.raises(InputError, match="is no mask that mpamatch wrote"):
-        SlideLabel(tmp_path / "other.ome.tif")
+        MaskFile(tmp_path / "other.ome.tif")
