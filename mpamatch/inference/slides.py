@@ -369,8 +369,10 @@ class _Job:
             self._store.write(done.band, done.label, done.confidence)
         band = done.band
         inside = self._within.pixels(band.top, band.bottom, band.block.left, band.block.right)
-        for counts, label in zip(self._counts, (done.label, done.label[inside]), strict=True):
-            counts += np.bincount(label.ravel(), minlength=256)[: len(counts)]
+        for index in range(self._counts.shape[1]):  # bincount would make 8 bytes of each pixel first
+            of_class = done.label == index
+            self._counts[0, index] += np.count_nonzero(of_class)
+            self._counts[1, index] += np.count_nonzero(of_class & inside)
         rows.add(done.label, done.confidence)
 
     def write(self) -> SlideResult:
