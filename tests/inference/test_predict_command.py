@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,21 @@ def test_images_and_slides_in_one_command(story: Path, tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == [image.stem, "a"]
     assert [bool(row["tissue mm2"]) for row in rows] == [False, True]
     assert mpamatch(*words) == 0  # all done: nothing to go on with
+
+
+def test_without_the_extra_images_are_predicted_and_slides_say_what_to_install(story: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('shapely', 'tifffile', 'openslide', 'imagecodecs', 'defusedxml'): sys.modules[name] = None\n"
+        "from mpamatch.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    image = sorted((story / "data" / "images").iterdir())[0]
+    for given, code in ((image, 0), (story / "slides" / "a.tif", 2)):
+        words = ["predict", story / "run", given, "--out", tmp_path / f"out{code}", "--device", "cpu"]
+        done = subprocess.run([sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert ("pip install 'mpamatch[slides]'" in done.stderr) == (code == 2)
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,31 @@ def test_bands_that_are_done_are_not_run_again(tmp_path: Path, slide: Path, done
     assert contents(out) == contents(done.folder)
 
 
+@pytest.mark.parametrize("at", ["write_mask", "write_regions", "write_tissue", "overlay", "write_json"])
+def test_an_end_in_the_middle_of_writing_results_costs_nothing(
+    tmp_path: Path, slide: Path, done: SlideResult, at: str
+) -> None:
+    """Results are written one after another; the command is ended in the middle of each."""
+    from mpamatch.inference import slides as module
+
+    whole, calls = getattr(module, at), []
+
+    def ended(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+        if at == "write_json" and len(calls) == 1:  # slide.json; the second is done.json
+            return whole(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, at, ended)
+        with pytest.raises(KeyboardInterrupt):
+            predict_slide(small_segmenter(), slide, tmp_path / "a", SlideOptions())
+    assert not (tmp_path / "a" / "done.json").exists()
+    predict_slide(small_segmenter(), slide, tmp_path / "a", SlideOptions())
+    assert names(tmp_path / "a") == RESULTS
+    assert contents(tmp_path / "a") == contents(done.folder)
+
+
 def test_a_label_is_read_lazily_in_python(tmp_path: Path, slide: Path, done: SlideResult) -> None:
     result = small_segmenter().predict_slide(slide, tmp_path / "out")
     assert isinstance(result.label, MaskFile)
