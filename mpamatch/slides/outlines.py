@@ -148,6 +148,7 @@ class Outliner:
         for at in np.flatnonzero(np.diff(starts, append=len(order)) > 1):
             stop = starts[at + 1] if at + 1 < len(starts) else len(order)
             united[at] = _united(polygons[order[starts[at] : stop]])
+        del polygons  # simplifying takes some 200 bytes a point: what was united need not lie beside it
         kept = united != None  # noqa: E711
         count = np.rint(sums[0]).astype(np.int64)
         found = Regions(

@@ -204,7 +204,7 @@ def test_evaluation_on_three_ranks_writes_the_file_of_one_process(three):
         assert [said[part] for said in others] == ["", ""]
 
 
-@pytest.mark.parametrize(("name", "files"), [("five", 11), ("two", 5)])
+@pytest.mark.parametrize(("name", "files"), [("five", 12), ("two", 6)])
 def test_prediction_on_three_ranks_writes_the_files_of_one_process(name, files, three):
     found = contents(three["three"]["folder"] / name)
     assert found == contents(three["one"]["folder"] / name)
