@@ -255,7 +255,8 @@ def _chains(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Joins segments end to end, as far as the next junction, into lines: (M, 2) points and the line of each.
 
-    polygonize takes 6 µs a line, however long: a block of glands takes it 0.05 s so instead of 0.25.
+    polygonize takes 6 µs a line, however long: a block of blobs of 50 pixels takes it 0.08 s so instead of 0.78
+    (one core of a busy AMD EPYC).
     A directed segment 2i + e runs from end e of segment i to the other.
     """
     count = 2 * len(segments)
