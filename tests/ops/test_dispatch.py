@@ -5,7 +5,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -337,3 +339,22 @@ def test_a_pure_python_installation_works() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "pure Python" in done.stdout
+
+
+def test_triton_launches_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, which may be another one than that of the tensors."""
+    current: list[torch.Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("forward", "backward"):
+        module = SimpleNamespace(**{name: lambda *given: [*current]})
+        monkeypatch.setattr(dispatch, "_modules", {"segmentation_loss": module})
+        kernel = dispatch.kernel("segmentation_loss" if name == "forward" else "segmentation_loss_backward", "triton")
+        assert kernel(None, CPU, torch.ones(2))[0] is CPU
+        assert not current

@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpamatch import ops
 from tests.ops import truth
@@ -148,3 +149,28 @@ def test_a_wrong_argument_is_refused_by_name(argument: str, value: Tensor) -> No
     given = {"embedding": torch.zeros(5, 17), "prototypes": torch.zeros(3, 4, 17)} | {argument: value}
     with pytest.raises((TypeError, ValueError), match=argument):
         ops.prototype_distance(**given)
+
+
+class _MadeInBackward(TorchDispatchMode):
+    """Notes the shapes and dtypes of what torch's own operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[torch.Size, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.made.append((result.shape, result.dtype))
+        return result
+
+
+def test_the_choice_gets_no_gradient_of_zeros() -> None:
+    """`nearest` is whole numbers: nothing (N, C) of its dtype is made for it, to be thrown away."""
+    case = pixels()
+    embedding = case.embedding.clone().requires_grad_()
+    distance, nearest = ops.prototype_distance(embedding, case.prototypes)
+    with _MadeInBackward() as mode:
+        torch.autograd.grad(distance.sum(), embedding)
+    assert (nearest.shape, torch.int32) not in mode.made
+    assert mode.made  # it does note what is made
