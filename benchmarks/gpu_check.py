@@ -31,6 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "build" / "gpu-check"
+BORDERS = " │┃─━└┘┴┼├┤┌┐╰╯╭╮"  # of rich's tables
 LONGEST_TAIL = 3000  # characters of a failed part's output that are kept
 BUDGET = 530.0  # seconds of nine minutes; the limits of the parts add up to no more
 CUT = 75  # the exit code of a part that stopped itself at its limit and kept what it had
@@ -303,8 +304,9 @@ def die_with_parent() -> None:
 
 
 def note(output: str, *, failed: bool) -> str:
-    lines = output.strip().splitlines()
-    return output.strip()[-LONGEST_TAIL:] if failed else (lines[-1] if lines else "")
+    """The end of the output of a part that failed, else its last line that is more than a border of a table."""
+    lines = [line.strip(BORDERS) for line in output.splitlines()]
+    return output.strip()[-LONGEST_TAIL:] if failed else next((line for line in reversed(lines) if line), "")
 
 
 def summary(machine: dict, outcomes: list[Outcome], running: Part | None, later: list[Part]) -> dict:

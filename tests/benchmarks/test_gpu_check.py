@@ -333,3 +333,15 @@ def processes_named(word: str) -> list[str]:
         except OSError:  # gone
             continue
     return [line for line in found if word in line]
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("first\nlast\n\n", "last"),
+        ("title\n│ fused │ 3 ms │\n└───────┴──────┘\n", "fused │ 3 ms"),
+        ("", ""),
+    ],
+)
+def test_the_note_of_a_part_is_its_last_line_with_words(output, expected):
+    assert gpu_check.note(output, failed=False) == expected
