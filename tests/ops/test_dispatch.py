@@ -358,3 +358,22 @@ def test_triton_launches_on_the_device_of_its_tensors(monkeypatch: pytest.Monkey
         kernel = dispatch.kernel("segmentation_loss" if name == "forward" else "segmentation_loss_backward", "triton")
         assert kernel(None, CPU, torch.ones(2))[0] is CPU
         assert not current
+
+
+def test_each_device_has_its_own_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs of a machine may be of different kinds."""
+    checked: list[torch.device] = []
+
+    def self_check(operation: str, backend: str, device: torch.device) -> str | None:
+        checked.append(device)
+        return "it differs" if device.index == 1 else None
+
+    monkeypatch.setattr(dispatch, "_self_check", self_check)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    first, second = "cuda:0", "cuda:1"
+    for _ in range(2):
+        assert dispatch.failed("pseudo_label", "triton", first) is None
+    with pytest.warns(RuntimeWarning, match="set aside on cuda:1, as it differs"):
+        assert dispatch.failed("pseudo_label", "triton", second) == "it differs"
+    assert dispatch.failed("pseudo_label", "triton", second) == "it differs"
+    assert checked == [torch.device(first), torch.device(second)]
