@@ -87,7 +87,7 @@ def write_mask(
                 step = 2**level
                 chunks = iter([held]) if held is not None else _thinned(rows(), step)
                 if held is None and across * down <= HELD and level:
-                    held = np.concatenate(list(chunks))
+                    held = _gathered(chunks, (down, across))
                     chunks = iter([held])
                 tiff.write(
                     _tiles(chunks, across),
@@ -99,7 +99,7 @@ def write_mask(
                     resolutionunit="CENTIMETER",
                     **options,
                 )
-                held = held[::2, ::2] if held is not None else None
+                held = held[::2, ::2].copy() if held is not None else None
 
 
 def _levels(width: int, height: int) -> list[tuple[int, int]]:
@@ -110,14 +110,24 @@ def _levels(width: int, height: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def _gathered(chunks: Iterator[Label], shape: tuple[int, int]) -> Label:
+    """Copies rows into one array as they come."""
+    found = np.empty(shape, dtype=np.uint8)
+    top = 0
+    for chunk in chunks:
+        found[top : top + len(chunk)] = chunk
+        top += len(chunk)
+    return found
+
+
 def _thinned(rows: Iterator[Label], step: int) -> Iterator[Label]:
-    """Keeps every `step`-th pixel along both sides."""
+    """Keeps every `step`-th pixel along both sides, as copies: a view would hold the rows that it is thinned from."""
     at = 0
     for chunk in rows:
         first = -at % step
         at += len(chunk)
         if first < len(chunk):
-            yield chunk[first::step, ::step]
+            yield chunk[first::step, ::step].copy() if step > 1 else chunk
 
 
 def _tiles(chunks: Iterator[Label], width: int) -> Iterator[Label]:

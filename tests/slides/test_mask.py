@@ -1,5 +1,6 @@
 """A mask is the label, in any reader of TIFFs, with its pyramid, its size of pixel and its place."""
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -31,6 +32,20 @@ def write(path: Path, label: np.ndarray, heights: tuple[int, ...] = (7, 600, 1, 
 @pytest.fixture(scope="module")
 def label() -> np.ndarray:
     return blobs(1333, 2100, sigma=6.0)
+
+
+def test_memory_does_not_grow_with_the_height(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come one after another, as from the bands of a slide; a level that is held takes its own pixels alone."""
+    monkeypatch.setattr(module, "HELD", 200_000)
+    peaks = []
+    for height in (4096, 16384):
+        tracemalloc.start()
+        rows = lambda height=height: (np.ones((256, 2048), dtype=np.uint8) for _ in range(0, height, 256))  # noqa: E731
+        write_mask(tmp_path / "a.ome.tif", (2048, height), rows, INFO)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 8 * 2**20
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 @pytest.mark.parametrize("held", [10**9, 0])
