@@ -22,12 +22,12 @@ from mpamatch.inference.progress import Progress, Silent
 from mpamatch.inference.record import SLIDE, Record, check_empty, check_place, check_same, made_with
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.slides.annotations.read import slide_name
-from mpamatch.slides.bands import Band, Rows, Seen, Store
-from mpamatch.slides.geojson import ORIGINS, place_of, write_regions, write_tissue
+from mpamatch.slides.bands import Band, Seen, Store
+from mpamatch.slides.geojson import ORIGINS, place_of, write_tissue
 from mpamatch.slides.mask import MaskFile, MaskInfo, write_mask
-from mpamatch.slides.outlines import Outliner
 from mpamatch.slides.patches import chosen_tissue
 from mpamatch.slides.reader import Slide, View, open_slide
+from mpamatch.slides.regions import SlideRegions, write_regions
 from mpamatch.slides.shards import ALONE, Shard
 from mpamatch.slides.tissue import Tissue, all_tissue, find_tissue
 
@@ -335,7 +335,11 @@ class _Job:
         self._layout, self._blend = plan(segmenter, view.size)
         self._bands = [self._layout.bands(block, self._seen) for block in self._layout.blocks]
         self._store = Store(folder / BANDS)
-        self._outliner = Outliner(tolerance=options.simplify)
+        self._place = place_of(self._slide, view.scale, view.mpp, options.origin)
+        names, colours = segmenter.class_names, segmenter.settings.colours
+        self._regions = SlideRegions(
+            folder / REGIONS, view.size[::-1], self._store, names, colours, self._place, options.simplify
+        )
         classes = len(segmenter.class_names)
         self._counts = np.zeros((2, classes), dtype=np.int64)  # of all that is looked at, and of the tissue
 
@@ -348,13 +352,7 @@ class _Job:
                    for band in bands[start:]]  # fmt: skip
         progress.begin(self._slide.path.name, sum(missing))
         for bands, start in zip(self._bands, starts, strict=True):
-            rows = Rows(bands[0].block, self._view.size[1], self._outliner.add)
-
-            def keep(done: Finished, rows: Rows = rows) -> int:
-                self._keep(done, rows)
-                return done.windows
-
-            for windows in ahead(keep, self._finished(bands, start), threads=1):
+            for windows in ahead(self._keep, self._finished(bands, start), threads=1):
                 progress.advance(windows)
 
     def _finished(self, bands: Sequence[Band], start: int | None) -> Iterator[Finished]:
@@ -364,7 +362,8 @@ class _Job:
         if start is not None:
             yield from predict_bands(self._segmenter, self._view, self._layout, self._blend, bands, start, self._seen)
 
-    def _keep(self, done: Finished, rows: Rows) -> None:
+    def _keep(self, done: Finished) -> int:
+        """Stores, counts and outlines a band; returns how many windows were run for it."""
         if not self._store.has(done.band):
             self._store.write(done.band, done.label, done.confidence)
         band = done.band
@@ -373,17 +372,16 @@ class _Job:
             of_class = done.label == index
             self._counts[0, index] += np.count_nonzero(of_class)
             self._counts[1, index] += np.count_nonzero(of_class & inside)
-        rows.add(done.label, done.confidence)
+        self._regions.add(band, done.label, done.confidence)
+        return done.windows
 
     def write(self) -> SlideResult:
         """Writes mask, regions, tissue and thumbnail from the finished bands."""
         view, settings = self._view, self._segmenter.settings
-        place = place_of(self._slide, view.scale, view.mpp, self._options.origin)
+        place = self._place
         info = MaskInfo(view.mpp, view.scale, place.offset, settings.class_names, self._slide.path.name)
         write_mask(self._folder / MASK, view.size, lambda: self._store.rows(self._bands), info)
-        said = write_regions(
-            self._folder / REGIONS, self._outliner.finish(), settings.class_names, settings.colours, place
-        )
+        said = write_regions(self._regions)
         write_tissue(self._folder / TISSUE, self._tissue, place)
         self._write_thumbnail()
         every, inside = (tuple(int(count) for count in counts) for counts in self._counts)

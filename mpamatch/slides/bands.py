@@ -234,7 +234,7 @@ class Rows:
     """
 
     def __init__(self, block: Block, height: int, take: Callable[[Label, Label, int, int], None]) -> None:
-        self._block, self._height, self._take = block, height, take
+        self.block, self._height, self._take = block, height, take
         self._held = np.empty((2, min(PIECE, height), block.right - block.left), dtype=np.uint8)
         self._top = 0  # of what is held
         self._count = 0
@@ -253,5 +253,5 @@ class Rows:
     def _pass_on(self) -> None:
         for left in range(0, self._held.shape[2], PIECE):
             label, confidence = self._held[:, : self._count, left : left + PIECE]
-            self._take(label, confidence, self._top, self._block.left + left)
+            self._take(label, confidence, self._top, self.block.left + left)
         self._top, self._count = self._top + self._count, 0

@@ -1,7 +1,7 @@
 """The outlines of a label's regions as polygons, block by block, with shared borders that stay shared."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -10,8 +10,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 BLOCK = 2048  # pixels a side: larger ones save nothing, as the time goes with the length of the borders
-MOST_COORDINATES = 8_000_000  # held at a time; beyond, the smallest regions go: 160 MB, and more text than QuPath loads
-EXACT = 0.5  # a tolerance that removes nothing but points on straight lines: other triangles of pixels have half of one
 
 Polygons = NDArray[np.object_]
 
@@ -26,65 +24,69 @@ class Regions:
         classes: (N,) uint8.
         pixels: (N,) int64, how many each has; its exact area, whatever the simplification.
         confidence: (N,) float64, the mean over its pixels, 0 to 1; NaN if none was given.
-        tolerance: of the simplification, in pixels; 0 if the polygons are exact.
-        dropped: how many regions were too small to be kept.
-        smallest: the fewest pixels that a kept region has to have; 0 if none was dropped.
     """
 
     polygons: Polygons
     classes: NDArray[np.uint8]
     pixels: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    tolerance: float = 0.0
-    dropped: int = 0
-    smallest: int = 0
 
     def __len__(self) -> int:
         return len(self.polygons)
 
-    def simplified(self, tolerance: float) -> "Regions":
-        """Removes corners of borders, of both sides alike; `tolerance` in pixels is the root of the area that goes."""
-        if not len(self):
-            return self
-        return replace(self, polygons=shapely.coverage_simplify(self.polygons, tolerance), tolerance=tolerance)
-
-    def without_specks(self, smallest: int) -> "Regions":
-        """Drops the regions of fewer than `smallest` pixels."""
-        kept = self.picked(self.pixels >= smallest)
-        dropped = self.dropped + len(self) - len(kept)
-        return replace(kept, dropped=dropped, smallest=max(self.smallest, smallest))
-
     def picked(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "Regions":
         """Returns those of a mask or of indices."""
-        return replace(
-            self,
-            polygons=self.polygons[which],
-            classes=self.classes[which],
-            pixels=self.pixels[which],
-            confidence=self.confidence[which],
+        return Regions(self.polygons[which], self.classes[which], self.pixels[which], self.confidence[which])
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Regions]") -> "Regions":
+        """Returns the regions of all parts, one after another."""
+        return cls(
+            np.concatenate([np.zeros(0, dtype=object), *(part.polygons for part in parts)]),
+            np.concatenate([np.zeros(0, dtype=np.uint8), *(part.classes for part in parts)]),
+            np.concatenate([np.zeros(0, dtype=np.int64), *(part.pixels for part in parts)]),
+            np.concatenate([np.zeros(0), *(part.confidence for part in parts)]),
         )
 
 
 class Outliner:
-    """Collects the regions of a label that is given block by block.
+    """Finds the regions of a label that is given block by block, and passes each on once no later block can change it.
 
     Each block becomes polygons by itself (unit edges between different pixels, polygonize), which are simplified inside
-    it: the points on its rim stay, so that what continues in the next block can be united over the seam afterwards.
-    The time goes with the length of all borders, and memory holds the simplified polygons and one block.
+    it: the points on its rim stay, so that what continues in the next block can be united over the seam. What touches
+    no rim is finished, and so is what was met on all its rims; of its points on seams those on straight lines go. The
+    time goes with the length of all borders. Memory holds one block and the polygons that wait for a later one, which
+    are those along the lower rim of a row of blocks; beside them two bytes a pixel of a seam.
 
     Args:
-        tolerance: of the simplification, in pixels; 0 keeps every corner.
+        shape: of the label, (H, W).
+        take: is given the regions as they are finished; their order follows from the label and the blocks alone.
+        tolerance: of the simplification, in pixels, the root of the area that goes with a corner, on both sides of a
+            border alike; 0 keeps every corner.
         skipped: classes that get no outline, the background and what nobody looked at.
     """
 
-    def __init__(self, *, tolerance: float = 1.0, skipped: Sequence[int] = (0, 255)) -> None:
-        self.tolerance, self.skipped = tolerance, np.array(skipped, dtype=np.uint8)
-        self._blocks: list[_Block] = []
-        self._count = 0  # of polygons so far
-        self._coordinates = 0
-        self._smallest, self._dropped = 0, 0
-        self._open: dict[tuple[str, int, int], NDArray[np.int64]] = {}  # side, top, left → polygon of each rim pixel
-        self._pairs: list[NDArray[np.int64]] = []  # polygons that are one region
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        take: Callable[[Regions], None],
+        *,
+        tolerance: float = 1.0,
+        skipped: Sequence[int] = (0, 255),
+    ) -> None:
+        self._shape, self._take, self._tolerance = shape, take, tolerance
+        self._none = skipped[0]  # stands for all of them: a border between two is no border
+        self._classes = np.arange(256, dtype=np.uint8)
+        self._classes[list(skipped)] = self._none
+        self._seams = _Seams(shape, self._none)
+        self._count = 0  # of polygons on rims so far
+        self._rims: dict[tuple[str, int, int], NDArray[np.int64]] = {}  # side, top, left → polygon of each rim pixel
+        self._region: dict[int, _Open] = {}  # of each polygon on a rim that no block has met yet
+
+    @property
+    def waiting(self) -> int:
+        """How many polygons are held for later blocks."""
+        return sum(len(region.polygons) for region in {id(one): one for one in self._region.values()}.values())
 
     def add(
         self,
@@ -93,88 +95,181 @@ class Outliner:
         top: int,
         left: int,
     ) -> None:
-        """Adds the block that begins at row `top` and column `left`; neighbours must share whole sides."""
-        if np.isin(label[0, 0], self.skipped) and (label == label[0, 0]).all():
+        """Adds the block that begins at row `top` and column `left`.
+
+        Neighbours must share whole sides, and those to the left and above have been added before.
+        """
+        label = self._classes[label]
+        self._seams.note(label, top, left)
+        if (label == self._none).all():
+            block, rims = None, {name: np.full(len(side), -1) for name, side in _sides(label).items()}
+        else:
+            block, rims = _outline(label, confidence, self._none, self._tolerance)
+            block.polygons = shapely.transform(block.polygons, lambda xy: xy + (left, top))
+            rims = {name: np.where(ids >= 0, ids + self._count, -1) for name, ids in rims.items()}
+        touched = [self._opened(block, at) for at in range(len(block.polygons)) if block.on_rim[at]] if block else []
+        touched += self._meet(rims["left"], label[:, 0], "right", top, left)
+        touched += self._meet(rims["top"], label[0], "bottom", top, left)
+        self._wait(rims["right"], "right", top, left + label.shape[1])
+        self._wait(rims["bottom"], "bottom", top + label.shape[0], left)
+        self._count += len(block.polygons) if block else 0
+        if block:
+            self._take(_regions(block, ~block.on_rim))
+        self._close(touched)
+
+    def _opened(self, block: "_Block", at: int) -> int:
+        """Begins a region with a polygon of a block; returns the polygon's number."""
+        number = self._count + at
+        pixels, sure = int(block.pixels[at]), float(block.sure[at])
+        self._region[number] = _Open([number], [block.polygons[at]], int(block.classes[at]), pixels, sure)
+        return number
+
+    def _meet(self, ids: NDArray[np.int64], values: NDArray[np.uint8], side: str, top: int, left: int) -> list[int]:
+        """Joins the regions that lie on both sides of a seam; returns the polygons that waited there."""
+        theirs = self._rims.pop((side, top, left), None)
+        if theirs is None:
+            return []
+        other = self._seams.before(side, top, left, len(ids))
+        same = (ids >= 0) & (theirs >= 0) & (values == other)
+        for one, another in np.unique(np.stack([theirs[same], ids[same]], axis=1), axis=0).tolist():
+            self._join(self._region[one], self._region[another])
+        met: list[int] = np.unique(theirs[theirs >= 0]).tolist()
+        for number in met:
+            self._region[number].sides -= 1
+        return met
+
+    def _join(self, one: "_Open", another: "_Open") -> None:
+        if one is another:
             return
-        block, rims = _outline(label, confidence, self.skipped, self.tolerance)
-        height, width = label.shape
-        for name, ids in rims.items():
-            rims[name] = np.where(ids >= 0, ids + self._count, -1)
-        values = {"left": label[:, 0], "right": label[:, -1], "top": label[0], "bottom": label[-1]}
-        for mine, theirs, key in (("left", "right", (top, left)), ("top", "bottom", (top, left))):
-            self._meet(rims[mine], values[mine], self._open.pop((theirs, *key), None))
-        self._open["right", top, left + width] = _coded(rims["right"], values["right"])
-        self._open["bottom", top + height, left] = _coded(rims["bottom"], values["bottom"])
-        block.polygons = shapely.transform(block.polygons, lambda xy: xy + (left, top))
-        self._blocks.append(block)
-        self._count += len(block.polygons)
-        self._coordinates += int(shapely.get_num_coordinates(block.polygons).sum())
-        self._drop_specks()
+        large, small = (one, another) if len(one.numbers) >= len(another.numbers) else (another, one)
+        large.numbers += small.numbers
+        large.polygons += small.polygons
+        large.pixels += small.pixels
+        large.sure += small.sure
+        large.sides += small.sides
+        self._region.update(dict.fromkeys(small.numbers, large))
 
-    def _meet(self, ids: NDArray[np.int64], values: NDArray[np.uint8], other: NDArray[np.int64] | None) -> None:
-        """Notes which polygons on both sides of a seam are one region."""
-        if other is None:
+    def _wait(self, ids: NDArray[np.int64], side: str, top: int, left: int) -> None:
+        """Keeps a rim for the block that lies behind it, if any does."""
+        if top >= self._shape[0] or left >= self._shape[1]:
             return
-        theirs, their_values = other >> 8, other & 255
-        same = (ids >= 0) & (theirs >= 0) & (values == their_values)
-        self._pairs.append(np.unique(np.stack([theirs[same], ids[same]], axis=1), axis=0))
+        self._rims[side, top, left] = ids
+        for number in np.unique(ids[ids >= 0]).tolist():
+            self._region[number].sides += 1
 
-    def _drop_specks(self) -> None:
-        """Drops the smallest regions inside blocks while more is held than anybody could load."""
-        while self._coordinates > MOST_COORDINATES and self._smallest < BLOCK**2:
-            self._smallest = max(4, 2 * self._smallest)
-            self._coordinates = 0
-            for block in self._blocks:
-                gone = (block.pixels < self._smallest) & ~block.on_rim & (block.polygons != None)  # noqa: E711
-                self._dropped += int(gone.sum())
-                block.polygons[gone] = None
-                self._coordinates += int(shapely.get_num_coordinates(block.polygons).sum())
+    def _close(self, touched: Iterable[int]) -> None:
+        """Unites and passes on those of the touched regions that wait for no other block."""
+        regions = {id(region): region for region in map(self._region.__getitem__, touched)}
+        done = [region for region in regions.values() if not region.sides]
+        if not done:
+            return
+        for region in done:
+            for number in region.numbers:
+                del self._region[number]
+        united = np.empty(len(done), dtype=object)
+        for at, region in enumerate(done):
+            united[at] = shapely.coverage_union_all(region.polygons) if len(region.polygons) > 1 else region.polygons[0]
+        block = _Block(
+            _without_points(united, self._seams.straight),
+            np.array([region.index for region in done], dtype=np.uint8),
+            np.array([region.pixels for region in done], dtype=np.int64),
+            np.array([region.sure for region in done], dtype=np.float64),
+            np.ones(len(done), dtype=bool),
+        )
+        self._take(_regions(block, block.on_rim))
 
-    def finish(self) -> Regions:
-        """Unites what lies on both sides of seams and returns all regions."""
-        if not self._blocks:
-            nothing = np.zeros(0)
-            return Regions(nothing.astype(object), nothing.astype(np.uint8), nothing.astype(np.int64), nothing)
-        polygons = np.concatenate([block.polygons for block in self._blocks])
-        classes = np.concatenate([block.classes for block in self._blocks])
-        pixels = np.concatenate([block.pixels for block in self._blocks])
-        confidence = np.concatenate([block.confidence for block in self._blocks])
-        self._blocks.clear()
-        groups = self._groups()
-        sums = np.bincount(groups, pixels), np.bincount(groups, confidence * pixels)
-        order = np.argsort(groups, kind="stable")
-        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-        united = polygons[order[starts]]
-        for at in np.flatnonzero(np.diff(starts, append=len(order)) > 1):
-            stop = starts[at + 1] if at + 1 < len(starts) else len(order)
-            united[at] = _united(polygons[order[starts[at] : stop]])
-        del polygons  # simplifying takes some 200 bytes a point: what was united need not lie beside it
-        kept = united != None  # noqa: E711
-        count = np.rint(sums[0]).astype(np.int64)
-        found = Regions(
-            united[kept], classes[order[starts]][kept], count[kept], (sums[1] / sums[0])[kept],
-            dropped=self._dropped, smallest=self._smallest,
-        )  # fmt: skip
-        # Straight seams lose their points, and at a tolerance the corners that a rim held in place.
-        return replace(found.simplified(self.tolerance or EXACT), tolerance=self.tolerance)
 
-    def _groups(self) -> NDArray[np.int32]:
-        """Numbers the regions; returns that of each polygon."""
-        pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *self._pairs])
-        ones = np.ones(len(pairs), dtype=bool)
-        graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(self._count, self._count))
-        return connected_components(graph, directed=False)[1]
+@dataclass
+class _Open:
+    """A region that goes on, or may, in a block that is still to come: its polygons by number, and sums over them."""
+
+    numbers: list[int]
+    polygons: list[shapely.Geometry]
+    index: int
+    pixels: int
+    sure: float
+    sides: int = 0  # of its polygons, that no block has met yet
 
 
 @dataclass
 class _Block:
-    """The polygons of one block; `confidence` is the mean, `on_rim` whether it may go on in the next block."""
+    """Polygons of one block.
+
+    Attributes:
+        polygons: (N,).
+        classes: (N,).
+        pixels: (N,) how many each has.
+        sure: (N,) the sum of the confidence of its pixels in percent, a whole number; NaN if it is not known.
+        on_rim: (N,) whether it may go on in the next block.
+    """
 
     polygons: Polygons
     classes: NDArray[np.uint8]
     pixels: NDArray[np.int64]
-    confidence: NDArray[np.float64]
+    sure: NDArray[np.float64]
     on_rim: NDArray[np.bool_]
+
+
+def _regions(block: _Block, which: NDArray[np.bool_]) -> Regions:
+    pixels = block.pixels[which]
+    return Regions(block.polygons[which], block.classes[which], pixels, block.sure[which] / (100 * pixels))
+
+
+class _Seams:
+    """The classes on both sides of all seams between blocks, and of the label's own rim, outside of which none is."""
+
+    def __init__(self, shape: tuple[int, int], none: int) -> None:
+        self._shape, self._none = shape, none
+        self._across: dict[int, NDArray[np.uint8]] = {}  # row → (2, 1 + W + 1), above and below
+        self._down: dict[int, NDArray[np.uint8]] = {}  # column → (2, 1 + H + 1), left and right
+
+    def note(self, label: NDArray[np.uint8], top: int, left: int) -> None:
+        """Keeps the rims of a block."""
+        bottom, right = top + label.shape[0], left + label.shape[1]
+        for lines, length, first, sides in (
+            (self._across, self._shape[1], left, ((top, 1, label[0]), (bottom, 0, label[-1]))),
+            (self._down, self._shape[0], top, ((left, 1, label[:, 0]), (right, 0, label[:, -1]))),
+        ):
+            for at, behind, values in sides:
+                line = lines.setdefault(at, np.full((2, length + 2), self._none, dtype=np.uint8))
+                line[behind, 1 + first : 1 + first + len(values)] = values
+
+    def before(self, side: str, top: int, left: int, length: int) -> NDArray[np.uint8]:
+        """Returns the classes above (`side` bottom) or to the left (right) of a block's rim."""
+        line, first = (self._across[top], left) if side == "bottom" else (self._down[left], top)
+        return line[0, 1 + first : 1 + first + length]
+
+    def straight(self, xy: NDArray[np.float64]) -> NDArray[np.bool_]:  # (N, 2)
+        """Tells for which points a border of pixels runs straight through, and no other meets it there.
+
+        True for points on seams alone. All four pixels around such a point are known once the regions on both sides of
+        the border are finished.
+        """
+        found = np.zeros(len(xy), dtype=bool)
+        for lines, axis in ((self._across, 1), (self._down, 0)):
+            on = np.flatnonzero(np.isin(xy[:, axis], list(lines)))
+            for at in np.unique(xy[on, axis]).tolist():
+                which = on[xy[on, axis] == at]
+                place = xy[which, 1 - axis].astype(np.int64)
+                (near, far), (near_next, far_next) = lines[int(at)][:, place], lines[int(at)][:, place + 1]
+                found[which] |= ((near == near_next) & (far == far_next)) | ((near == far) & (near_next == far_next))
+        return found
+
+
+def _without_points(polygons: Polygons, straight: Callable[[NDArray[np.float64]], NDArray[np.bool_]]) -> Polygons:
+    """Removes the points on straight lines among those that `straight` finds; the polygons cover the same."""
+    kind, xy, (rings, shells) = shapely.to_ragged_array(polygons)
+    last = rings[1:] - 1
+    before, after = np.arange(len(xy)) - 1, np.arange(len(xy)) + 1
+    before[rings[:-1]], after[last] = last - 1, rings[:-1] + 1
+    (ax, ay), (bx, by) = (xy - xy[before]).T, (xy[after] - xy).T
+    kept = ~((ax * by == ay * bx) & straight(xy))
+    kept[last] = False
+    count = np.add.reduceat(kept, rings[:-1], dtype=np.int64)
+    ends = np.cumsum(count)
+    xy = xy[kept]
+    closed = np.insert(xy, ends, xy[ends - count], axis=0)
+    return shapely.from_ragged_array(kind, closed, (np.r_[0, np.cumsum(count + 1)], shells))
 
 
 def outlines(
@@ -194,19 +289,25 @@ def outlines(
         skipped: classes without outlines.
         block: side of the blocks, in pixels.
     """
-    outliner = Outliner(tolerance=tolerance, skipped=skipped)
-    for top in range(0, label.shape[0], block):
-        for left in range(0, label.shape[1], block):
+    height, width = label.shape
+    found: list[Regions] = []
+    outliner = Outliner((height, width), found.append, tolerance=tolerance, skipped=skipped)
+    for top in range(0, height, block):
+        for left in range(0, width, block):
             place = slice(top, top + block), slice(left, left + block)
             sure = None if confidence is None else np.asarray(confidence[place])
             outliner.add(np.asarray(label[place]), sure, top, left)
-    return outliner.finish()
+    return Regions.joined(found)
+
+
+def _sides(values: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    return {"left": values[:, 0], "right": values[:, -1], "top": values[0], "bottom": values[-1]}
 
 
 def _outline(
-    label: NDArray[np.uint8], confidence: NDArray[np.uint8] | None, skipped: NDArray[np.uint8], tolerance: float
+    label: NDArray[np.uint8], confidence: NDArray[np.uint8] | None, none: int, tolerance: float
 ) -> tuple[_Block, dict[str, NDArray[np.int64]]]:
-    """Outlines one block; also which polygon (-1: skipped) each pixel of its four sides lies in."""
+    """Outlines one block; also which polygon (-1: of class `none`) each pixel of its four sides lies in."""
     coordinates, line = _chains(_edges(label), label.shape[1] + 1)
     faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(coordinates, indices=line)))
     faces = shapely.orient_polygons(faces)
@@ -218,8 +319,8 @@ def _outline(
     side = _Sides(owner[along], x[along], y[along], y[along + 1])
     pixels = np.rint(side.sums(None, len(faces))).astype(np.int64)
     classes = label[side.inner_pixels(len(faces))]
-    sure = np.full(len(faces), np.nan) if confidence is None else side.sums(confidence, len(faces)) / (100 * pixels)
-    kept = ~np.isin(classes, skipped)
+    sure = np.full(len(faces), np.nan) if confidence is None else side.sums(confidence, len(faces))
+    kept = classes != none
     number = np.where(kept, np.cumsum(kept) - 1, -1)
     rims = _rims(xy, owner, number, label.shape)
     on_rim = np.zeros(len(faces), dtype=bool)
@@ -366,13 +467,3 @@ def _rims(
         ids[pixel[unit]] = number[owner[first[unit]]]
         rims[name] = ids
     return rims
-
-
-def _coded(ids: NDArray[np.int64], values: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Packs polygon and class of rim pixels into one number each, below 0 without a polygon."""
-    return np.where(ids >= 0, ids << 8 | values, -1)
-
-
-def _united(parts: Polygons) -> shapely.Geometry:
-    """Unites polygons that share sides exactly."""
-    return shapely.coverage_union_all(parts)
