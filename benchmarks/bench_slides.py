@@ -1,12 +1,14 @@
 """Prediction of whole slides beside the model alone: CPU seconds, memory, and what is left after the last window.
 
-    python -m mpamatch.benchmarks.bench_slides [--sizes 5120,20480,40960] [--slide FILE.tif] [--window 112] [--out FILE]
+    python -m mpamatch.benchmarks.bench_slides [--sizes 5120,20480,40960] [--slide FILE.tif] [--times 1,2,4]
+        [--window 112] [--no-network] [--noise] [--out FILE]
 
 Each size is a slide that make_slide makes (or FILE, once), predicted with the small model of the ebhi-seg-gland recipe
 and random weights in a process of its own, everywhere (--tissue all). `model` is the network alone, in the same threads
 on as many windows of the same slide, in batches of the same size (measured on a tenth of them, right after). Random
 weights speckle; so the labels are where the blurred stain is darker than around, of glands' size, unless
---noise.
+--noise. --no-network leaves the network out: what is left is reading, blending, outlines and writing. --times makes the
+slide as many times as high, itself below itself.
 
 ratio: CPU seconds of the process while it predicts, over those of the model alone on the same number of windows.
 peak:  the most memory of the process, less what it had after its imports.
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from mpamatch.benchmarks.command import run_main
-from mpamatch.benchmarks.make_slide import make_slide
+from mpamatch.benchmarks.make_slide import TILE, make_slide
 from mpamatch.errors import InputError
 
 MPP = 0.5
@@ -40,6 +42,7 @@ class SlideRow:
     """What one size took. Times of the wall are of a machine that others may use; CPU seconds are this process's."""
 
     size: int
+    height: int
     windows: int
     window: int
     cpu: float
@@ -60,7 +63,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
+def measure(slide: Path, window: int, out: Path, *, noise: bool, runs_network: bool) -> SlideRow:
     """Predicts a slide in this process, which must be fresh: the peak is that of its whole life."""
     import torch
     from torch import Tensor, nn
@@ -81,7 +84,7 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
             self.network, self.noise = network, noise
 
         def forward(self, windows: Tensor) -> SimpleNamespace:
-            logits = self.network(windows).logits
+            logits = self.network(windows).logits if runs_network else windows.new_zeros(())
             if not self.noise:
                 green = functional.avg_pool2d(windows[:, 1:2], 16)
                 stain = (
@@ -96,7 +99,7 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
     )
     segmenter = Segmenter(model, settings)
     with open_slide(slide) as opened:
-        size = opened.size[0]
+        size, height = opened.size
         some = [opened.at(MPP).read(97 * at % (size - window), 61 * at % (size - window), window, window)
                 for at in range(8 * 16)]  # fmt: skip
     batches = [some[at : at + settings.batch] for at in range(0, len(some), settings.batch)]
@@ -119,7 +122,7 @@ def measure(slide: Path, window: int, out: Path, noise: bool) -> SlideRow:
     wall = stopped - began
     alone = model_alone(segmenter, batches, max(len(some), ends.windows // 10))
     return SlideRow(
-        size, ends.windows, window, cpu, alone * ends.windows, cpu / (alone * ends.windows), wall,
+        size, height, ends.windows, window, cpu, alone * ends.windows, cpu / (alone * ends.windows), wall,
         ends.windows / (ends.last - began), (stopped - ends.last) / wall, (peak_bytes() - before) / 1e6,
         count_regions(out), (out / "mask.ome.tif").stat().st_size / 1e6, torch.get_num_threads(), os.getloadavg()[0],
     )  # fmt: skip
@@ -131,6 +134,29 @@ def model_alone(segmenter: Any, batches: list[list[np.ndarray]], windows: int) -
     cpu = time.process_time()
     count = sum(len(found) for found in segmenter.window_probabilities(one for _ in range(turns) for one in batches))
     return (time.process_time() - cpu) / count
+
+
+def repeat_down(slide: Path, times: int, out: Path) -> None:
+    """Writes a slide that shows another one `times` times, below itself, with its smaller levels."""
+    import openslide
+    import tifffile
+
+    with openslide.OpenSlide(slide) as opened, tifffile.TiffWriter(out, bigtiff=True) as tiff:
+        for level, (width, height) in enumerate(opened.level_dimensions):
+            pixels = np.asarray(opened.read_region((0, 0), level, (width, height)).convert("RGB"))
+            height -= height % TILE  # whole rows of tiles, which can stand below each other
+            if not height:
+                break
+            tiles = (
+                pixels[top : min(top + TILE, height), left : left + TILE]
+                for _ in range(times) for top in range(0, height, TILE) for left in range(0, width, TILE)
+            )  # fmt: skip
+            resolution = 1e4 / (MPP * opened.level_downsamples[level])
+            tiff.write(
+                tiles, shape=(height * times, width, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb",
+                compression="jpeg", subfiletype=1 if level else 0, resolution=(resolution, resolution),
+                resolutionunit="CENTIMETER", metadata=None,
+            )  # fmt: skip
 
 
 def count_regions(out: Path) -> int:
@@ -145,21 +171,30 @@ def main() -> int:
     parser.add_argument("--sizes", default="5120,20480", help="sides of slides in pixels, with commas (5120,20480)")
     parser.add_argument("--slide", type=Path, help="a slide of 0.5 µm per pixel instead")
     parser.add_argument("--window", type=int, default=112, help="side of a window (112)")
+    parser.add_argument("--times", default="1", help="how many times as high, with commas (1)")
+    parser.add_argument("--no-network", action="store_true", help="labels of the blurred stain, without the network")
     parser.add_argument("--noise", action="store_true", help="labels of the random weights, speckles everywhere")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
     parser.add_argument("--measure", nargs=2, metavar=("SLIDE", "OUT"), help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.measure:
-        row = measure(Path(words.measure[0]), words.window, Path(words.measure[1]), words.noise)
+        slide, out = map(Path, words.measure)
+        row = measure(slide, words.window, out, noise=words.noise, runs_network=not words.no_network)
         print(json.dumps(asdict(row)))
         return 0
+    if words.noise and words.no_network:
+        raise InputError("--noise and --no-network: without the network there is no noise; leave one out.")
     with tempfile.TemporaryDirectory() as folder:
-        for at, size in enumerate([0] if words.slide else [int(word) for word in words.sizes.split(",")]):
+        sizes = [0] if words.slide else [int(word) for word in words.sizes.split(",")]
+        for at, (size, times) in enumerate((size, int(word)) for size in sizes for word in words.times.split(",")):
             slide = words.slide or Path(folder) / f"{size}.tif"
-            if not words.slide:
+            if not slide.exists() and not words.slide:
                 make_slide(slide, size, None, MPP, 0)
+            if times > 1:
+                repeat_down(slide, times, Path(folder) / f"{at}.tif")
+                slide = Path(folder) / f"{at}.tif"
             command = [sys.executable, "-m", "mpamatch.benchmarks.bench_slides", "--window", str(words.window)]
-            command += ["--noise"] if words.noise else []
+            command += [word for word in ("--noise", "--no-network") if word in sys.argv]
             done = subprocess.run(
                 [*command, "--measure", slide, Path(folder) / f"out{at}"], capture_output=True, text=True
             )

@@ -182,14 +182,18 @@ def overlay(
     """
     if image.shape[:2] != label.shape:
         raise ValueError(f"image {image.shape[:2]} and label {label.shape} differ in size.")
-    colour = colour_label(label, colours).astype(np.float32)
+    colour = colour_label(label, colours)
     height, width = label.shape
     hatched = (np.arange(height)[:, None] + np.arange(width)) % 6 < 2
     weight = np.where(label == 0, 0.0, opacity)
     weight = np.where((label == IGNORE) & ~hatched, 0.0, weight)
     weight = np.where((label == IGNORE) & hatched, 0.8, weight)
     weight = np.where(_outline(label), 1.0, weight)[..., None].astype(np.float32)
-    return np.rint(image * (1 - weight) + colour * weight).astype(np.uint8)
+    painted = np.empty_like(colour)
+    for top in range(0, height, 64):  # in float32 all at once takes ten times the image
+        rows = slice(top, top + 64)
+        painted[rows] = np.rint(image[rows] * (1 - weight[rows]) + colour[rows].astype(np.float32) * weight[rows])
+    return painted
 
 
 def _outline(
