@@ -35,6 +35,9 @@ MASK, REGIONS, TISSUE, THUMBNAIL = "mask.ome.tif", "regions.geojson.gz", "tissue
 DONE = "done.json"
 BANDS = "bands"  # the folder of finished bands, until the slide is done
 THUMBNAIL_SIDE = 2048
+# µm around the tissue found that are labelled too, as its edge may be pale: not more, since a network that has seen no
+# glass calls it anything.
+AROUND = 50.0
 THUMBNAIL_ROWS = 64  # are read at a time: a slide without small levels gives them from its finest
 
 
@@ -45,7 +48,7 @@ class SlideOptions:
     Attributes:
         mpp: µm per pixel of slides whose files name none; None if all do.
         model_mpp: µm per pixel of the images that the model was trained on; None: as the run says.
-        tissue: auto (found in the slide, and a window's margin around it), all, or a GeoJSON file of the tissue, or a
+        tissue: auto (found in the slide, and 50 µm around it), all, or a GeoJSON file of the tissue, or a
             folder of such files by the names of the slides.
         overlap: share of a window that neighbours have in common; None: as the run says.
         origin: where coordinates of outlines begin: qupath or slide.
@@ -258,7 +261,7 @@ def predict_slide(
     microns = model_microns(segmenter, options.model_mpp)
     with open_slide(path, mpp=options.mpp) as slide:
         view = slide.at(microns)
-        tissue, grow = _tissue(slide, options.tissue, options.origin, segmenter.settings.window * view.mpp)
+        tissue, grow = _tissue(slide, options.tissue, options.origin)
         write_json(folder / SLIDE, {"made_with": _of_slide(path, made)})
         for left in folder.glob(".*"):  # what was being written when a run was killed
             left.unlink(missing_ok=True)
@@ -310,12 +313,12 @@ def model_microns(segmenter: Segmenter, given: float | None) -> float:
     return microns / segmenter.settings.scale
 
 
-def _tissue(slide: Slide, wish: str, origin: str, margin: float) -> tuple[Tissue, float]:
+def _tissue(slide: Slide, wish: str, origin: str) -> tuple[Tissue, float]:
     """Finds the tissue, and by how many µm more is looked at around it."""
     if wish == "all":
         return all_tissue(slide), 0.0
     if wish == "auto":
-        return find_tissue(slide), margin
+        return find_tissue(slide), AROUND
     tissue = chosen_tissue(slide, slide_name(slide.path), wish, origin)
     if not tissue.mask.any():
         raise InputError(f"{wish}: marks nothing on {slide.path.name}: give regions in its pixels, or --tissue auto.")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from mpamatch.errors import InputError
 from mpamatch.inference import bands as bands_module
-from mpamatch.inference.slides import SlideOptions, SlideResult, predict_slide, predict_slides
+from mpamatch.inference.slides import AROUND, SlideOptions, SlideResult, predict_slide, predict_slides
 from mpamatch.inference.tiles import origins
 from mpamatch.slides import bands as strips
 from mpamatch.slides.mask import MaskFile
@@ -97,6 +98,16 @@ def test_where_there_is_tissue_the_label_is_that_of_all_windows(done: SlideResul
     assert 0.4 < seen.mean() < 0.95
     assert sum(done.pixels) == seen.sum()
     assert sum(done.tissue_pixels) < seen.sum()
+
+
+def test_glass_far_from_tissue_has_no_label(tmp_path: Path, slide: Path) -> None:
+    """However large the windows that touch tissue: networks learn from tissue, and call glass anything."""
+    result = predict_slide(small_segmenter(window=128), slide, tmp_path / "out", SlideOptions())
+    label, stained = result.label.array(), (island() != 243).any(axis=-1)
+    away = ndimage.distance_transform_cdt(~stained, "chessboard") * result.mpp  # µm, along either axis
+    assert (label[stained] != 255).all()
+    assert (label[away > AROUND + 20] == 255).all()  # two pixels of the tissue's mask
+    assert (label[(away > 0) & (away < AROUND - 20)] != 255).mean() > 0.95
 
 
 @pytest.mark.parametrize(
