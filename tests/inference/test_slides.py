@@ -1,6 +1,7 @@
 """Whole slides: the label of plain prediction, whatever the bands, the blocks, the pieces read, or the kills."""
 
 import csv
+import gzip
 import json
 import random
 import shutil
@@ -21,6 +22,7 @@ from mpamatch.inference import bands as bands_module
 from mpamatch.inference.slides import AROUND, SlideOptions, SlideResult, predict_slide, predict_slides
 from mpamatch.inference.tiles import origins
 from mpamatch.slides import bands as strips
+from mpamatch.slides import regions as regions_module
 from mpamatch.slides.mask import MaskFile
 from mpamatch.slides.reader import open_slide
 from mpamatch.slides.shards import Shard
@@ -356,6 +358,29 @@ def test_bands_that_are_done_are_not_run_again(tmp_path: Path, slide: Path, done
     predict_slide(small_segmenter(), slide, out, SlideOptions(), Counting())
     assert 0 < runs[0] == sum(runs[1:]) < 20
     assert contents(out) == contents(done.folder)
+
+
+def test_outlines_that_began_again_are_the_same_after_a_stop(
+    tmp_path: Path, slide: Path, done: SlideResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text beyond the limit: outlining begins again from the bands, before the stop and after it."""
+    text = gzip.decompress((done.folder / "regions.geojson.gz").read_bytes())
+    limit = int(0.5 * len(text)) + regions_module.FRAME
+    monkeypatch.setattr(regions_module.SlideRegions.__init__, "__kwdefaults__", {"limit": limit})
+    whole = predict_slide(small_segmenter(), slide, tmp_path / "whole", SlideOptions())
+    assert any("QuPath can load it" in remark for remark in whole.remarks)
+    assert len(gzip.decompress((whole.folder / "regions.geojson.gz").read_bytes())) <= limit
+    assert problems(whole.folder / "regions.geojson.gz") == []
+    out = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr("mpamatch.inference.slides._Job.write", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            predict_slide(small_segmenter(), slide, out, SlideOptions())
+    bands = sorted((out / "bands").iterdir())
+    for band in bands[len(bands) // 2 :]:
+        band.unlink()
+    predict_slide(small_segmenter(), slide, out, SlideOptions())
+    assert contents(out) == contents(whole.folder)
 
 
 @pytest.mark.parametrize("at", ["write_mask", "write_regions", "write_tissue", "overlay", "write_json"])
