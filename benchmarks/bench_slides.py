@@ -18,7 +18,6 @@ after: the share of the time after the last window was blended: mask, outlines, 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -59,8 +58,9 @@ class SlideRow:
 
 
 def peak_bytes() -> int:
-    """Returns the most memory that this process has had (Linux counts KB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Returns the most memory that this process has had; getrusage would begin with that of its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def measure(slide: Path, window: int, out: Path, *, noise: bool, runs_network: bool) -> SlideRow:
