@@ -248,6 +248,14 @@ def test_info_says_which_feeds_are_here(there, says, capsys, monkeypatch):
     assert found["dali"].startswith(says)
 
 
+@pytest.mark.parametrize(("there", "says"), [(True, "available"), (False, "pip install 'mpamatch[slides]'")])
+def test_info_says_which_readers_of_slides_are_here(there, says, capsys, monkeypatch):
+    monkeypatch.setattr("mpamatch.slides.reader.installed", lambda name: there or name != "openslide")
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["slide readers"]
+    assert found == {"openslide": says, "tifffile": "available", "pillow": "available"}
+
+
 def test_info_says_what_text_encoders_lack_and_their_licences(capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     assert main(["info", "--json"]) == 0

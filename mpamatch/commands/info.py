@@ -19,6 +19,7 @@ from mpamatch.models.licences import short
 from mpamatch.models.text_encoders import text_encoders, text_licences
 from mpamatch.ops import dispatch, native
 from mpamatch.ops.operation import operations
+from mpamatch.slides.reader import readers
 
 PACKAGES = ("mpamatch", "torch", "torchvision", "timm", "open_clip_torch", "lightning-fabric", "transformers")
 
@@ -53,6 +54,7 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "operations": {name: _operation(name, check) for name in operations()},
         "tiles": dispatch.tiles(),
         "feeds": {name: missing or "available" for name, missing in feeds().items()},
+        "slide readers": {name: missing or "available" for name, missing in readers().items()},
         "methods": list(METHODS),
         "encoders": _encoders(),
         "text encoders": _text_encoders(),

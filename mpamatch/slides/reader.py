@@ -12,14 +12,16 @@ from types import TracebackType
 
 from mpamatch.errors import InputError
 from mpamatch.slides.resample import Grid, grid_at, read_grid
-from mpamatch.slides.sources.base import Box, Broken, Level, Pixels, Source, library, white
+from mpamatch.slides.sources.base import INSTALL, Box, Broken, Level, Pixels, Source, installed, library, white
 from mpamatch.slides.sources.header import is_tiff, tiff_header
 from mpamatch.slides.sources.openslide import OpenSlideSource, known_format
 from mpamatch.slides.sources.plain import PlainSource, picture_size
 from mpamatch.slides.sources.tiff import TiffSource
 
-__all__ = ["SLIDE_SUFFIXES", "Box", "Level", "Slide", "View", "is_slide", "open_slide"]
+__all__ = ["SLIDE_SUFFIXES", "Box", "Level", "Slide", "View", "is_slide", "open_slide", "readers"]
 
+# What reads slides, and the libraries that it needs.
+READERS = {"openslide": ("openslide",), "tifffile": ("tifffile", "imagecodecs"), "pillow": ()}
 BELIEVED = (0.05, 10.0)  # µm: a TIFF of 72 dots per inch says 352.8
 LARGE = 100_000_000  # pixels: above that a picture is read as a slide
 SLIDE_SUFFIXES = frozenset(
@@ -175,6 +177,15 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
     source = _source(path)
     found, remarks = _believed(source.microns, mpp)
     return Slide(path, source, found, source.remarks + remarks)
+
+
+def readers() -> dict[str, str | None]:
+    """Tells what each reader lacks here.
+
+    Returns:
+        By the reader's name, how to install it; None if it is installed.
+    """
+    return {name: None if all(map(installed, needed)) else INSTALL for name, needed in READERS.items()}
 
 
 def is_slide(path: str | Path) -> bool:

@@ -16,6 +16,7 @@ from mpamatch.errors import InputError
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 WHITE = 255
+INSTALL = "pip install 'mpamatch[slides]'"
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,21 @@ class Source(ABC):
         """Closes the file."""
 
 
+def installed(name: str) -> bool:
+    """Tells whether a library can be imported, with what it needs of the system."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError):  # OSError: openslide without its native library
+        return False
+    return True
+
+
 def library(name: str, path: Path) -> ModuleType:
     """Imports a library of the extra `slides`. Raises InputError, about `path`, if it is not installed."""
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: openslide without its native library
-        raise InputError(
-            f"{path}: is read by {name}, which is not installed: pip install 'mpamatch[slides]'."
-        ) from error
+        raise InputError(f"{path}: is read by {name}, which is not installed: {INSTALL}.") from error
 
 
 def broken(path: Path, error: Exception | str) -> Broken:
