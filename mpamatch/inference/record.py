@@ -1,17 +1,15 @@
 """What a folder of results was made with, so that the same command goes on there and another one is refused."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mpamatch.errors import InputError
 from mpamatch.files import read_json, write_json
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.models.weights import digest
 
 FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
 RECORDS = ("slides.json", "images.json")
@@ -22,16 +20,12 @@ UNFINISHED = tuple(f".{name}." for name in (*RECORDS, SLIDE))  # how files begin
 def made_with(segmenter: Segmenter, options: Mapping[str, Any]) -> dict[str, Any]:
     """Describes all that a result depends on beside the image: weights (SHA-256), settings and options."""
     settings = asdict(segmenter.settings)
-    return {"form": FORM, "weights": weights_digest(segmenter.model), "settings": settings, "options": dict(options)}
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """Computes the SHA-256 of all names and values of a model."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return {
+        "form": FORM,
+        "weights": digest(segmenter.model.state_dict()),
+        "settings": settings,
+        "options": dict(options),
+    }
 
 
 def check_same(path: Path, asked: Mapping[str, Any]) -> None:
