@@ -11,6 +11,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def place_of(block, blocks, P, BLOCK_P: tl.constexpr):
+    """Of a block of pixels, of which each image has `blocks`: its image (64 bits, for offsets), its first pixel, and
+    which of its pixels there are (BLOCK_P,)."""
+    start_p = (block % blocks) * BLOCK_P
+    return (block // blocks) * tl.full((), 1, tl.int64), start_p, tl.arange(0, BLOCK_P) < P - start_p
+
+
+@triton.jit
 def load_classes_apart(logits_pointer, image, start_p, used, P, C: tl.constexpr, BLOCK_P: tl.constexpr):
     """The logits of each class, C tensors (BLOCK_P,) in float32; 0 in pixels that are not used, whatever lies there."""
     offset_p = tl.arange(0, BLOCK_P)

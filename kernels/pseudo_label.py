@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import tiles
 from .common import parts
-from .maps import APART, exponentials, load_classes, load_classes_apart
+from .maps import APART, exponentials, load_classes, load_classes_apart, place_of
 
 
 def forward(
@@ -40,11 +40,8 @@ def forward_kernel(
     blocks,
     BLOCK_P: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    image = (block // blocks).to(tl.int64)
-    start_p = (block % blocks) * BLOCK_P
     offset_p = tl.arange(0, BLOCK_P)
-    mask_p = offset_p < P - start_p
+    image, start_p, mask_p = place_of(tl.program_id(0), blocks, P, BLOCK_P)
     x = load_classes_apart(logits_pointer, image, start_p, mask_p, P, C, BLOCK_P)
     _, total, highest = exponentials(x, C)
     label = tl.zeros((BLOCK_P,), tl.int32)
@@ -66,11 +63,8 @@ def forward_many_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    image = (block // blocks).to(tl.int64)
-    start_p = (block % blocks) * BLOCK_P
     offset_p = tl.arange(0, BLOCK_P)
-    mask_p = offset_p < P - start_p
+    image, start_p, mask_p = place_of(tl.program_id(0), blocks, P, BLOCK_P)
     x = load_classes(logits_pointer, image, start_p, C, P, BLOCK_C, BLOCK_P)
     highest, label = tl.max(x, 0, return_indices=True, return_indices_tie_break_left=True)
     # the softmax of the highest: exp(0) over the sum

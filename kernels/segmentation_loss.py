@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import tiles
 from .common import parts, repeated, sum_slots
-from .maps import APART, LOG2_E, exponentials, load_classes, load_classes_apart, softmax
+from .maps import APART, LOG2_E, exponentials, load_classes, load_classes_apart, place_of, softmax
 
 
 def forward(
@@ -112,14 +112,11 @@ def forward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     slot = tl.program_id(0)
-    offset_p = tl.arange(0, BLOCK_P)
     cross_entropy = tl.zeros((BLOCK_P,), tl.float32)
     in_py = repeated(tl.zeros((BLOCK_P,), tl.float32), C)
     in_pp, in_y = in_py, in_py
     for block in range(slot, all_blocks, tl.num_programs(0)):
-        image = (block // blocks) * tl.full((), 1, tl.int64)
-        start_p = (block % blocks) * BLOCK_P
-        mask_p = offset_p < P - start_p
+        image, start_p, mask_p = place_of(block, blocks, P, BLOCK_P)
         own, weight = load_pixels(label_pointer, weight_pointer, image * P + start_p, mask_p, C, HAS_WEIGHT, BLOCK_P)
         x = load_classes_apart(logits_pointer, image, start_p, own >= 0, P, C, BLOCK_P)
         raised, total, highest = exponentials(x, C)
@@ -158,15 +155,12 @@ def forward_many_kernel(
 ):
     slot = tl.program_id(0)
     offset_c = tl.arange(0, BLOCK_C)
-    offset_p = tl.arange(0, BLOCK_P)
     cross_entropy = tl.zeros((BLOCK_P,), tl.float32)
     in_py = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     in_pp = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     in_y = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     for block in range(slot, all_blocks, tl.num_programs(0)):
-        image = (block // blocks) * tl.full((), 1, tl.int64)
-        start_p = (block % blocks) * BLOCK_P
-        mask_p = offset_p < P - start_p
+        image, start_p, mask_p = place_of(block, blocks, P, BLOCK_P)
         x = load_classes(logits_pointer, image, start_p, C, P, BLOCK_C, BLOCK_P)
         own, weight = load_pixels(label_pointer, weight_pointer, image * P + start_p, mask_p, C, HAS_WEIGHT, BLOCK_P)
         p, lse = softmax(x)
@@ -210,11 +204,8 @@ def backward_kernel(
     HAS_WEIGHT: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    image = (block // blocks).to(tl.int64)
-    start_p = (block % blocks) * BLOCK_P
     offset_p = tl.arange(0, BLOCK_P)
-    mask_p = offset_p < P - start_p
+    image, start_p, mask_p = place_of(tl.program_id(0), blocks, P, BLOCK_P)
     own, weight = load_pixels(label_pointer, weight_pointer, image * P + start_p, mask_p, C, HAS_WEIGHT, BLOCK_P)
     raised, total, _ = exponentials(load_classes_apart(logits_pointer, image, start_p, own >= 0, P, C, BLOCK_P), C)
     inverse = 1.0 / total
@@ -251,12 +242,10 @@ def backward_many_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    image = (block // blocks).to(tl.int64)
-    start_p = (block % blocks) * BLOCK_P
     offset_c = tl.arange(0, BLOCK_C)
     offset_p = tl.arange(0, BLOCK_P)
-    mask_c, mask_p = offset_c < C, offset_p < P - start_p
+    mask_c = offset_c < C
+    image, start_p, mask_p = place_of(tl.program_id(0), blocks, P, BLOCK_P)
     x = load_classes(logits_pointer, image, start_p, C, P, BLOCK_C, BLOCK_P)
     own, weight = load_pixels(label_pointer, weight_pointer, image * P + start_p, mask_p, C, HAS_WEIGHT, BLOCK_P)
     p, _ = softmax(x)
