@@ -26,7 +26,7 @@ What is assumed, and can be wrong (no figure here was fitted to a measurement):
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,7 @@ def _width(mnemonic: str) -> int:
 def _asked(mnemonic: str, cost: "Cost") -> int:
     """Bytes a thread that a warp asks L2 for."""
     width = _width(mnemonic)
-    return 1 if width <= 4 and "P" not in cost.arguments else width
+    return 1 if width <= 4 and cost.module not in OVER_MAPS else width
 
 
 def multiply_adds(mnemonic: str, warps: int) -> int:
@@ -214,18 +214,19 @@ def memory_of(arguments: Mapping[str, Any]) -> int:
 def turns_of(cost: "Cost") -> list[int]:
     """How often the busiest program goes through each loop of the code, for each time it comes to it.
 
-    The source's loops are known by the kernel's name, from the outermost to the innermost; those of one turn are no
-    loops in the code, and where it nests fewer the compiler has unrolled the innermost.
+    The source's loops are known by the kernel, from the outermost to the innermost; those of one turn are no loops in
+    the code, and where it nests fewer the compiler has unrolled the innermost.
     """
     depth = {part.loops[-1]: len(part.loops) for part in cost.parts if part.loops}
-    levels = SOURCE_LOOPS.get(cost.kernel, _no_loops)(cost.arguments, cost.grid)
-    classes = [loop for loop in sorted(depth) if depth[loop] == 2][: 2 if cost.kernel == "in_embedding_kernel" else 1]
+    name = f"{cost.module}.{cost.kernel}"
+    levels = SOURCE_LOOPS.get(name, _no_loops)(cost.arguments, cost.grid)
+    over_classes = [loop for loop in sorted(depth) if depth[loop] == 2][: CLASS_LOOPS.get(name, 0)]
     found = []
     for loop in range(len(depth)):
-        if "BLOCK_C" in cost.arguments and loop in classes:  # over the classes of a pixel, before any over prototypes
+        if loop in over_classes:
             found.append(ceil(cost.arguments["C"] / cost.arguments["BLOCK_C"]))
         elif depth[loop] > len(levels):
-            raise ValueError(f"{cost.kernel}: a loop at depth {depth[loop]}, of {len(levels)} known.")
+            raise ValueError(f"{name}: a loop at depth {depth[loop]}, of {len(levels)} known.")
         else:
             found.append(levels[depth[loop] - 1])
     return found
@@ -234,31 +235,20 @@ def turns_of(cost: "Cost") -> list[int]:
 Loops = Callable[[Mapping[str, Any], Sequence[int]], list[int]]
 
 
-def _over_pixels(a: Mapping[str, Any], grid: Sequence[int], inside: Iterable[int]) -> list[int]:
-    blocks = ceil(a["N"] / a["BLOCK_N"])
-    return [ceil(blocks / grid[-1]), *(turns for turns in inside if turns > 1)]
+def _over_pixels(*inside: str) -> Loops:
+    """Blocks of pixels, and within them loops that turn as often as these constants say."""
+
+    def loops(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
+        blocks = ceil(a["N"] / a["BLOCK_N"])
+        turns = [1 if name == "D_PARTS" and _unrolls_d(a) else a[name] for name in inside]
+        return [ceil(blocks / grid[-1]), *(count for count in turns if count > 1)]
+
+    return loops
 
 
-def _of_d(a: Mapping[str, Any]) -> int:
-    return 1 if a["RESIDENT"] or a["KEEP"] else a["D_PARTS"]
-
-
-def _forward(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
-    if "P" in a:  # segmentation_loss
-        return [ceil(a["all_blocks"] / grid[0])] if "all_blocks" in a else []
-    return _over_pixels(a, grid, (a.get("C_PARTS", 1), a.get("K_PARTS", 1), a.get("M_PARTS", 1), _of_d(a)))
-
-
-def _in_embedding(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
-    if "BLOCK_C" in a:  # prototype_distance: a part of D for each program
-        return _over_pixels(a, grid, (a["M_PARTS"],))
-    return _over_pixels(
-        a, grid, (a["M_PARTS"], _of_d(a))
-    )  # one tile: a loop over D for the products, one for their use
-
-
-def _in_prototypes(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
-    return _over_pixels(a, grid, (a["D_PARTS"] if a.get("RESIDENT") is False else 1,))
+def _unrolls_d(a: Mapping[str, Any]) -> bool:
+    """Whether parts of D are written one after the other, as what stays in shared memory has a place for each."""
+    return bool(a["RESIDENT"] or a.get("KEEP"))
 
 
 def _over_slots(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
@@ -270,10 +260,19 @@ def _no_loops(a: Mapping[str, Any], grid: Sequence[int]) -> list[int]:
 
 
 SOURCE_LOOPS: Mapping[str, Loops] = {
-    "forward_kernel": _forward,
-    "in_embedding_kernel": _in_embedding,
-    "in_prototypes_kernel": _in_prototypes,
-    "pack_kernel": lambda a, grid: [ceil(a["D_PAD"] / a["BLOCK_D"])],
-    "prototypes_gradient_kernel": _over_slots,
-    "sum_slots_kernel": _over_slots,
+    "prototype_distance.forward_kernel": _over_pixels("C_PARTS", "K_PARTS", "D_PARTS"),
+    "prototype_distance.in_embedding_kernel": _over_pixels("M_PARTS"),  # a part of D for each program
+    "prototype_distance.in_prototypes_kernel": _over_pixels(),
+    "prototype_contrast.forward_kernel": _over_pixels("M_PARTS", "D_PARTS"),
+    # With one tile of prototypes two loops over D stand side by side, for the products and for their use.
+    "prototype_contrast.in_embedding_kernel": _over_pixels("M_PARTS", "D_PARTS"),
+    "prototype_contrast.in_prototypes_kernel": _over_pixels("D_PARTS"),
+    "segmentation_loss.forward_kernel": lambda a, grid: [ceil(a["all_blocks"] / grid[0])],
+    "segmentation_loss.forward_many_kernel": lambda a, grid: [ceil(a["all_blocks"] / grid[0])],
+    "common.pack_kernel": lambda a, grid: [ceil(a["D_PAD"] / a["BLOCK_D"])],
+    "common.prototypes_gradient_kernel": _over_slots,
+    "common.sum_slots_kernel": _over_slots,
 }
+# Loops over the classes of a pixel, the first at the second level.
+CLASS_LOOPS = {"prototype_distance.in_embedding_kernel": 2, "prototype_distance.in_prototypes_kernel": 1}
+OVER_MAPS = ("segmentation_loss", "pseudo_label")  # each thread has pixels of its own

@@ -40,11 +40,13 @@ class Cost(NamedTuple):
     parts: tuple[Part, ...] = ()
     warps: int = 0  # of a program
     grid: tuple[int, ...] = ()
-    arguments: Mapping[str, Any] = {}
+    arguments: Mapping[str, Any] = {}  # what it is launched with, by the names of its parameters
+    module: str = ""  # that defines it: an operation's, or common
 
 
 class Launched(NamedTuple):
     kernel: Any  # as Triton compiled it
+    module: str
     grid: tuple[int, ...]
     arguments: dict[str, Any]
 
@@ -73,7 +75,8 @@ def _recorded(device: tiles.Device) -> Iterator[list[Launched]]:
 
     def compile_only(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(function, *args, grid=grid, warmup=True, **kwargs)
-        kernels.append(Launched(kernel, tuple(grid), dict(zip(function.arg_names, args, strict=False)) | kwargs))
+        arguments = dict(zip(function.arg_names, args, strict=False)) | kwargs
+        kernels.append(Launched(kernel, function.fn.__module__.rpartition(".")[2], tuple(grid), arguments))
         return kernel
 
     before = driver._active
@@ -115,7 +118,7 @@ def _cost(launched: Launched) -> Cost:
             mnemonics[mnemonic.partition(".")[0]] += count
     return Cost(
         kernel.name, numbers["REG"], local, kernel.metadata.shared, mnemonics, parts, kernel.metadata.num_warps,
-        launched.grid, launched.arguments,
+        launched.grid, launched.arguments, launched.module,
     )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_loops_are_read_from_a_disassembly():
 def test_the_work_of_a_program_follows_from_code_and_arguments():
     """1,000 rows in tiles of 16 over 4 programs: 16 turns of the outer loop, in each 3 of the inner."""
     arguments = {"N": 1000, "BLOCK_N": 16, "M_PARTS": 3, "D_PARTS": 1, "RESIDENT": False, "KEEP": False}
-    cost = Cost("forward_kernel", 64, 0, 1024, Counter(), parts_of(CODE), 2, (4,), arguments)
+    cost = Cost("forward_kernel", 64, 0, 1024, Counter(), parts_of(CODE), 2, (4,), arguments, "prototype_contrast")
     found = model.launch_of(cost)
     assert found.turns == 16
     assert found.instructions == 2 * (3 + 16 * 3 + 16 * 3 * 2)
