@@ -1,14 +1,15 @@
 """Makes a whole slide of any size, with what is true of it as QuPath GeoJSON.
 
     python -m mpamatch.benchmarks.make_slide OUT.tif [--size 20480] [--ebhi-seg FOLDER] [--mpp 0.5] [--seed 0]
+        [--truth ALL.geojson]
 
 Two pieces of tissue on white glass, one pale and one dark, each a mosaic of photographs: those of EBHI-SEG (CC BY
 4.0) by their diagnosis if its folder is named, or by MPAMATCH_EBHI_SEG, else made-up tissue in three stains. Regions of
 one class are many photographs wide. A JPEG pyramid in tiles, which OpenSlide opens with its µm per pixel; memory holds
 a row of tiles, smaller levels wait in a temporary file.
 
-Beside OUT.tif lie OUT.geojson, what an annotator might have done (two Region*, and within them the regions of every
-class but the first), and OUT-truth.geojson, all regions of the slide.
+Beside OUT.tif lies OUT.geojson, what an annotator might have done: two Region*, and within them the regions of every
+class but the first. All regions of the slide are written where --truth says.
 """
 
 import argparse
@@ -80,16 +81,22 @@ def main() -> int:
     parser.add_argument("--ebhi-seg", type=Path, default=os.environ.get("MPAMATCH_EBHI_SEG"))
     parser.add_argument("--mpp", type=float, default=0.5, help="µm per pixel (0.5)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--truth", type=Path, help="GeoJSON file for all regions of the slide")
     words = parser.parse_args()
-    make_slide(words.out, words.size, words.ebhi_seg, words.mpp, words.seed)
+    make_slide(words.out, words.size, words.ebhi_seg, words.mpp, words.seed, words.truth)
     print(f"{words.out}: {words.size}×{words.size} pixels, {words.out.stat().st_size / 1e6:.0f} MB")
     return 0
 
 
 def make_slide(
-    path: Path, size: int = 20480, ebhi_seg: Path | None = None, mpp: float = 0.5, seed: int = 0
+    path: Path,
+    size: int = 20480,
+    ebhi_seg: Path | None = None,
+    mpp: float = 0.5,
+    seed: int = 0,
+    truth: Path | None = None,
 ) -> tuple[Layout, dict[str, BaseGeometry]]:
-    """Writes the slide and its two GeoJSON files.
+    """Writes the slide, its annotations and, if it is asked for, what is true of it.
 
     Args:
         path: ends in .tif.
@@ -97,6 +104,7 @@ def make_slide(
         ebhi_seg: EBHI-SEG's folder; None: made-up tissue.
         mpp: µm per pixel.
         seed: of the layout.
+        truth: GeoJSON file for all regions; None: not written.
 
     Returns:
         The layout, and the true region of each class in pixels of level 0.
@@ -112,7 +120,8 @@ def make_slide(
         _write_pyramid(temporary, layout, list(photographs.values()), mpp)
     regions = true_regions(layout)
     colours = {name: default_colour(index + 1) for index, name in enumerate(layout.names)}
-    write_json(path.with_name(f"{path.stem}-truth.geojson"), geojson(list(regions.items()), colours))
+    if truth is not None:
+        write_json(truth, geojson(list(regions.items()), colours))
     write_json(path.with_suffix(".geojson"), geojson(annotated(layout, regions), colours))
     return layout, regions
 

@@ -19,7 +19,7 @@ SIZE = 1500  # no whole number of tiles or photographs
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("made") / "slide.tif"
-    return path, *make_slide.make_slide(path, SIZE, mpp=0.25, seed=3)
+    return path, *make_slide.make_slide(path, SIZE, mpp=0.25, seed=3, truth=path.with_name("truth.geojson"))
 
 
 def test_openslide_opens_it(made):
@@ -53,7 +53,7 @@ def test_one_piece_is_pale_and_one_dark(made):
 
 def test_its_regions_are_true_and_as_qupath_writes_them(made):
     path, layout, regions = made
-    truth = read_annotations([path.with_name("slide-truth.geojson")])
+    truth = read_annotations([path.with_name("truth.geojson")])
     assert truth.remarks == ()
     for number, (name, region) in enumerate(regions.items()):
         of_class = [one for one in truth.regions if one.class_name == name]
@@ -72,8 +72,8 @@ def test_its_regions_are_true_and_as_qupath_writes_them(made):
 
 def test_the_same_seed_is_the_same_slide(made, tmp_path):
     path, _, _ = made
-    make_slide.make_slide(tmp_path / "slide.tif", SIZE, mpp=0.25, seed=3)
-    for name in ("slide.geojson", "slide-truth.geojson"):
+    make_slide.make_slide(tmp_path / "slide.tif", SIZE, mpp=0.25, seed=3, truth=tmp_path / "truth.geojson")
+    for name in ("slide.geojson", "truth.geojson"):
         assert (tmp_path / name).read_text() == path.with_name(name).read_text()
     with open_slide(path) as one, open_slide(tmp_path / "slide.tif") as other:
         np.testing.assert_array_equal(one.read(0, 0, SIZE, SIZE), other.read(0, 0, SIZE, SIZE))

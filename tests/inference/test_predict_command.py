@@ -29,9 +29,7 @@ def mpamatch(*words: object) -> int:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """make_slide → prepare slides → train → predict, exactly and simplified; the folder."""
     folder = tmp_path_factory.mktemp("story")
-    make_slide(folder / "slides" / "a.tif", 1600, None, 0.5, 0)
-    (folder / "qupath").mkdir()
-    (folder / "slides" / "a-truth.geojson").rename(folder / "qupath" / "a.geojson")
+    make_slide(folder / "slides" / "a.tif", 1600, truth=folder / "qupath" / "a.geojson")
     words = ["--annotations", folder / "qupath", "--patch", PATCH, "--unlabelled", 20, "--unpainted", "background"]
     assert mpamatch("prepare", "slides", folder / "slides", folder / "data", *words) == 0
     fields = {
