@@ -5,10 +5,13 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError, Note, unknown
+from mpamatch.signals import TERMINATED, Terminated, terminable
 
 TAKE_FIELDS = ("train", "study")  # commands after which any field of the configuration is an option
 STORY = """\
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `mpamatch`; None: those of this process.
 
     Returns:
-        The exit code: 0; 1 if `check` found a problem or a run of `study` failed; 2 for bad input; 130 if interrupted.
+        The exit code: 0; 1 if `check` found a problem or a run of `study` failed; 2 for bad input; 130 if interrupted;
+        143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):  # file names may hold what a terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(words: list[str]) -> int:
     """Runs the command and turns the errors that users can do something about into one sentence and an exit code."""
     try:
-        return _run(words)
+        with terminable(), _notes_said():
+            return _run(words)
     except InputError as error:
         return _end(f"mpamatch: {error}", 2)
     except OSError as error:  # a full disk, or a folder that cannot be written: no check could foresee it
@@ -66,6 +71,27 @@ def _guarded(words: list[str]) -> int:
         return ranks.left_alone(error)
     except KeyboardInterrupt:
         return _end("mpamatch: interrupted", 130)
+    except Terminated as why:
+        ranks = _ranks()
+        if ranks is None or ranks.rank() == 0:  # said by itself: what ranks say once stands for bad input
+            print(f"mpamatch: {why}", file=sys.stderr)
+        return TERMINATED
+
+
+@contextmanager
+def _notes_said() -> Iterator[None]:
+    """Prints each `Note` among the warnings as a sentence, without the line of code that it came from."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+            if issubclass(category, Note):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _ranks() -> Any:
@@ -196,7 +222,9 @@ def _check(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.usage = "mpamatch train [--recipe NAME | --config FILE] [--run DIR | --resume DIR] [--FIELD VALUE …]"
+    parser.usage = (
+        "mpamatch train [--recipe NAME | --config FILE] [--run DIR | --resume DIR [--data DIR]] [--FIELD VALUE …]"
+    )
     parser.epilog = (
         "Any field of the configuration is an option, such as --engine.learning_rate 0.001, or by its last part if no "
         "other field ends in it: --learning_rate 0.001; --fields lists them."
@@ -207,6 +235,7 @@ def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", help="folder of the run, which must not exist (runs/RECIPE-001, -002, …)")
     parser.add_argument("--resume", help="folder of a run to go on with")
+    parser.add_argument("--data", help="where the prepared set of --resume lies now, if it was moved")
     parser.add_argument("--fields", action="store_true", help="list every field and what it means")
     return parser
 

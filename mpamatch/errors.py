@@ -1,4 +1,4 @@
-"""The error for bad input: what is wrong, in one sentence."""
+"""The error for bad input and the warning for what is done otherwise than asked: one sentence each."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Note(UserWarning):
+    """Something that works, but otherwise than one would expect. The command line prints it after "note:"."""
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> InputError:

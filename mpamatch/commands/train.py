@@ -26,9 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     if arguments.resume:
         if arguments.flags or arguments.recipe or arguments.config or arguments.run:
-            raise InputError("--resume: goes on with the run's own configuration and takes no other option.")
-        report(resume(Path(arguments.resume), console=console), console)
+            raise InputError("--resume: goes on with the run's own configuration and takes no other option but --data.")
+        data = Path(arguments.data) if arguments.data else None
+        report(resume(Path(arguments.resume), data=data, console=console), console)
         return 0
+    if arguments.data:
+        raise InputError("--data: says where the data of --resume lie now; a new run takes --data.root.")
     recipe = arguments.recipe or (None if arguments.config else "demo")
     config = load_config(recipe, Path(arguments.config) if arguments.config else None, arguments.flags)
     folder = Path(arguments.run) if arguments.run else None

@@ -27,10 +27,32 @@ def open_data(config: Config) -> Prepared:
     return load_prepared(Path(config.data.root))
 
 
+def moved(run: Path, config: Config, data: Path | None) -> Config:
+    """Returns the configuration of a run with the folder that its data lie in now.
+
+    Args:
+        run: its folder, for the sentence.
+        config: as it was saved.
+        data: the prepared set; None: where it lay in training.
+
+    Raises:
+        InputError: no folder is given, and it no longer lies there.
+    """
+    if data is not None:
+        return replace(config, data=replace(config.data, root=str(data.absolute())))
+    if config.data.root and not Path(config.data.root).is_dir():
+        raise InputError(
+            f"{run}: was trained on {config.data.root} (data.root in its config.yaml), where no folder is now: "
+            "give the prepared set by --data FOLDER."
+        )
+    return config
+
+
 def settled(config: Config, set_name: str) -> Config:
     """Replaces what the configuration leaves to this machine and to the data by what is found.
 
-    "auto" becomes the weights that are at hand, and pathology descriptions of no set those of the recipe for the data.
+    "auto" becomes the weights that are at hand, pathology descriptions of no set those of the recipe for the data, and
+    the folder of the data an absolute path, so that a run finds them from anywhere.
 
     Args:
         config: of `load_config`.
@@ -43,7 +65,8 @@ def settled(config: Config, set_name: str) -> Config:
     method = config.method
     if TEXT in config.trains.towers and TEXT.encoder(method) and method.prompt_set is None:
         method = replace(method, prompt_set=prompt_set_for(set_name))
-    return replace(config, model=settled_model(config.model), method=method)
+    data = replace(config.data, root=str(Path(config.data.root).absolute()))
+    return replace(config, data=data, model=settled_model(config.model), method=method)
 
 
 def check_weights(config: Config) -> None:

@@ -41,8 +41,18 @@ def save_last(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     frozen: dict[str, dict[str, str]],
+    images: str,
 ) -> None:
-    """Writes all that resuming needs to one file, which replaces a former one by one rename."""
+    """Writes all that resuming needs to one file, which replaces a former one by one rename.
+
+    Args:
+        path: of the checkpoint.
+        method: that is trained.
+        optimizer: of its parameters.
+        progress: how far the run has come.
+        frozen: the identities of frozen weights, which are not in it.
+        images: a digest of the training images, which are not in it either.
+    """
     tensors = {METHOD + name: value for name, value in learned_state(method).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
@@ -50,6 +60,7 @@ def save_last(
         "progress": dataclasses.asdict(progress),
         "encoder": method.model.encoder.preset.record(),
         "frozen": frozen,
+        "images": images,
     }
     write_tensors(path, tensors, about)
 
@@ -61,17 +72,23 @@ def encoder_built_from(path: Path) -> Preset | None:
 
 
 def load_last(
-    path: Path, method: Method, optimizer: torch.optim.Optimizer, frozen: dict[str, dict[str, str]]
+    path: Path, method: Method, optimizer: torch.optim.Optimizer, frozen: dict[str, dict[str, str]], images: str
 ) -> Progress:
     """Restores method and optimizer in place and returns how far the run had come.
 
-    Raises InputError if the file is for something else, does not fit, or the frozen weights have changed.
+    Raises InputError if the file is for something else, does not fit, or the frozen weights or the training images have
+    changed (a checkpoint of version 0.1.0 does not name the images).
     """
     tensors, about = read_tensors(path)
     if "progress" not in about:
         raise InputError(f"{path}: holds no state to resume from; it was written for something else.")
     if about.get("frozen") != frozen:
         raise InputError(f"{path}: was trained on other frozen weights ({about.get('frozen')}); here are {frozen}.")
+    if about.get("images", images) != images:
+        raise InputError(
+            f"{path}: was trained on other images or classes than the set and split have now: bring them back as they "
+            "were, or train anew."
+        )
     load_learned(method, _under(tensors, METHOD), path)
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in _under(tensors, OPTIMIZER).items():

@@ -25,7 +25,7 @@ from mpamatch.settings import Count, Fraction, NonNegative, fields_of, from_word
 DEFAULT_METHOD = "mpamatch"
 START = "_start"  # in the folder of recipes: what all others start from, unless one says `start: false`
 OF_ENCODER = ("encoder_norm", "frozen_stages", "skips")  # what a recipe says of its own encoder alone
-OPTIONS = ("recipe", "config", "run", "resume")  # of `mpamatch train` beside the fields
+OPTIONS = ("recipe", "config", "run", "resume", "data")  # of `mpamatch train` beside the fields
 SECTIONS = ("data", "model", "method", "engine")
 _UNLABELLED = {"data.unlabelled_batch"}  # fields that do nothing for a method without unlabelled images
 Content = dict[str, dict[str, Any]]  # section → field → value

@@ -7,6 +7,7 @@ from typing import Any
 from mpamatch import ranks
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import PARTS, Prepared, load_prepared
+from mpamatch.engine.build import moved
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.metrics import SegmentationMetrics
 from mpamatch.errors import InputError, unknown
@@ -92,11 +93,11 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
     Raises:
         InputError: no such run, no trained model, a part that cannot be scored, or classes other than the run's.
     """
-    config = load_saved(run / "config.yaml")
+    config = moved(run, load_saved(run / "config.yaml"), data)
     if ranks.started() > 1:
         ranks.join(device, patience=ranks.LONG)
     segmenter = load_segmenter(run, device)
-    prepared = load_prepared(data or Path(config.data.root))
+    prepared = load_prepared(Path(config.data.root))
     if prepared.class_names != segmenter.class_names:
         raise InputError(
             f"{prepared.root}: its classes ({', '.join(prepared.class_names)}) are not those of the run "

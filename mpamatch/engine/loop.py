@@ -1,8 +1,11 @@
 """The one training loop."""
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from mpamatch import ranks
 from mpamatch.batch import Batch, pieces, to_device
+from mpamatch.claims import LOCK, alone, claim, claim_numbered
 from mpamatch.console import new_console, say
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import Prepared
@@ -23,6 +27,7 @@ from mpamatch.engine.build import (
     encoder_line,
     frozen_identity,
     licence_notes,
+    moved,
     open_data,
     settled,
 )
@@ -37,6 +42,7 @@ from mpamatch.methods import Method
 from mpamatch.models.encoders import Preset
 from mpamatch.models.network import Network
 from mpamatch.ops import dispatch
+from mpamatch.signals import Terminated, postponed
 
 
 @dataclass
@@ -81,22 +87,31 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
     ranks.join(config.engine.device, config.engine.precision)
     config = ranks.from_first(lambda: settled(config, prepared.name))
     folder = ranks.from_first(lambda: choose_run(run, config))
-    return Trainer(config, prepared, console or new_console()).fit(folder)
+    try:
+        trainer = Trainer(config, prepared, console or new_console())
+    except BaseException:
+        if ranks.rank() == 0:
+            with suppress(OSError):  # not empty: of an attempt before a restart
+                folder.rmdir()
+        raise
+    return trainer.fit(folder)
 
 
-def resume(run: Path, *, console: Console | None = None) -> TrainingResult:
+def resume(run: Path, *, data: Path | None = None, console: Console | None = None) -> TrainingResult:
     """Resumes a run from its last checkpoint, to the same numbers as if it had never stopped.
 
     Args:
         run: the run folder; if it has no checkpoint yet, training starts from the beginning.
+        data: where the prepared set lies now; None: where it lay. The run's config.yaml says so from then on.
         console: shows progress; None: standard output.
 
     Raises:
-        InputError: `run` is no run folder, or its checkpoint does not fit the data or the weights that are here.
+        InputError: `run` is no run folder, its data are not there, or its checkpoint does not fit the data or the
+            weights that are here.
     """
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder.")
-    config = load_saved(run / "config.yaml")
+    config = moved(run, load_saved(run / "config.yaml"), data)
     last = last_checkpoint(run)  # none if it stopped before its first: from the start
     brought = last.is_file() and config.model.tuning == "full"
     built_from = encoder_built_from(last) if brought else None
@@ -110,19 +125,14 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def new_run(run: Path | None, recipe: str) -> Path:
-    """Returns `run`, or the first free runs/RECIPE-NNN if it is None. Raises InputError if `run` exists."""
-    if run is not None:
-        if run.exists():
-            raise InputError(f"{run}: exists already; give another folder, or go on with it by --resume {run}.")
-        return run
-    number = 1
-    while (path := Path("runs") / f"{recipe}-{number:03d}").exists():
-        number += 1
-    return path
+    """Makes `run`, or the first free runs/RECIPE-NNN if it is None. Raises InputError if `run` exists."""
+    if run is None:
+        return claim_numbered(Path("runs"), recipe)
+    return claim(run, f"give another folder, or go on with it by --resume {run}")
 
 
 def choose_run(run: Path | None, config: Config) -> Path:
-    """Chooses the folder of a new run; after a restart by torchrun it is the one chosen before."""
+    """Makes the folder of a new run; after a restart by torchrun it is the one made before."""
     return Path(ranks.remembered(lambda: str(new_run(run, config.recipe)), run, config))
 
 
@@ -157,12 +167,19 @@ class Trainer:
 
     def fit(self, run: Path) -> TrainingResult:
         """Trains in the folder `run`, from its last checkpoint if it has one."""
+        held = f"{run}: another process is training this run; wait for it or end it."
+        with ExitStack() as stack:
+            ranks.from_first(lambda: stack.enter_context(alone(run / LOCK, held)))  # on rank 0, for all of them
+            return self._fit(run)
+
+    def _fit(self, run: Path) -> TrainingResult:
         last = last_checkpoint(run)
         progress = Progress()
         if ranks.from_first(last.is_file):
-            progress = load_last(last, self.method, self.optimizer, self.frozen)
+            progress = load_last(last, self.method, self.optimizer, self.frozen, self._images())
         elif self.main:
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if self.main and not ((run / "config.yaml").is_file() and load_saved(run / "config.yaml") == self.config):
             save_config(self.config, run / "config.yaml")
         if self.main:
             for stale in last.parent.glob(".*.safetensors"):  # of a run killed while it wrote
@@ -183,6 +200,11 @@ class Trainer:
         method = self.method
         losses = method.losses if method.progress is None else method.progress
         return RunLog(run, self.config.engine.steps, start, self.console, losses=losses, shares=method.shares)
+
+    def _images(self) -> str:
+        """Digests what the draws count in: the names of the training images, labelled and not, and of the classes."""
+        names = [self.feed.labelled, self.feed.unlabelled, self.prepared.class_names]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
     def _skipped(self) -> dict[str, str]:
         """Collects the images that the feeds of all ranks skipped, each with the reason."""
@@ -210,14 +232,34 @@ class Trainer:
     def _steps(self, run: Path, progress: Progress, log: RunLog | None) -> None:
         engine, device = self.config.engine, self.fabric.device
         means = Means()
-        feed = self.feed.batches(progress.step, engine.steps)
         self.method.train()
-        for step, batch in enumerate(means.waiting(feed), start=progress.step):
-            rate = engine.learning_rate * (1 - step / engine.steps) ** engine.power
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
-            self.step(to_device(batch, device), step, means)
-            self._housekeeping(run, progress, log, means, step + 1, rate)
+        with postponed() as termination:
+            feed = self.feed.batches(progress.step, engine.steps)
+            for step, batch in enumerate(means.waiting(feed), start=progress.step):
+                rate = engine.learning_rate * (1 - step / engine.steps) ** engine.power
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group["lr_scale"]
+                try:
+                    self.step(to_device(batch, device), step, means)
+                    self._housekeeping(run, progress, log, means, step + 1, rate)
+                except RuntimeError as error:
+                    if termination.asked and ranks.lost_another(error):  # rank 0 has saved and ended
+                        raise Terminated("terminated") from error
+                    raise
+                if termination.asked and self.main:
+                    self._terminate(run, progress, step + 1)
+
+    def _terminate(self, run: Path, progress: Progress, done: int) -> None:
+        """Saves after `done` steps, unless they just were, and raises `Terminated`. On rank 0 alone."""
+        if progress.step != done:
+            self._save(run, progress, done)
+        raise Terminated(f"terminated; {run} is saved at step {done}: go on with mpamatch train --resume {run}")
+
+    def _save(self, run: Path, progress: Progress, done: int) -> None:
+        """Writes the checkpoint after `done` steps. Raises InputError if a weight is not finite."""
+        self._refuse_non_finite(run, {"weights": float(weights_norm(self.method))}, done)
+        progress.step = done
+        save_last(last_checkpoint(run), self.method, self.optimizer, progress, self.frozen, self._images())
 
     def step(self, batch: Batch, step: int, means: "Means") -> None:
         """Takes one step of the optimizer.
@@ -233,7 +275,8 @@ class Trainer:
             torch.compiler.cudagraph_mark_step_begin()
         for number, piece in enumerate(pieces(batch, passes) if passes > 1 else [batch], start=1):
             with self.fabric.no_backward_sync(self.step_module, enabled=number < passes):
-                parts = self.step_module(piece, clock)
+                with _enough_for_norms():
+                    parts = self.step_module(piece, clock)
                 self.fabric.backward(parts["loss"] * (self.fabric.world_size / passes))
             means.add(parts, passes)
         self.wrapped_optimizer.step()
@@ -257,9 +300,7 @@ class Trainer:
         if validates:
             self._validate(run, progress, log, done)
         if saves and self.main:
-            progress.step = done
-            self._refuse_non_finite(run, {"weights": float(weights_norm(self.method))}, done)
-            save_last(last_checkpoint(run), self.method, self.optimizer, progress, self.frozen)
+            self._save(run, progress, done)
         if validates or saves:
             self.fabric.barrier()
             means.restart_clock()
@@ -352,6 +393,20 @@ def _check_passes(config: Config, ranks: int) -> None:
                 f"data.{name}: {size} images do not divide into {passes} passes (engine.accumulate) on {ranks} ranks; "
                 f"choose a multiple of {ranks * passes}."
             )
+
+
+@contextmanager
+def _enough_for_norms() -> Iterator[None]:
+    """Raises InputError in place of torch's ValueError for a batch norm that has one value of each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "model.norm: batch norm has one value of each channel at the network's smallest scale, too few for a "
+            "variance: take a larger data.batch or data.crop, or --model.norm group."
+        ) from error
 
 
 def _lay_out(method: Method, engine: EngineConfig, device: torch.device) -> None:

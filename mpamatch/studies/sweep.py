@@ -4,7 +4,6 @@ OUT/runs/NAME/     a run folder like any other
 OUT/results.jsonl  one line per finished run
 """
 
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from mpamatch.claims import LOCK, alone
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import resume, train
@@ -116,7 +115,8 @@ def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
     """
     folder, quiet = sweep.run_folder(run), Console(quiet=True)
     config = sweep.configuration(run)
-    with _alone(folder):
+    held = f"{folder}: another process is training this run; wait for it or end it."
+    with alone(folder.with_name(f".{folder.name}{LOCK}"), held):
         if (folder / "config.yaml").is_file():
             resume(folder, console=quiet)
         else:
@@ -194,19 +194,3 @@ def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int) -> RunResult | str:
         last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with {done.returncode}"]
         return last[0] if done.returncode == 2 else done.stderr.strip() or last[0]
     return json.loads(done.stdout.splitlines()[-1])
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Locks the run against other processes; the system unlocks it when this one ends, however it ends."""
-    lock = run.with_name(f".{run.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{run}: another process is training this run; wait for it or end it.") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)

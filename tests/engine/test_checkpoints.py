@@ -188,8 +188,8 @@ def saved(root, tmp_path):
     method = build_training(tiny_config(root), open_data(tiny_config(root)))
     optimizer = torch.optim.AdamW(method.parameters())
     path = tmp_path / "checkpoints" / "last.safetensors"
-    save_last(path, method, optimizer, Progress(1, 0.5, 1), {})
-    return path, lambda: save_last(path, method, optimizer, Progress(2, 0.6, 2), {})
+    save_last(path, method, optimizer, Progress(1, 0.5, 1), {}, "images")
+    return path, lambda: save_last(path, method, optimizer, Progress(2, 0.6, 2), {}, "images")
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,8 @@ def test_a_run_without_a_model_yet_is_told(tmp_path):
 def test_progress_without_validation_survives_the_file(root, tmp_path):
     method = build_training(tiny_config(root), open_data(tiny_config(root)))
     optimizer = torch.optim.AdamW(method.parameters())
-    save_last(tmp_path / "last.safetensors", method, optimizer, Progress(4, math.nan, 4), {})
-    progress = load_last(tmp_path / "last.safetensors", method, optimizer, {})
+    save_last(tmp_path / "last.safetensors", method, optimizer, Progress(4, math.nan, 4), {}, "images")
+    progress = load_last(tmp_path / "last.safetensors", method, optimizer, {}, "images")
     assert math.isnan(progress.best)
     assert (progress.step, progress.best_step) == (4, 4)
 

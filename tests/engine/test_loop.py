@@ -45,12 +45,10 @@ def finished(root, tmp_path_factory):
 
 def test_runs_are_numbered_by_themselves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = new_run(None, "demo")
-    assert str(first) == "runs/demo-001"
-    first.mkdir(parents=True)
-    assert str(new_run(None, "demo")) == "runs/demo-002"
+    assert str(new_run(None, "demo")) == "runs/demo-001"
     (tmp_path / "runs" / "demo-003").mkdir()
     assert str(new_run(None, "demo")) == "runs/demo-002"
+    assert str(new_run(None, "demo")) == "runs/demo-004"
     assert str(new_run(None, "glas")) == "runs/glas-001"
 
 

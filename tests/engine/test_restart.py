@@ -134,13 +134,11 @@ def test_a_restart_finds_the_folder_it_chose_and_no_other(board, root, tmp_path,
     (tmp_path / "runs" / "demo-001").mkdir(parents=True)  # of an earlier command, whatever is in it
     first = choose_run(None, config)
     assert str(first) == "runs/demo-002"
-    first.mkdir()
     assert choose_run(None, config) == first
     assert str(choose_run(None, tiny_config(root, "fixmatch"))) == "runs/demo-003"
     own = tmp_path / "own"
-    assert choose_run(own, config) == own
-    own.mkdir()
-    assert choose_run(own, config) == own
+    for _ in range(2):
+        assert choose_run(own, config) == own
 
 
 def test_a_folder_that_was_there_before_is_refused_also_after_a_restart(board, root, tmp_path):

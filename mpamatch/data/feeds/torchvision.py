@@ -1,19 +1,31 @@
 """The torchvision feed: reads files and applies draws on the CPU."""
 
 import gc
-from collections.abc import Iterator
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpamatch.batch import Batch, Labelled, Unlabelled
 from mpamatch.data.augment import cut, recolour
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.draws import LABELLED, UNLABELLED, ColourDraw
 from mpamatch.data.feeds.base import Feed
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, Note
+from mpamatch.signals import heed_parent_alone
+
+NO_ROOM = (
+    "shared memory (/dev/shm) has no room for a batch, so batches go through a pipe, which is slower; "
+    "docker run --shm-size 1g gives more."
+)
+NO_SEMAPHORES = (
+    "data.workers: this machine has no shared memory (/dev/shm) that can be written, which worker processes need, so "
+    "batches are made between the steps, which is slower."
+)
 
 
 class TorchvisionFeed(Feed):
@@ -37,18 +49,27 @@ class TorchvisionFeed(Feed):
         # A worker is a copy of this process with one thread. If it freed a native object whose threads it lacks (a
         # pipeline of DALI), it would wait for them for ever: free here what this process no longer needs.
         gc.collect()
+        workers = self.config.workers if _has_semaphores() else 0
+        if workers < self.config.workers:
+            warnings.warn(NO_SEMAPHORES, Note, stacklevel=2)
         loader = DataLoader(
             _Careful(self),
             batch_size=None,
             sampler=range(start, stop),
-            num_workers=self.config.workers,
+            num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_one_thread if self.config.workers else None,
+            worker_init_fn=_begin_worker if workers else None,
         )
+        told = False
         for batch, skipped in loader:
             self.skipped |= skipped
             if isinstance(batch, InputError):
                 raise batch
+            if isinstance(batch, _Piped):
+                if not told:
+                    warnings.warn(NO_ROOM, Note, stacklevel=2)
+                    told = True
+                batch = batch.unpacked()
             yield batch
 
     def _labelled(self, step: int, slot: int) -> tuple[str, Tensor, Tensor]:
@@ -91,13 +112,46 @@ class _Careful(Dataset):
     def __init__(self, feed: TorchvisionFeed):
         self.feed = feed
 
-    def __getitem__(self, step: int) -> tuple[Batch | InputError, dict[str, str]]:
+    def __getitem__(self, step: int) -> "tuple[Batch | _Piped | InputError, dict[str, str]]":
         try:
-            batch: Batch | InputError = self.feed[step]
+            batch: Batch | _Piped | InputError = self.feed[step]
         except InputError as error:
             batch = error
+        if isinstance(batch, Batch) and get_worker_info() is not None:
+            try:
+                _each_tensor(batch, Tensor.share_memory_)
+            except RuntimeError:  # in the queue's own thread it would be printed there, and the batch be lost
+                batch = _Piped(batch)
         return batch, dict(self.feed.skipped)
 
 
-def _one_thread(_: int) -> None:
+class _Piped:
+    """A batch that travels through the pipe between processes, as there is no room for it in shared memory."""
+
+    def __init__(self, batch: Batch):
+        self.arrays = _each_tensor(batch, Tensor.numpy)
+
+    def unpacked(self) -> Batch:
+        """Makes the batch again."""
+        return _each_tensor(self.arrays, torch.from_numpy)
+
+
+def _each_tensor(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Makes a batch of what `change` makes of each of its tensors."""
+    if isinstance(batch, tuple):
+        return type(batch)(*(_each_tensor(part, change) for part in batch))
+    return None if batch is None else change(batch)
+
+
+def _has_semaphores() -> bool:
+    """Tells whether worker processes can have queues."""
+    try:
+        multiprocessing.Semaphore()
+    except OSError:
+        return False
+    return True
+
+
+def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
+    heed_parent_alone()
