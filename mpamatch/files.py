@@ -1,14 +1,25 @@
-"""Files that are written whole or not at all, and JSON files."""
+"""Files and folders that are written whole or not at all, and JSON files.
 
+What is being written lies beside its place as `.NAME.RANDOM.mpamatch-unfinished`, and its process holds a lock on it.
+The system frees the lock when that process ends, however it ends: so the next one that writes into the folder knows
+what a kill has left, and removes it, while it never touches what another is writing.
+"""
+
+import fcntl
+import functools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mpamatch.errors import InputError
+
+UNFINISHED = ".mpamatch-unfinished"
+LETTERS = 40  # of the name that a temporary file bears: a name of 255 bytes leaves no room for more
 
 
 @contextmanager
@@ -19,11 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        _clear_once(path.parent.absolute(), os.getpid())
+        temporary, lock = _begin(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -36,6 +46,81 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `folder`, which becomes it by one rename; on any error it is removed.
+
+    Raises InputError if the disk is full, the place cannot be written, or something else came to stand there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(folder.parent)
+        temporary, lock = _begin(folder, is_folder=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}).") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: could not be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what killed processes were writing in `folder`, not what living ones are.
+
+    On a disk without locks the two look alike, and nothing is removed.
+    """
+    for left in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError):  # it is another's, or gone by now
+            if left.is_dir():
+                lock = os.open(left, os.O_RDONLY)
+            else:
+                lock = os.open(left, os.O_RDWR)  # over NFS a lock needs a file that can be written
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+            finally:
+                os.close(lock)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Tells by its name whether a file or folder is one that is being written, or was at a kill."""
+    return path.name.startswith(".") and path.name.endswith(UNFINISHED)
+
+
+@functools.cache
+def _clear_once(folder: Path, process: int) -> None:
+    """Calls `clear_unfinished` once in a process: a folder may come to hold a hundred thousand masks."""
+    clear_unfinished(folder)
+
+
+def _begin(path: Path, *, is_folder: bool = False) -> tuple[Path, int]:
+    """Makes a temporary file or folder beside `path`; returns it with the descriptor that holds its lock."""
+    prefix = f".{path.name[:LETTERS]}."
+    while True:
+        if is_folder:
+            name = tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=path.parent)
+            try:
+                lock = os.open(name, os.O_RDONLY)
+            except FileNotFoundError:  # as below
+                continue
+        else:
+            lock, name = tempfile.mkstemp(prefix=prefix, suffix=UNFINISHED, dir=path.parent)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return Path(name), lock
+        os.close(lock)  # another process took it for left behind, before it was locked
 
 
 def write_json(path: Path, content: Any) -> None:

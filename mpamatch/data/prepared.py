@@ -11,7 +11,6 @@ splits/*.json    which training images count as labelled
 import dataclasses
 import difflib
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
 from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, unknown
-from mpamatch.files import check_free, read_json, write_json
+from mpamatch.files import check_free, making, read_json, write_json
 from mpamatch.images import IGNORE, can_copy, read_image
 
 PARTS = ("train", "validation", "test")
@@ -322,12 +321,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
     """
     checked_classes(raw.classes, raw.name)
     check_free(dest)
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
-    except OSError as error:
-        raise InputError(f"{dest}: cannot be written ({error.strerror}).") from error
-    try:
+    with making(dest) as temporary:
         items = with_progress(raw.items, "preparing", raw.count)
         written = [_write_item(temporary, item, raw.classes) for item in items]
         listing = _listing(dest, written, raw.keep_shared_groups)
@@ -344,12 +338,6 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
         if any(one.present is not None for one in written):
             write_json(temporary / "present.json", {one.image: one.present for one in _known(written)})
         (temporary / "splits").mkdir()
-        temporary.chmod(0o755)
-        temporary.replace(dest)
-    except OSError as error:
-        raise InputError(f"{dest}: could not be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return load_prepared(dest)
 
 

@@ -36,6 +36,7 @@ from mpamatch.engine.config import Config, EngineConfig, load_saved, save_config
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.engine.log import RunLog
 from mpamatch.errors import InputError
+from mpamatch.files import clear_unfinished
 from mpamatch.inference.checkpoint import best_checkpoint, save_segmenter
 from mpamatch.malloc import keep_freed_memory
 from mpamatch.methods import Method
@@ -182,8 +183,8 @@ class Trainer:
         if self.main and not ((run / "config.yaml").is_file() and load_saved(run / "config.yaml") == self.config):
             save_config(self.config, run / "config.yaml")
         if self.main:
-            for stale in last.parent.glob(".*.safetensors"):  # of a run killed while it wrote
-                stale.unlink()
+            for folder in (run, last.parent):
+                clear_unfinished(folder)
             self._announce(run, progress)
         engine, began, start = self.config.engine, time.perf_counter(), progress.step
         log = self._log(run, start) if self.main else None

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mpamatch.errors import InputError
-from mpamatch.files import read_json, write_json
+from mpamatch.files import is_unfinished, read_json, write_json
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.models.weights import digest
 
 FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
 RECORDS = ("slides.json", "images.json")
 SLIDE = "slide.json"  # in the folder of each slide
-UNFINISHED = tuple(f".{name}." for name in (*RECORDS, SLIDE))  # how files begin that were being written at a kill
 
 
 def made_with(segmenter: Segmenter, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def check_empty(out: Path) -> None:
     """Raises InputError if `out` is a file or not empty: results of two commands are never mixed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
-    if out.is_dir() and not all(path.name.startswith(UNFINISHED) for path in out.iterdir()):
+    if out.is_dir() and not all(map(is_unfinished, out.iterdir())):
         raise InputError(f"{out}: is not empty; name a new or empty folder for the results.")
 
 

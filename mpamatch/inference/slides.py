@@ -14,7 +14,7 @@ from PIL import Image
 
 from mpamatch.ahead import ahead
 from mpamatch.errors import InputError, unknown
-from mpamatch.files import read_json, replacing, write_json
+from mpamatch.files import clear_unfinished, read_json, replacing, write_json
 from mpamatch.images import overlay
 from mpamatch.inference.bands import BUDGET, Finished, plan, predict_bands
 from mpamatch.inference.files import Areas, write_areas
@@ -263,8 +263,7 @@ def predict_slide(
         view = slide.at(microns)
         tissue, grow = _tissue(slide, options.tissue, options.origin)
         write_json(folder / SLIDE, {"made_with": _of_slide(path, made)})
-        for left in folder.glob(".*"):  # what was being written when a run was killed
-            left.unlink(missing_ok=True)
+        clear_unfinished(folder)
         job = _Job(segmenter, view, tissue, grow, folder, options)
         job.predict(progress or Silent())
         result = job.write()

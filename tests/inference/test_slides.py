@@ -18,6 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mpamatch.errors import InputError
+from mpamatch.files import UNFINISHED
 from mpamatch.inference import bands as bands_module
 from mpamatch.inference.slides import AROUND, SlideOptions, SlideResult, predict_slide, predict_slides
 from mpamatch.inference.tiles import origins
@@ -323,7 +324,10 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) ->
 
 
 def test_what_a_kill_leaves_of_a_record_is_no_obstacle(tmp_path: Path, slide: Path, done: SlideResult) -> None:
-    for place in (tmp_path / "out" / ".slides.json.x1.json", tmp_path / "alone" / ".slide.json.x1.json"):
+    for place in (
+        tmp_path / "out" / f".slides.json.x1{UNFINISHED}",
+        tmp_path / "alone" / f".slide.json.x1{UNFINISHED}",
+    ):
         place.parent.mkdir()
         place.write_text("{")
     predict_slides(small_segmenter(), [slide], tmp_path / "out", SlideOptions())
