@@ -10,9 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -168,29 +170,42 @@ def _finished(sweep: Sweep, runs: Sequence[StudyRun], jobs: int) -> Iterator[tup
             except InputError as error:
                 yield run, str(error)
         return
-    pool = ThreadPoolExecutor(jobs)
+    pool, workers = ThreadPoolExecutor(jobs), set[subprocess.Popen[str]]()
     try:
         running: dict[Future[RunResult | str], StudyRun] = {
-            pool.submit(_in_own_process, sweep, run, jobs): run for run in runs
+            pool.submit(_in_own_process, sweep, run, jobs, workers): run for run in runs
         }
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
     finally:
+        for process in list(workers):  # there are some after an interrupt alone
+            process.kill()
         pool.shutdown(cancel_futures=True)  # an interrupt starts no further run
 
 
-def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int) -> RunResult | str:
-    """Does the run in a process, whose memory and compiled graphs end with it; returns result or error."""
+def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int, workers: set[subprocess.Popen[str]]) -> RunResult | str:
+    """Does the run in a process, whose memory and compiled graphs end with it; returns result or error.
+
+    `workers` holds the process while it runs.
+    """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    done = subprocess.run(
-        [sys.executable, "-m", "mpamatch.studies.worker"],
-        input=json.dumps({"sweep": asdict(sweep), "run": asdict(run)}),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with {done.returncode}"]
-        return last[0] if done.returncode == 2 else done.stderr.strip() or last[0]
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "mpamatch.studies.worker"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as process:
+            workers.add(process)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError):  # it ended before it read
+                process.stdin.write(json.dumps({"sweep": asdict(sweep), "run": asdict(run)}) + "\n")
+                process.stdin.flush()
+            said = process.stdout.read()  # stdin stays open meanwhile: at its end the worker ends too
+        workers.discard(process)
+        errors.seek(0)
+        told = errors.read().strip()
+    if process.returncode:
+        last = told.splitlines()[-1:] or [f"its process ended with {process.returncode}"]
+        return last[0] if process.returncode == 2 else told or last[0]
+    return json.loads(said.splitlines()[-1])

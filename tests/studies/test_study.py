@@ -1,10 +1,11 @@
 """A small study from the command line: its runs, how it goes on, its table and figure, and what it refuses."""
 
 import csv
-import fcntl
 import io
 import json
-from dataclasses import replace
+import subprocess
+import time
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mpamatch.studies import plans, scores, worker
 from mpamatch.studies import sweep as sweep_module
 from mpamatch.studies.catalogue import COSINES
 from mpamatch.studies.sweep import StudyRun, Sweep, do_run, do_runs, read_results
+from tests.locks import held_by_another
 from tests.models.test_prompt import LetterTower
 from tests.tiny import (
     FIELDS,
@@ -308,11 +310,8 @@ def test_a_run_in_a_process_of_its_own_gives_the_same_result(done, run, tmp_path
 def test_two_processes_never_train_one_run(done, run, tmp_path):
     sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
     lock = tmp_path / "runs" / f".{run.name}.lock"
-    lock.parent.mkdir()
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is training this run"):
-            do_run(sweep, run)
+    with held_by_another(lock), pytest.raises(InputError, match="another process is training this run"):
+        do_run(sweep, run)
     assert not sweep.run_folder(run).exists()
     do_run(sweep, run)
     assert list((tmp_path / "runs").iterdir()) == [sweep.run_folder(run)]
@@ -362,11 +361,27 @@ def test_a_set_without_validation_labels_asks_for_the_test_part(tmp_path, capsys
     assert "its validation part has no labelled image to score; add --test." in capsys.readouterr().err
 
 
-def test_a_worker_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_worker_ends_with_its_study(done, run, warm_python, tmp_path):
+    """Else a study that was killed could not go on: its runs would still be trained."""
+    sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
+    long = replace(run, flags=(*run.flags, "--engine.steps", "100000"))
+    asked = json.dumps({"sweep": asdict(sweep), "run": asdict(long)})
+    metrics, deadline = sweep.run_folder(run) / "metrics.jsonl", time.monotonic() + 60
+    with subprocess.Popen([warm_python, "-m", "mpamatch.studies.worker"], stdin=subprocess.PIPE, text=True) as process:
+        process.stdin.write(asked + "\n")
+        process.stdin.flush()
+        while not metrics.is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.stdin.close()
+        assert process.wait(timeout=30) == 1
+
+
+def test_a_worker_says_what_is_wrong_in_one_sentence(tmp_path, capsys):
     asked = {
         "sweep": {"out": str(tmp_path), "data": "nowhere", "recipe": "demo"},
         "run": {"method": "fixmach", "labelled": "2", "seed": 0, "split": "x", "flags": []},
     }
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asked)))
-    assert worker.main() == 2
+    assert worker.main(json.dumps(asked)) == 2
     assert capsys.readouterr().err == "unknown method.name 'fixmach': did you mean 'fixmatch'?\n"
