@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,9 +25,10 @@ def claim(folder: Path, otherwise: str = "give another folder") -> Path:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except FileExistsError:
-        raise InputError(f"{folder}: exists already; {otherwise}.") from None
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            raise InputError(f"{folder}: exists already; {otherwise}.") from None
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}).") from error
     return folder
@@ -47,7 +49,7 @@ def claim_numbered(parent: Path, stem: str) -> Path:
 
 
 @contextmanager
-def alone(path: Path, held: str) -> Iterator[None]:
+def alone(path: Path, held: str, patience: float = 0.0) -> Iterator[None]:
     """Holds a lock on the file at `path`, which is made with its folder and removed in the end.
 
     The system unlocks it when this process ends, however it ends; what is left of it then is no obstacle. (filelock
@@ -57,15 +59,18 @@ def alone(path: Path, held: str) -> Iterator[None]:
     Args:
         path: of the lock.
         held: the sentence to raise if another process has it.
+        patience: seconds to wait for it.
 
     Raises:
         InputError: `held`, or the file cannot be written.
     """
+    deadline = time.monotonic() + patience
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(path)
-    except BlockingIOError:
-        raise InputError(held) from None
+        while (file := _locked(path)) is None:
+            if time.monotonic() > deadline:
+                raise InputError(held)
+            time.sleep(0.02)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}).") from error
     with file:
@@ -75,15 +80,15 @@ def alone(path: Path, held: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """Opens the file at `path` and locks it, if the file system has locks. Raises BlockingIOError if another has it."""
+def _locked(path: Path) -> IO[bytes] | None:
+    """Opens the file at `path` and locks it, if the file system has locks; None if another process has it."""
     while True:
         file = path.open("ab")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked loaders would hold it after a kill
         except (BlockingIOError, PermissionError):
             file.close()
-            raise BlockingIOError from None
+            return None
         except OSError:  # no locks here: nothing can be told
             return file
         with suppress(FileNotFoundError):

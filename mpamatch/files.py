@@ -5,6 +5,7 @@ The system frees the lock when that process ends, however it ends: so the next o
 what a kill has left, and removes it, while it never touches what another is writing.
 """
 
+import errno
 import fcntl
 import functools
 import json
@@ -66,6 +67,8 @@ def making(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         temporary.replace(folder)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise InputError(f"{folder}: another command made it meanwhile: choose another folder.") from error
         raise InputError(f"{folder}: could not be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

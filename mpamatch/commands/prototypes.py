@@ -1,9 +1,11 @@
 """`mpamatch prototypes RUN INPUT…`: what the prototypes of a run see in images."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpamatch import ranks
+from mpamatch.claims import LOCK, alone
 from mpamatch.console import new_console, say
 from mpamatch.engine.prototype_pictures import PrototypeViewer
 from mpamatch.errors import InputError
@@ -17,14 +19,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises InputError if the run, an input or the output folder cannot be used, or the method has no prototypes.
     """
-    from mpamatch.report.prototypes import Assigned, draw_assignments, draw_maps
-
     if ranks.started() > 1:
         raise InputError("prototypes: draws in one process; leave out torchrun.")
     files = named_apart(list_images([Path(given) for given in arguments.inputs]))
     out, console = Path(arguments.out), new_console()
     check_empty(out)
     viewer = PrototypeViewer(Path(arguments.run), arguments.device)
+    with alone(out / LOCK, f"{out}: another command writes there: name a new folder."):
+        check_empty(out)  # not filled meanwhile
+        _draw(viewer, files, out)
+    say(console, f"assignments and maps of {len(files)} image{'s' if len(files) > 1 else ''} are in {out}")
+    return 0
+
+
+def _draw(viewer: PrototypeViewer, files: Sequence[tuple[Path, str]], out: Path) -> None:
+    """Draws assignments and maps of each (file, name) into `out`."""
+    from mpamatch.report.prototypes import Assigned, draw_assignments, draw_maps
+
     names, colours = viewer.settings.class_names, viewer.settings.colours
     for file, name in files:
         look = viewer.look(read_image(file))
@@ -33,5 +44,3 @@ def run(arguments: argparse.Namespace) -> int:
         row = Assigned("", look.image, {"prediction": look.label}, look.nearest, per_class)
         draw_assignments(out / "assignments" / f"{name}.png", [row], colours, names, title=title)
         draw_maps(out / "maps" / f"{name}.png", look.image, look.cosine, names, title=title)
-    say(console, f"assignments and maps of {len(files)} image{'s' if len(files) > 1 else ''} are in {out}")
-    return 0

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpamatch import ranks
+from mpamatch.claims import LOCK, alone
 from mpamatch.commands.train import quiet_libraries
 from mpamatch.console import new_console, say
 from mpamatch.data.cache import ImageCache
@@ -292,10 +293,11 @@ def _claim(study: Study, sweep: Sweep, flags: Sequence[str]) -> None:
     path = Path(sweep.out) / "study.json"
     shared = {name: value for name, value in asdict(sweep).items() if name not in ("out", "test")}
     about = {"study": study.name, **shared, "data": str(Path(sweep.data).resolve()), "flags": list(flags)}
-    if not path.exists():
-        write_json(path, about)
-        return
-    before = read_json(path)
+    with alone(path.parent / LOCK, f"{path}: another command begins there; wait for it.", patience=60):
+        if not path.exists():
+            write_json(path, about)
+            return
+        before = read_json(path)
     for name, value in about.items():
         if before.get(name) != value:
             raise InputError(

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mpamatch.claims import LOCK, alone
 from mpamatch.errors import InputError
 from mpamatch.files import is_unfinished, read_json, write_json
 from mpamatch.inference.segmenter import Segmenter
@@ -62,16 +63,27 @@ class Record:
         if path.is_file():
             check_same(path, made)
             known = read_json(path)["names"]
-        self._path, self._made = path, made
+        self._path, self._made, self._known = path, made, known
         self.named = named_apart(files, known, taken)
         self._names = {**known, **{name: _key(file) for file, name in self.named}}
         self._written = False
 
     def write(self) -> None:
-        """Writes it, once. Several processes with the same list write the same."""
-        if not self._written:
+        """Writes it, once. Several processes with the same list write the same.
+
+        Raises InputError if another command began to write into the folder meanwhile.
+        """
+        if self._written:
+            return
+        busy = f"{self._path.parent}: another command begins to write there: wait for it, or name a new folder."
+        with alone(self._path.parent / LOCK, busy, patience=60):  # other shards, or ranks
+            if self._path.is_file():
+                check_same(self._path, self._made)
+                begun = read_json(self._path)["names"]
+                if begun not in (self._known, self._names):
+                    raise InputError(f"{self._path.parent}: another command writes there: name a new folder.")
             write_json(self._path, {"made_with": self._made, "names": self._names})
-            self._written = True
+        self._written = True
 
 
 def check_place(out: Path) -> None:
@@ -84,7 +96,7 @@ def check_empty(out: Path) -> None:
     """Raises InputError if `out` is a file or not empty: results of two commands are never mixed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
-    if out.is_dir() and not all(map(is_unfinished, out.iterdir())):
+    if out.is_dir() and not all(is_unfinished(path) or path.name == LOCK for path in out.iterdir()):
         raise InputError(f"{out}: is not empty; name a new or empty folder for the results.")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mpamatch.ahead import ahead
+from mpamatch.claims import LOCK, alone
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import clear_unfinished, read_json, replacing, write_json
 from mpamatch.images import overlay
@@ -256,20 +257,26 @@ def predict_slide(
     made = made or made_with(segmenter, options.record())
     _claim(folder, path, made)
     if (folder / DONE).is_file():
-        shutil.rmtree(folder / BANDS, ignore_errors=True)
-        return SlideResult.read(folder)
+        return _finished(folder)
     microns = model_microns(segmenter, options.model_mpp)
     with open_slide(path, mpp=options.mpp) as slide:
         view = slide.at(microns)
         tissue, grow = _tissue(slide, options.tissue, options.origin)
-        write_json(folder / SLIDE, {"made_with": _of_slide(path, made)})
-        clear_unfinished(folder)
-        job = _Job(segmenter, view, tissue, grow, folder, options)
-        job.predict(progress or Silent())
-        result = job.write()
-    write_json(folder / DONE, result.record())
+        with alone(folder / LOCK, f"{path}: another process predicts it into {folder}; wait for it or end it."):
+            if (folder / DONE).is_file():  # by then
+                return _finished(folder)
+            write_json(folder / SLIDE, {"made_with": _of_slide(path, made)})
+            clear_unfinished(folder)
+            job = _Job(segmenter, view, tissue, grow, folder, options)
+            job.predict(progress or Silent())
+            write_json(folder / DONE, job.write().record())
+            return _finished(folder)
+
+
+def _finished(folder: Path) -> SlideResult:
+    """Reads the result of a slide that is done, whose bands are of no use any more."""
     shutil.rmtree(folder / BANDS, ignore_errors=True)
-    return result
+    return SlideResult.read(folder)
 
 
 def _claim(folder: Path, path: Path, made: Mapping[str, Any]) -> None:
