@@ -162,7 +162,7 @@ def training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[str, ..
         InputError: the split is unknown or names an image that is missing, not in the training part or without a mask;
             none is named and there are several; or no image is labelled.
     """
-    name = _chosen_split(prepared, split)
+    name = chosen_split(prepared, split)
     if name is None:
         labelled = set(prepared.labelled("train"))
     else:
@@ -209,7 +209,7 @@ def weak_training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[st
             "that writes them, such as ebhi-seg --task weak, or take another method.name."
         )
     if split is not None:
-        name = _chosen_split(prepared, split)
+        name = chosen_split(prepared, split)
         assert name is not None, "a split was asked for"
         chosen = set(_split_images(prepared, name))
         missing = sorted(chosen - set(known))
@@ -219,7 +219,7 @@ def weak_training_lists(prepared: Prepared, split: str | None) -> tuple[tuple[st
     return known, tuple(image for image in prepared.parts["train"] if image not in set(known))
 
 
-def _chosen_split(prepared: Prepared, split: str | None) -> str | None:
+def chosen_split(prepared: Prepared, split: str | None) -> str | None:
     """Finds the split that is meant; None if there is none. Raises InputError if it is unknown or not clear."""
     there = prepared.splits()
     if split is None:

@@ -7,7 +7,7 @@ import torch
 
 from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.kinds import kinds
-from mpamatch.data.prepared import Prepared, load_prepared, training_lists, weak_training_lists
+from mpamatch.data.prepared import Prepared, chosen_split, load_prepared, training_lists, weak_training_lists
 from mpamatch.engine.config import Config, load_config
 from mpamatch.errors import InputError
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
@@ -51,8 +51,7 @@ def moved(run: Path, config: Config, data: Path | None) -> Config:
 def settled(config: Config, set_name: str) -> Config:
     """Replaces what the configuration leaves to this machine and to the data by what is found.
 
-    "auto" becomes the weights that are at hand, pathology descriptions of no set those of the recipe for the data, and
-    the folder of the data an absolute path, so that a run finds them from anywhere.
+    "auto" becomes the weights that are at hand, and pathology descriptions of no set those of the recipe for the data.
 
     Args:
         config: of `load_config`.
@@ -65,8 +64,18 @@ def settled(config: Config, set_name: str) -> Config:
     method = config.method
     if TEXT in config.trains.towers and TEXT.encoder(method) and method.prompt_set is None:
         method = replace(method, prompt_set=prompt_set_for(set_name))
-    data = replace(config.data, root=str(Path(config.data.root).absolute()))
-    return replace(config, data=data, model=settled_model(config.model), method=method)
+    return replace(config, model=settled_model(config.model), method=method)
+
+
+def placed(config: Config, prepared: Prepared) -> Config:
+    """Writes out which folder and which split are meant, so that a run finds them from anywhere and later too.
+
+    Raises InputError if the split is unknown, or none is named and there are several.
+    """
+    split = config.data.split
+    if split is not None or not config.trains.image_labels:  # without one such a method takes all that have labels
+        split = chosen_split(prepared, split)
+    return replace(config, data=replace(config.data, root=str(prepared.root.absolute()), split=split))
 
 
 def check_weights(config: Config) -> None:

@@ -29,6 +29,7 @@ from mpamatch.engine.build import (
     licence_notes,
     moved,
     open_data,
+    placed,
     settled,
 )
 from mpamatch.engine.checkpoints import Progress, encoder_built_from, load_last, save_last
@@ -86,7 +87,7 @@ def train(config: Config, run: Path | None = None, *, console: Console | None = 
     """
     prepared = open_data(config)
     ranks.join(config.engine.device, config.engine.precision)
-    config = ranks.from_first(lambda: settled(config, prepared.name))
+    config = ranks.from_first(lambda: placed(settled(config, prepared.name), prepared))
     folder = ranks.from_first(lambda: choose_run(run, config))
     try:
         trainer = Trainer(config, prepared, console or new_console())

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mpamatch.data.augment import recolour
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.draws import LABELLED, UNLABELLED, draw, image_index
 from mpamatch.data.prepared import Prepared
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, Note
 from mpamatch.images import read_image
 from tests.data.places import (
     CROP,
@@ -31,6 +33,7 @@ from tests.data.places import (
     told,
     write,
 )
+from tests.tiny import make_set, tiny_flags
 
 pytestmark = pytest.mark.slow
 
@@ -314,3 +317,44 @@ def test_workers_start_without_garbage_of_their_parent(places, tmp_path):
         assert (tmp_path / "freed").read_text() == str(os.getpid())
     finally:
         gc.enable()
+
+
+SMALL = """
+import subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", sys.argv[1], "tmpfs", "/dev/shm"], check=True)
+from mpamatch.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("size=64k", "shared memory (/dev/shm) has no room for a batch, so batches go through a pipe"),  # docker: 64 MB
+        ("ro", "data.workers: this machine has no shared memory (/dev/shm) that can be written"),
+    ],
+)
+def test_training_goes_on_where_shared_memory_is_small_or_missing(options, words, tmp_path):
+    prepared, run = make_set(tmp_path / "set"), tmp_path / "run"
+    fields = {"data.workers": 1, "data.crop": 48, "data.batch": 4, "data.unlabelled_batch": 4}
+    flags = ["train", "--recipe", "demo", "--run", str(run), *tiny_flags(prepared.root, "fixmatch", fields)]
+    command = ["unshare", "--mount", sys.executable, "-c", SMALL, options, *flags]
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith(f"note: {words}")] == done.stderr.splitlines()
+    assert len(done.stderr.splitlines()) == 1
+    assert (run / "checkpoints" / "best.safetensors").is_file()
+
+
+def test_a_batch_through_the_pipe_is_the_same(places, monkeypatch):
+    def no_room(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device")
+
+    feed = feed_of(places, replace(SHARED, workers=1))
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)  # the worker is a copy of this process
+    with pytest.warns(Note, match="no room"):
+        batches = list(feed.batches(0, 3))
+    for step, batch in enumerate(batches):
+        assert_same(batch, feed[step])

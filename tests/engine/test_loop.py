@@ -8,14 +8,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from mpamatch.engine.build import build_training, open_data, settled
+from mpamatch.cli import main
+from mpamatch.data.prepared import load_prepared
+from mpamatch.engine.build import build_training, open_data, placed, settled
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.engine.loop import Means, Trainer, new_run, train
 from mpamatch.errors import InputError
 from mpamatch.methods import METHODS
 from mpamatch.methods.fixmatch import FixMatch
-from tests.tiny import bitwise_equal, make_set, read_checkpoint, read_metrics, silent, tiny_config
+from tests.tiny import bitwise_equal, make_set, read_checkpoint, read_metrics, silent, tiny_config, tiny_flags
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +63,9 @@ def test_an_explicit_run_that_exists_is_refused_before_anything_is_written(root,
 def test_a_run_folder_holds_what_it_should(finished, root):
     run, result = finished
     assert result.run == run
-    assert load_saved(run / "config.yaml") == settled(tiny_config(root, "mpamatch", FIELDS), "synthetic")
+    assert load_saved(run / "config.yaml") == placed(
+        settled(tiny_config(root, "mpamatch", FIELDS), "synthetic"), load_prepared(root)
+    )
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.safetensors", "last.safetensors"]
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     assert not list(run.rglob(".*"))
@@ -270,3 +274,12 @@ def test_that_cutmix_is_off_is_told_of_methods_that_mix(method, told, root, tmp_
     config = tiny_config(root, method, {"engine.steps": 1, "data.unlabelled_batch": 1})
     train(config, tmp_path / "run", console=Console(file=said, width=500))
     assert ("CutMix is off" in said.getvalue()) is told
+
+
+def test_one_value_of_a_channel_is_too_few_for_a_batch_norm(root, tmp_path, capsys):
+    fields = {"data.batch": 1, "data.crop": 16, "model.norm": "batch"}
+    flags = tiny_flags(root, "supervised", fields)
+    assert main(["train", "--recipe", "demo", "--run", str(tmp_path / "run"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mpamatch: model.norm: batch norm has one value of each channel")
+    assert said.endswith("take a larger data.batch or data.crop, or --model.norm group.\n")

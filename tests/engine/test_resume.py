@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from mpamatch.data.feeds import dali_installed
-from mpamatch.engine.build import settled
+from mpamatch.data.prepared import load_prepared
+from mpamatch.engine.build import placed, settled
 from mpamatch.engine.config import load_saved
 from mpamatch.engine.log import RunLog
 from mpamatch.engine.loop import resume, train
@@ -193,7 +194,7 @@ def test_the_configuration_of_a_run_stays_as_it_was(root, tmp_path):
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     resume(tmp_path / "run", console=silent())
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    assert load_saved(tmp_path / "run" / "config.yaml") == settled(config, "synthetic")
+    assert load_saved(tmp_path / "run" / "config.yaml") == placed(settled(config, "synthetic"), load_prepared(root))
 
 
 # metrics.jsonl
