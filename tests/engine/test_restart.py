@@ -147,6 +147,24 @@ def test_a_folder_that_was_there_before_is_refused_also_after_a_restart(board, r
             choose_run(tmp_path, tiny_config(root))
 
 
+def test_sigterm_saves_once_and_ends_all_ranks(root, tmp_path):
+    words = [*train_words(root, {**LONG, "engine.steps": 5000, "engine.save_every": 5000}), "--run", "run"]
+    with torchrun(words, tmp_path, restarts=1) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").is_file() or len(read_metrics(tmp_path / "run")) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        process.wait(timeout=60)
+    said = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("mpamatch")]
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"mpamatch: terminated; run is saved at step \d+: go on with mpamatch train --resume run", said[0]
+    )
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").is_file()
+
+
 # The last sentence
 
 
