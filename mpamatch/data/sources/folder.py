@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mpamatch.data.kinds import REGROUP, Kind, Option
-from mpamatch.data.prepared import Class, Item, RawSet, with_progress
+from mpamatch.data.prepared import Item, RawSet
 from mpamatch.data.sources.layout import with_validation
+from mpamatch.data.sources.mask_values import Meaning, label_of, meaning_of
 from mpamatch.errors import InputError
-from mpamatch.images import IGNORE, IMAGE_SUFFIXES, default_colour, read_mask
+from mpamatch.images import IMAGE_SUFFIXES
 
 KIND = Kind(
     name="folder",
@@ -33,9 +31,6 @@ KIND = Kind(
 
 _PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ENDING = re.compile(r"[_-](img|image|mask|label|anno|gt)$", re.IGNORECASE)
-
-# More values than this in masks without --mask-values are instance numbers or a lossy format, not classes.
-_MOST_UNEXPLAINED = 20
 
 
 def raw_set(
@@ -64,7 +59,8 @@ def raw_set(
         raise InputError("--instances and --mask-values exclude each other: give one of them.")
     pairs = _pairs(source)
     groups = _groups(pairs, group_regex)
-    meaning = _meaning(pairs, mask_values, instances)
+    masks = [pair.mask for pair in pairs if pair.mask is not None]
+    meaning = meaning_of(masks, mask_values, instances)
     return RawSet(
         name=source.resolve().name,
         classes=meaning.classes,
@@ -86,15 +82,6 @@ class _Pair:
     @property
     def stem(self) -> str:
         return self.image.stem if self.part is None else f"{self.part}-{self.image.stem}"
-
-
-@dataclass(frozen=True)
-class _Meaning:
-    """What the values in the masks mean."""
-
-    classes: tuple[Class, ...]
-    index: dict[int, int]  # value -> class index or 255
-    instances: bool
 
 
 def _pairs(source: Path) -> list[_Pair]:
@@ -163,82 +150,10 @@ def _parts(pairs: list[_Pair], groups: list[str], regroup: bool) -> list[str | N
     return with_validation([pair.part for pair in pairs], groups)
 
 
-def _meaning(pairs: list[_Pair], mask_values: str | None, instances: bool) -> _Meaning:
-    if instances:
-        return _Meaning(_classes(["background", "object"]), {}, instances=True)
-    if mask_values is not None:
-        return _parsed(mask_values)
-    masks = [pair.mask for pair in pairs if pair.mask is not None]
-    looked_at = with_progress(masks, "reading masks", len(masks))
-    values = sorted({int(value) for mask in looked_at for value in np.unique(read_mask(mask))})
-    classes = [value for value in values if value != IGNORE]
-    if len(classes) < 2 or len(classes) > _MOST_UNEXPLAINED or classes != list(range(len(classes))):
-        raise InputError(_suggestion(pairs, values))
-    names = ["background", "object"] if len(classes) == 2 else [f"class-{value}" for value in classes]
-    return _Meaning(_classes(names), {value: value for value in values}, instances=False)
-
-
-def _parsed(mask_values: str) -> _Meaning:
-    index: dict[int, int] = {}
-    names: list[str] = []
-    for entry in mask_values.split(","):
-        value, colon, name = (text.strip() for text in entry.partition(":"))
-        if not colon or not name or not value.isascii() or not value.isdigit() or int(value) in index:
-            raise InputError(
-                f"--mask-values {mask_values!r}: {entry!r} should be a new value, a colon and a name, "
-                "as in 0:background,255:gland."
-            )
-        if name != "ignore" and name not in names:
-            names.append(name)
-        index[int(value)] = IGNORE if name == "ignore" else names.index(name)
-    if len(names) < 2:
-        raise InputError(f"--mask-values {mask_values!r}: names fewer than two classes, background among them.")
-    return _Meaning(_classes(names), index, instances=False)
-
-
-def _suggestion(pairs: list[_Pair], values: list[int]) -> str:
-    masks = next(pair.mask for pair in pairs if pair.mask).parent
-    if len(values) < 2:
-        return f"{masks}: the masks hold nothing but the value {values[0]}: two classes at least are needed."
-    if len(values) > _MOST_UNEXPLAINED:
-        return (
-            f"{masks}: the masks hold {len(values)} values ({values[0]}..{values[-1]}): add --instances "
-            "where they are numbers of objects, or for JPEG masks "
-            f"--mask-values {values[0]}:background,{values[-1]}:object"
-        )
-    names = ["background", "object"] if len(values) == 2 else ["background", *(f"class-{v}" for v in values[1:])]
-    line = ",".join(f"{value}:{name}" for value, name in zip(values, names, strict=True))
-    shown = ", ".join(map(str, values))
-    return f"{masks}: the masks hold the values {shown}: say what they mean with --mask-values {line}"
-
-
-def _classes(names: list[str]) -> tuple[Class, ...]:
-    return tuple(Class(name, default_colour(index)) for index, name in enumerate(names))
-
-
-def _items(pairs: list[_Pair], groups: list[str], meaning: _Meaning, parts: list[str | None]) -> Iterator[Item]:
+def _items(pairs: list[_Pair], groups: list[str], meaning: Meaning, parts: list[str | None]) -> Iterator[Item]:
     for pair, group, part in zip(pairs, groups, parts, strict=True):
-        label = None if pair.mask is None else _label(pair.mask, meaning)
+        label = None if pair.mask is None else label_of(pair.mask, meaning)
         yield Item(pair.stem, group, part, pair.image, label)
-
-
-def _label(path: Path, meaning: _Meaning) -> NDArray[np.uint8]:
-    values = read_mask(path)
-    if meaning.instances:
-        return (values > 0).astype(np.uint8)
-    known = np.array(sorted(meaning.index))
-    index = np.array([meaning.index[value] for value in known.tolist()], dtype=np.uint8)
-    if path.suffix.lower() in {".jpg", ".jpeg"} and len(known) == 2:
-        # JPEG smears the two values into all between them; the nearer one is what was drawn.
-        return index[(np.abs(values.astype(np.int32) - known[1]) < np.abs(values.astype(np.int32) - known[0])) * 1]
-    wrong = np.setdiff1d(values, known)
-    if wrong.size:
-        shown = ", ".join(map(str, wrong[:5])) + (", …" if wrong.size > 5 else "")
-        raise InputError(
-            f"{path}: holds the value{'s' * (wrong.size > 1)} {shown}, which --mask-values does not explain; "
-            f"it explains {', '.join(map(str, known))}."
-        )
-    return index[np.searchsorted(known, values)]
 
 
 def _remarks(pairs: list[_Pair], group_regex: str | None) -> tuple[str, ...]:
