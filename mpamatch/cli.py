@@ -127,6 +127,9 @@ def _run(words: list[str]) -> int:
     if parsed.command == "prepare":
         _place_folders(parsed)
     parsed.flags = rest
+    if "most_megapixels" in parsed:
+        stored = importlib.import_module("mpamatch.stored")
+        stored.allow_megapixels(stored.MOST_MEGAPIXELS if parsed.most_megapixels is None else parsed.most_megapixels)
     return importlib.import_module(f"mpamatch.commands.{parsed.command}").run(parsed)
 
 
@@ -195,6 +198,16 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         reads: dict[str, Any] = {"action": "store_true"} if option.type is bool else {"type": option.type}
         parser.add_argument(option.flag, help=_shown(option.help), **reads)
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
+    return _largest(parser)
+
+
+def _largest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "--most-megapixels",
+        type=float,
+        metavar="N",
+        help="the largest plain image that is read; it stays in memory whole (300)",
+    )
     return parser
 
 
@@ -261,6 +274,7 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--on-error", choices=("stop", "skip"),
         help="at a file that cannot be predicted: stop, or name it in the end and go on (images: stop, slides: skip)",
     )  # fmt: skip
+    _largest(parser)
     slides = parser.add_argument_group("whole slides")
     slides.add_argument(
         "--slide-mpp", "--mpp", dest="mpp", type=float, help="µm per pixel of slides whose files name none"
@@ -283,7 +297,7 @@ def _prototypes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image files or folders of them")
     parser.add_argument("--out", required=True, help="folder for the pictures")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
-    return parser
+    return _largest(parser)
 
 
 def _study(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

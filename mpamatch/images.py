@@ -2,7 +2,9 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from PIL import Image, ImageOps
 
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
+from mpamatch.stored import Stored, decoded, stored_bits
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 IGNORE = 255
@@ -42,6 +45,43 @@ _REFUSED = {
     "I": "holds 16- or 32-bit greys: scale it to 8 bits first",
     "F": "holds floating-point values: scale it to 8 bits first",
 }
+_LARGEST_VALUE = 2**31 - 1  # of a mask
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `read_image` did to a picture that its user may not expect.
+
+    Attributes:
+        turn: EXIF orientation that was applied; 1 is none.
+        dropped: whether a fourth channel that is no transparency was left out.
+        never_opaque: whether its transparency leaves no pixel as it is, so that all were whitened.
+    """
+
+    turn: int = 1
+    dropped: bool = False
+    never_opaque: bool = False
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask as it is stored.
+
+    Attributes:
+        values: (H, W) uint8 or int32: numbers, or places in `palette`; (H, W, 3) uint8 for a coloured mask.
+        palette: (N, 3) uint8: the colours in which the numbers are shown; None without a palette.
+        format: PNG, JPEG, TIFF, …, whatever the file's name says.
+        one_bit: whether it holds one bit per pixel, so that 1 is shown white.
+        turn: EXIF orientation that was applied; 1 is none.
+        white_is_zero: whether viewers show it inverted (TIFF's WhiteIsZero); `values` are not.
+    """
+
+    values: NDArray[Any]
+    palette: NDArray[np.uint8] | None
+    format: str
+    one_bit: bool
+    turn: int
+    white_is_zero: bool
 
 
 def default_colour(index: int) -> Colour:
@@ -49,63 +89,88 @@ def default_colour(index: int) -> Colour:
     return DEFAULT_COLOURS[0] if index == 0 else DEFAULT_COLOURS[1 + (index - 1) % (len(DEFAULT_COLOURS) - 1)]
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, most_megapixels: float | None = None) -> NDArray[np.uint8]:
     """Reads an image, turned as its EXIF orientation says.
 
-    Greyscale, palette and 1-bit images are converted to RGB; transparency is laid on white, the slide's background.
+    Greyscale, palette and 1-bit images are converted to RGB; transparency is laid on white, the slide's background. Of
+    four channels without transparency, near-infrared beside RGB for example, the first three are taken.
+
+    Args:
+        path: the file.
+        most_megapixels: the largest that is read; None: as `mpamatch.stored.allow_megapixels` says, else 300.
 
     Returns:
         (H, W, 3) uint8 RGB, 0 to 255.
 
     Raises:
-        InputError: the file is missing, broken, CMYK, deeper than 8 bits, a stack of pages, or under 16 pixels on a
-            side; the sentence names it.
+        InputError: the file is missing, broken, too large, CMYK, deeper than 8 bits, a stack of pages, or under 16
+            pixels on a side; the sentence names it.
     """
-    image = _decoded(path)
+    return read_image_and_facts(path, most_megapixels)[0]
+
+
+def read_image_and_facts(path: Path, most_megapixels: float | None = None) -> tuple[NDArray[np.uint8], Facts]:
+    """Reads an image as `read_image` does, and tells what was done to it. Raises InputError as it does."""
+    stored = decoded(path, most_megapixels)
+    image = _shown(path, stored)
     if image.mode not in _TO_RGB:
         raise InputError(f"{path}: {_refusal(image.mode)}.")
-    if _bits(image) > 8:
-        raise InputError(f"{path}: holds {_bits(image)} bits per channel: scale it to 8 bits first.")
+    if stored.bits > 8:
+        raise InputError(f"{path}: holds {stored.bits} bits per channel: scale it to 8 bits first.")
     if min(image.size) < SMALLEST_SIDE:
         raise InputError(
             f"{path}: is {image.width}×{image.height} pixels and the least is "
             f"{SMALLEST_SIDE}×{SMALLEST_SIDE}: take it out of the data."
         )
-    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    if stored.without_alpha:
+        return np.array(image.convert("RGB")), Facts(stored.turn, dropped=True)
+    pixels, opaque = _on_white(image)
+    return pixels, Facts(stored.turn, never_opaque=not opaque)
 
 
-def read_mask(path: Path) -> NDArray[np.uint8] | NDArray[np.int32]:
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Converts a picture of Pillow as `read_image` converts files: turned as EXIF says, on white, RGB.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        InputError: its mode cannot be converted without loss, such as CMYK, I or F.
+    """
+    if image.mode not in _TO_RGB:
+        raise InputError(f"the picture of mode {image.mode}: {_refusal(image.mode)}.")
+    return _on_white(ImageOps.exif_transpose(image))[0]
+
+
+def read_mask(path: Path, most_megapixels: float | None = None) -> NDArray[np.uint8] | NDArray[np.int32]:
     """Reads the values stored in a mask.
 
-    A palette mask gives its indices, a 1-bit mask 0 and 1, an RGB mask with equal channels one of them.
+    A palette mask gives its indices, a 1-bit mask 0 and 1, an RGB mask with equal channels one of them, a TIFF in which
+    0 is white (WhiteIsZero) its numbers, not their complement.
+
+    Args:
+        path: the file.
+        most_megapixels: as `read_image` takes it.
 
     Returns:
         (H, W) uint8, or int32 if the file is deeper than 8 bits.
 
     Raises:
-        InputError: the mask is coloured, half-transparent, of floating-point numbers or broken; the sentence names it.
+        InputError: the mask is coloured, half-transparent, of negative or broken numbers, too large or broken; the
+            sentence names it.
     """
-    image = _decoded(path)
-    values = np.asarray(image)
-    if image.mode == "1":
-        return values.astype(np.uint8)
-    if image.mode in {"L", "P"}:
-        return values.astype(np.uint8)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return values.astype(np.int32)
-    if image.mode in {"LA", "PA", "RGBA"} and (values[..., -1] != values[0, 0, -1]).any():
-        raise InputError(f"{path}: is a mask with transparency: save one channel with a number per class.")
-    if image.mode in {"LA", "PA"}:
-        return np.array(values[..., 0])
-    if image.mode not in {"RGB", "RGBA"} or _bits(image) > 8:
-        raise InputError(f"{path}: is a mask of kind {image.mode}: save one 8-bit channel with a number per class.")
-    colour = values[..., :3]
-    if (colour != colour[..., :1]).any():
+    mask = read_stored_mask(path, most_megapixels)
+    if mask.values.ndim == 3:
         raise InputError(f"{path}: is a coloured mask: save one channel with a number per class (0, 1, …).")
-    return np.array(colour[..., 0])
+    return mask.values
+
+
+def read_stored_mask(path: Path, most_megapixels: float | None = None) -> StoredMask:
+    """Reads a mask of numbers or of colours, and how it is stored. Raises InputError as `read_mask` does."""
+    stored = decoded(path, most_megapixels)
+    values, palette = _mask_values(path, stored)
+    one_bit = stored.image is not None and stored.image.mode == "1"
+    return StoredMask(values, palette, stored.format, one_bit, stored.turn, stored.white_is_zero)
 
 
 def can_copy(path: Path) -> bool:
@@ -127,7 +192,7 @@ def plain_size(path: Path, mode: str) -> tuple[int, int] | None:
         with Image.open(path) as image:
             turned = "exif" in image.info and image.getexif().get(0x0112, 1) != 1
             plain = image.format in {"PNG", "JPEG"} and image.mode == mode and not turned
-            if plain and _stored_bits(image, path) == 8 and "transparency" not in image.info:
+            if plain and stored_bits(image, path) == 8 and "transparency" not in image.info:
                 return (image.height, image.width) if min(image.size) >= SMALLEST_SIDE else None
     except Exception:  # Pillow raises a dozen kinds for broken files; the readers find the words for them
         return None
@@ -217,35 +282,69 @@ def _colour_table(colours: Sequence[Colour]) -> NDArray[np.uint8]:
     return table
 
 
-def _decoded(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file.")
-    try:
-        with Image.open(path) as image:
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            bits = _stored_bits(image, path)
-            image.load()
-            turned = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, …
-        raise InputError(f"{path}: cannot be decoded ({error}): replace it or take it out of the data.") from error
-    if pages > 1:
-        raise InputError(f"{path}: holds {pages} pages: save the one that is meant as a file of its own.")
-    turned.info["bits"] = bits
-    return turned
+def _shown(path: Path, stored: Stored) -> Image.Image:
+    """Returns the picture, as Pillow's if only tifffile could decode it."""
+    if stored.image is not None:
+        return stored.image
+    array = stored.array
+    assert array is not None
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise InputError(f"{path}: holds {array.dtype} of shape {array.shape}: convert it to 8-bit RGB first.")
+    return Image.fromarray(255 - array if stored.white_is_zero else array[..., :3] if array.ndim == 3 else array)
 
 
-def _stored_bits(image: Image.Image, path: Path) -> int:
-    """Reads the bits per channel from the file itself: Pillow cuts 16-bit RGB down to 8 without a word."""
-    if image.format == "PNG":
-        with path.open("rb") as file:
-            return file.read(25)[24]  # IHDR: width 16..19, height 20..23, bit depth 24
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
-    return 8
+def _on_white(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+    """Converts to RGB, transparency laid on white; tells whether a pixel is opaque."""
+    opaque = True
+    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        opaque = image.getchannel("A").getextrema()[1] == 255
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB")), opaque
 
 
-def _bits(image: Image.Image) -> int:
-    return int(image.info["bits"])
+def _mask_values(path: Path, stored: Stored) -> tuple[NDArray[np.uint8] | NDArray[np.int32], NDArray[np.uint8] | None]:
+    """Reads the numbers or colours of a mask, and the palette if it has one."""
+    image = stored.image
+    if image is None:
+        assert stored.array is not None
+        return _whole(path, stored.array), None
+    values = np.asarray(image)
+    if image.mode == "1":
+        return (values ^ stored.white_is_zero).astype(np.uint8), None
+    if image.mode == "L":
+        return 255 - values if stored.white_is_zero else np.array(values), None
+    if image.mode == "P":
+        return np.array(values), _palette(image)
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        return _whole(path, values), None
+    if image.mode in {"LA", "PA", "RGBA"} and (values[..., -1] != values[0, 0, -1]).any():
+        raise InputError(f"{path}: is a mask with transparency: save one channel with a number per class.")
+    if image.mode in {"LA", "PA"}:
+        return np.array(values[..., 0]), _palette(image) if image.mode == "PA" else None
+    if image.mode not in {"RGB", "RGBA"} or stored.bits > 8:
+        raise InputError(f"{path}: is a mask of kind {image.mode}: save one 8-bit channel with a number per class.")
+    colour = values[..., :3]
+    return np.array(colour if (colour != colour[..., :1]).any() else colour[..., 0]), None
+
+
+def _palette(image: Image.Image) -> NDArray[np.uint8]:  # (N, 3)
+    return np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+
+
+def _whole(path: Path, values: NDArray[Any]) -> NDArray[np.int32]:
+    """Returns numbers as int32. Raises InputError unless they are whole and from 0 to 2³¹ − 1, one per pixel."""
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise InputError(f"{path}: is a mask of {values.dtype} and shape {values.shape}: save one number per pixel.")
+    wrong = ~np.isfinite(values) | (values < 0) | (values > _LARGEST_VALUE)
+    if values.dtype.kind == "f":
+        wrong |= values != np.floor(values)
+    if wrong.any():
+        raise InputError(
+            f"{path}: holds the value {values[wrong][0]:g}: a mask has whole numbers from 0 to {_LARGEST_VALUE}, one "
+            "per class or object: save it so."
+        )
+    return values.astype(np.int32)
 
 
 def _refusal(mode: str) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mpamatch.data.prepared import Prepared, check_label
 from mpamatch.errors import InputError
 from mpamatch.images import read_image, read_mask
+from mpamatch.stored import MOST_PREPARED
 
 Array = TypeVar("Array", bound=NDArray)
 
@@ -27,7 +28,7 @@ class ImageCache:
 
     def image(self, name: str) -> NDArray[np.uint8]:  # (H, W, 3)
         """Reads an image. Raises InputError, as `read_image` does, if it cannot be read."""
-        return self._remember(("image", name), lambda: read_image(self.prepared.image_path(name)))
+        return self._remember(("image", name), lambda: read_image(self.prepared.image_path(name), MOST_PREPARED))
 
     def keeps(self, name: str, size: int) -> bool:
         """Tells whether an image of `size` bytes is in memory or will be once it is read."""
@@ -42,7 +43,7 @@ class ImageCache:
         mask = self.prepared.mask_path(name)
         if mask is None:
             raise InputError(f"{self.prepared.image_path(name)}: counts as labelled but has no mask.")
-        label = read_mask(mask)
+        label = read_mask(mask, MOST_PREPARED)
         check_label(mask, image, label, len(self.prepared.classes))
         return label.astype(np.uint8)
 

@@ -22,6 +22,7 @@ from mpamatch.data.prepared import (
 )
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, IMAGE_SUFFIXES, colour_label, overlay, read_image, read_mask, write_png
+from mpamatch.stored import MOST_PREPARED, header_turn
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class _Files:
 
     def look_at(self, name: str) -> None:
         """Decodes an image and its mask."""
-        image = self._decoded(self.prepared.image_path(name), read_image)
+        file = self.prepared.image_path(name)
+        image, turn = self._decoded(file, read_image), header_turn(file)
         if image is not None:
             self.digests[hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()].append(name)
         path = self.prepared.mask_path(name)
@@ -131,7 +133,11 @@ class _Files:
             return
         if image is not None and image.shape[:2] != label.shape:
             sizes = [f"{one.shape[1]}×{one.shape[0]}" for one in (label, image)]
-            self._add(path, f"is {sizes[0]} pixels, its image {sizes[1]}: they must be of one size")
+            cause = "" if turn == 1 else ", as its EXIF orientation turns it"
+            self._add(path, f"is {sizes[0]} pixels, its image {sizes[1]}{cause}: they must be of one size")
+        elif turn != header_turn(path):
+            told = f"is turned as its EXIF orientation ({turn}) says, and its mask is not: look whether the mask fits"
+            self.problems.append(Problem(file.relative_to(self.prepared.root).as_posix(), told, blocking=False))
         self._look_at_values(name, path, label)
 
     def count(self, part: str) -> PartCount:
@@ -164,9 +170,9 @@ class _Files:
     def _no_pixels(self) -> NDArray[np.int64]:
         return np.zeros(len(self.prepared.classes), dtype=np.int64)
 
-    def _decoded(self, path: Path, read: Callable[[Path], NDArray]) -> NDArray | None:
+    def _decoded(self, path: Path, read: Callable[[Path, float], NDArray]) -> NDArray | None:
         try:
-            return read(path)
+            return read(path, MOST_PREPARED)
         except InputError as error:
             self._add(path, str(error).removeprefix(f"{path}: "))
             return None
@@ -340,7 +346,8 @@ def _in_turn(queues: list[tuple[int, list[str]]]) -> Iterator[tuple[int, str]]:
 def _sample(prepared: Prepared, part: str, name: str) -> Image.Image:
     mask = prepared.mask_path(name)
     assert mask is not None, "samples are drawn from labelled images"
-    image, label = read_image(prepared.image_path(name)), read_mask(mask).astype(np.uint8)
+    image = read_image(prepared.image_path(name), MOST_PREPARED)
+    label = read_mask(mask, MOST_PREPARED).astype(np.uint8)
     label = np.array(_fitted(label, Image.Resampling.NEAREST))
     image = np.array(_fitted(image, Image.Resampling.BOX))
     panels = (image, colour_label(label, prepared.colours), overlay(image, label, prepared.colours))

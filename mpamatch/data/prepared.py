@@ -23,12 +23,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from mpamatch.data.image_facts import Seen, remarks_on, size_cause
 from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
 from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import check_free, making, read_json, write_json
-from mpamatch.images import IGNORE, can_copy, read_image
+from mpamatch.images import IGNORE, Facts, can_copy, read_image_and_facts
 
 PARTS = ("train", "validation", "test")
 T = TypeVar("T")
@@ -324,6 +325,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
     with making(dest) as temporary:
         items = with_progress(raw.items, "preparing", raw.count)
         written = [_write_item(temporary, item, raw.classes) for item in items]
+        raw.findings.remarks += remarks_on([one.seen for one in written])
         listing = _listing(dest, written, raw.keep_shared_groups)
         about = {
             "name": raw.name,
@@ -354,6 +356,7 @@ class _Written:
     part: str | None
     labelled: bool
     present: list[str] | None  # names of the classes of the image-level label
+    seen: Seen
 
 
 def _known(written: list[_Written]) -> list[_Written]:
@@ -364,7 +367,7 @@ def _known(written: list[_Written]) -> list[_Written]:
 def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
     """Writes image and mask of an item under `root`. Raises InputError, about the file or stem, if one is unfit."""
     where = item.image if isinstance(item.image, Path) else item.stem
-    image = read_image(item.image) if isinstance(item.image, Path) else item.image
+    image, facts = read_image_and_facts(item.image) if isinstance(item.image, Path) else (item.image, Facts())
     copied = isinstance(item.image, Path) and can_copy(item.image)
     target = root / "images" / (item.stem + (Path(where).suffix.lower() if copied else ".png"))
     mask = root / "masks" / f"{item.stem}.png"
@@ -377,10 +380,10 @@ def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
     else:
         Image.fromarray(image).save(target)
     if item.label is not None:
-        check_label(where, image, item.label, len(classes))
+        check_label(where, image, item.label, len(classes), facts.turn)
         Image.fromarray(item.label).save(mask)
     present = None if item.present is None else names_shown(where, item.present, [one.name for one in classes])
-    return _Written(target.name, item.group, item.part, item.label is not None, present)
+    return _Written(target.name, item.group, item.part, item.label is not None, present, Seen(where, facts))
 
 
 def check_label(
@@ -388,12 +391,16 @@ def check_label(
     image: NDArray[np.uint8],  # (H, W, 3)
     label: NDArray[np.integer],  # (H, W)
     classes: int,
+    turn: int = 1,
 ) -> None:
-    """Raises InputError, about `where`, if a label differs from its image in size or holds an index of no class."""
+    """Raises InputError, about `where`, if a label differs from its image in size or holds an index of no class.
+
+    `turn` is the EXIF orientation that the image was turned by, 1 for none.
+    """
     if image.shape[:2] != label.shape:
         raise InputError(
             f"{where}: the image is {image.shape[1]}×{image.shape[0]} pixels and its mask "
-            f"{label.shape[1]}×{label.shape[0]}: they must be of one size."
+            f"{label.shape[1]}×{label.shape[0]}: {size_cause(turn)}"
         )
     wrong = label[(label >= classes) & (label != IGNORE)]
     if wrong.size:

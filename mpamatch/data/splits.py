@@ -16,6 +16,7 @@ from mpamatch.data.prepared import Prepared, split_path, with_progress
 from mpamatch.errors import InputError
 from mpamatch.files import read_json, write_json
 from mpamatch.images import IGNORE, read_mask
+from mpamatch.stored import MOST_PREPARED
 
 Unit = Literal["patients", "images"]
 
@@ -255,7 +256,7 @@ def _classes_shown(prepared: Prepared, images: Sequence[str]) -> dict[str, set[i
     for image in with_progress(images, "reading masks", len(images)):
         path = prepared.mask_path(image)
         assert path is not None, "only images with a mask are labelled"
-        shown[image] = set(np.unique(read_mask(path)).tolist()) - {IGNORE}
+        shown[image] = set(np.unique(read_mask(path, MOST_PREPARED)).tolist()) - {IGNORE}
     return shown
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import Colour, read_image
+from mpamatch.images import Colour, pixels_of, read_image
 from mpamatch.inference.tiles import in_threads, pad_to_window, probabilities, segment_each
 
 if TYPE_CHECKING:
@@ -193,20 +194,31 @@ class Segmenter:
 
     def predict(
         self,
-        image: np.ndarray | str | Path,  # (H, W, 3) uint8, or an image file
+        image: np.ndarray | Image.Image | str | Path,  # (H, W, 3) uint8, a picture of Pillow, or an image file
     ) -> np.ndarray:
         """Predicts the label of an image.
 
         Args:
-            image: its pixels, or the path of a file, of any size.
+            image: its pixels, a picture of Pillow (turned as its EXIF orientation says), or the path of a file, of any
+                size.
 
         Returns:
             (H, W) uint8: the index of the most probable class of every pixel.
 
         Raises:
-            InputError: a file cannot be read as an image, or as `probabilities` does.
+            InputError: a file or picture cannot be read as an image, `image` is none of these, or as `probabilities`
+                does.
         """
-        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        if isinstance(image, Image.Image):
+            pixels = pixels_of(image)
+        elif isinstance(image, str | Path):
+            pixels = read_image(Path(image))
+        elif isinstance(image, np.ndarray):
+            pixels = image
+        else:
+            raise InputError(
+                f"image of type {type(image).__name__}: give an array (H, W, 3) uint8, a picture of Pillow or a path."
+            )
         return most_probable(self.probabilities(pixels)).cpu().numpy()
 
     def predict_slide(
@@ -338,7 +350,9 @@ def prepare_image(
     Raises InputError for an image that is not (H, W, 3) uint8.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InputError(f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel.")
+        raise InputError(
+            f"image {image.shape} {image.dtype}: must be (H, W, 3) uint8 with at least one pixel, RGB from 0 to 255."
+        )
     # Torch takes no read-only or negatively strided array (a flipped view): these alone are copied.
     writable = image if image.flags.writeable and min(image.strides) > 0 else image.copy()
     pixels = torch.from_numpy(writable).permute(2, 0, 1)

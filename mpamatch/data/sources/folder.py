@@ -12,8 +12,9 @@ from pathlib import Path
 
 from mpamatch.data.kinds import REGROUP, Kind, Option
 from mpamatch.data.prepared import Item, RawSet
+from mpamatch.data.raw import Findings
 from mpamatch.data.sources.layout import with_validation
-from mpamatch.data.sources.mask_values import Meaning, label_of, meaning_of
+from mpamatch.data.sources.mask_values import Meaning, meaning_of
 from mpamatch.errors import InputError
 from mpamatch.images import IMAGE_SUFFIXES
 
@@ -22,7 +23,7 @@ KIND = Kind(
     help="images/ and masks/ by file name; images without a mask are unlabelled",
     module=__name__,
     options=(
-        Option("--mask-values", "what stored values mean, as 0:background,255:gland"),
+        Option("--mask-values", "what masks show, as 0:background,255:gland or '#000000:background,#ff0000:gland'"),
         Option("--instances", "masks hold instance ids; all above 0 is one class", bool),
         Option("--group-regex", "the part of a file name that tells the patient"),
         REGROUP,
@@ -44,8 +45,9 @@ def raw_set(
 
     Args:
         source: holds images/ and masks/.
-        mask_values: what the values in the masks mean, "0:background,255:gland"; the name `ignore` marks what is not to
-            be learned. Without it the values must be 0 to C − 1, or 255 for ignore.
+        mask_values: what one sees in the masks means, "0:background,255:gland" or "#000000:background,#ff0000:gland";
+            the name `ignore` marks what is not to be learned. Without it the values must be 0 to C − 1, or 255 for
+            ignore.
         instances: whether any value above 0 is the one class "object".
         group_regex: finds the group (patient) in the file's name without suffix: its first capture group or the whole
             match. Without it each image is its own group.
@@ -60,16 +62,17 @@ def raw_set(
     pairs = _pairs(source)
     groups = _groups(pairs, group_regex)
     masks = [pair.mask for pair in pairs if pair.mask is not None]
-    meaning = meaning_of(masks, mask_values, instances)
+    meaning, findings = meaning_of(masks, mask_values, instances), Findings()
     return RawSet(
         name=source.resolve().name,
         classes=meaning.classes,
-        items=_items(pairs, groups, meaning, _parts(pairs, groups, regroup)),
+        items=_items(pairs, groups, meaning, _parts(pairs, groups, regroup), findings),
         count=len(pairs),
         microns_per_pixel=None,
         source=f"folder {source.resolve().name}",
         licence="not stated",
-        remarks=_remarks(pairs, group_regex),
+        remarks=(*_remarks(pairs, group_regex), *meaning.remarks),
+        findings=findings,
     )
 
 
@@ -150,10 +153,13 @@ def _parts(pairs: list[_Pair], groups: list[str], regroup: bool) -> list[str | N
     return with_validation([pair.part for pair in pairs], groups)
 
 
-def _items(pairs: list[_Pair], groups: list[str], meaning: Meaning, parts: list[str | None]) -> Iterator[Item]:
+def _items(
+    pairs: list[_Pair], groups: list[str], meaning: Meaning, parts: list[str | None], findings: Findings
+) -> Iterator[Item]:
     for pair, group, part in zip(pairs, groups, parts, strict=True):
-        label = None if pair.mask is None else label_of(pair.mask, meaning)
+        label = None if pair.mask is None else meaning.label_of(pair.mask)
         yield Item(pair.stem, group, part, pair.image, label)
+    findings.remarks += meaning.findings()
 
 
 def _remarks(pairs: list[_Pair], group_regex: str | None) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Large pictures that are no slides, PNG and JPEG above all: read whole, by Pillow."""
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ from PIL import Image
 
 from mpamatch.errors import InputError
 from mpamatch.slides.sources.base import Box, Level, Pixels, Source, broken, on_white
+from mpamatch.stored import any_size
 
 MOST_PIXELS = 2_000_000_000  # 6 GB in memory; above that a file that is read in tiles is needed
 _RULES = {"I": "holds 16- or 32-bit greys", "F": "holds floating-point values", "C": "is a CMYK image"}
-_limit = threading.Lock()
 
 
 class PlainSource(Source):
@@ -23,7 +22,7 @@ class PlainSource(Source):
     name = "pillow"
 
     def __init__(self, path: Path) -> None:
-        with any_size():
+        with _quietly():
             try:
                 with Image.open(path) as image:
                     self.microns = _microns(image)
@@ -44,21 +43,17 @@ class PlainSource(Source):
 
 
 @contextlib.contextmanager
-def any_size() -> Iterator[None]:
-    """Lifts Pillow's limit on the size of pictures, 89 million pixels, meant for those of strangers on the web."""
-    with _limit, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the size, and of broken EXIF in what is a slide
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+def _quietly() -> Iterator[None]:
+    """Opens pictures of any size, without a word of broken EXIF in what is a slide."""
+    with any_size(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def picture_size(path: Path) -> tuple[int, int, str] | None:
     """Reads width, height and format of a picture from its header; None if Pillow cannot."""
     try:
-        with any_size(), Image.open(path) as image:
+        with _quietly(), Image.open(path) as image:
             return image.width, image.height, image.format or ""
     except Exception:  # Pillow raises a dozen kinds for what is no picture
         return None
