@@ -4,8 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mpamatch.data.sources.mask_survey import (
     BLACK,
+    HALO,
     WHITE,
     Look,
     distance,
@@ -97,7 +100,7 @@ def value_advice(looks: Sequence[Look], counts: Counter[int], lossy: Sequence[Lo
     if len(values) < 2:
         return f"{folder}: the masks hold nothing but the value {values[0]}: two classes at least are needed."
     found = peaks(counts)
-    if found is not None:
+    if found is not None and not any(_of_another_scale(look, found) for look in looks):
         moved = 1 - sum(counts[value] for value in found) / sum(counts.values())
         line = Advice.of_values(background_first(found)).line
         return (
@@ -119,6 +122,12 @@ def value_advice(looks: Sequence[Look], counts: Counter[int], lossy: Sequence[Lo
         )
     shown, line = ", ".join(map(str, values)), Advice.of_values(values).line
     return f"{folder}: the masks hold the values {shown}: say what they mean with {line}{_apart(looks, values)}"
+
+
+def _of_another_scale(look: Look, found: Sequence[int]) -> bool:
+    """Whether a mask holds two values, of which one would be taken for the halo of the other, as 1 beside 0."""
+    lossy = look.format in ("JPEG", "MPO")
+    return not lossy and len(look.values) == 2 and len(look.numbers & set(found)) == 1 and np.ptp(look.values) <= HALO
 
 
 def _contiguous(looks: Sequence[Look], values: Sequence[int]) -> str:
