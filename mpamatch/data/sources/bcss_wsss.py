@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from mpamatch.data.kinds import Kind
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing, images_in
+from mpamatch.data.sources.mask_survey import packed, written
 from mpamatch.errors import InputError
-from mpamatch.images import IGNORE, read_mask
+from mpamatch.images import IGNORE, StoredMask, read_stored_mask
 
 KIND = Kind(
     name="bcss-wsss",
@@ -39,6 +40,9 @@ CLASSES = (
 )
 # Stored index -> class. 4 is excluded tissue as well as white slide, so it is nothing to score.
 LABEL_OF_INDEX = np.array([1, 2, 3, 4, IGNORE], dtype=np.uint8)
+TISSUES = (*(one.name for one in CLASSES[1:]), "white")
+FURTHEST = 128.0  # levels, from the published colour of an index
+SHOWN = np.array([*(one.colour for one in CLASSES[1:]), (255, 255, 255)], dtype=float)  # colour of each index
 
 _IMAGE_LEVEL = re.compile(r"(.+?)\[([01](?:[ ,]*[01]){3})\]")
 _BRACKETS = re.compile(r"\[.*\]")
@@ -132,7 +136,27 @@ def _items(samples: list[_Sample]) -> Iterator[Item]:
 
 
 def _label(path: Path) -> NDArray[np.uint8]:
-    values = read_mask(path)
+    mask = read_stored_mask(path)
+    values = mask.values
+    if values.ndim == 3:
+        raise InputError(f"{path}: is a coloured mask: BCSS-WSSS has palette masks, an index from 0 to 4 per pixel.")
+    _check_palette(path, mask)
     if values.max() >= len(LABEL_OF_INDEX):
         raise InputError(f"{path}: holds the index {values.max()}; BCSS-WSSS has 0 to {len(LABEL_OF_INDEX) - 1}.")
     return LABEL_OF_INDEX[values]
+
+
+def _check_palette(path: Path, mask: StoredMask) -> None:
+    """Raises InputError if a palette shows an index in the colour of another one, as one that was made anew does."""
+    if mask.palette is None:
+        return
+    used = [index for index in np.unique(mask.values).tolist() if index < min(len(SHOWN), len(mask.palette))]
+    if all((mask.palette[index] == index).all() for index in used):
+        return  # greys that are the indices themselves
+    for index in used:
+        off = np.linalg.norm(SHOWN - mask.palette[index].astype(float), axis=1)
+        if off.argmin() != index or off[index] > FURTHEST:
+            raise InputError(
+                f"{path}: shows the index {index} in {written(int(packed(mask.palette)[index]))}, not in the colour of "
+                f"{TISSUES[index]}, so its palette was made anew: take the mask as it was published."
+            )

@@ -14,11 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.image_facts import size_cause
 from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
-from mpamatch.data.sources.layout import existing, images_in, read_drawn
+from mpamatch.data.raw import Findings
+from mpamatch.data.sources.drawn import DrawnMasks
+from mpamatch.data.sources.layout import existing, images_in
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_image
+from mpamatch.stored import header_turn
 
 KIND = Kind(
     name="busi",
@@ -49,15 +53,17 @@ def raw_set(source: Path, task: str = "lesion") -> RawSet:
     root = _root(existing(source))
     samples = [sample for kind in (*LESIONS, NORMAL) for sample in _samples(root / kind, kind)]
     names = ("background", "lesion") if task == "lesion" else ("background", *LESIONS)
+    findings = Findings()
     return RawSet(
         name=f"busi-{task}",
         classes=tuple(Class(name, default_colour(i)) for i, name in enumerate(names)),
-        items=_items(samples, task),
+        items=_items(samples, task, findings),
         count=len(samples),
         microns_per_pixel=None,
         source="BUSI, doi 10.1016/j.dib.2019.104863",
         licence="not stated; see the terms of its authors",
         remarks=_remarks(samples),
+        findings=findings,
     )
 
 
@@ -97,17 +103,20 @@ def _samples(folder: Path, kind: str) -> list[_Sample]:
     return [_Sample(kind, image, tuple(masks.get(stem, ()))) for stem, image in sorted(images.items())]
 
 
-def _items(samples: list[_Sample], task: str) -> Iterator[Item]:
+def _items(samples: list[_Sample], task: str, findings: Findings) -> Iterator[Item]:
+    masks = DrawnMasks([mask for sample in samples if sample.kind != NORMAL for mask in sample.masks])
     first: dict[bytes, str] = {}  # pixels -> stem of the first image that has them
     for sample in samples:
         image = read_image(sample.image)
         stem = re.sub(r"\W+", "-", sample.image.stem).strip("-")
         # The set holds some pictures twice, under both lesions too: as one group they stay in one part.
         pixels = hashlib.sha256(image.tobytes() + str(image.shape).encode()).digest()
-        yield Item(stem, first.setdefault(pixels, stem), None, sample.image, _label(sample, image.shape[:2], task))
+        label = _label(sample, image.shape[:2], task, masks)
+        yield Item(stem, first.setdefault(pixels, stem), None, sample.image, label)
+    findings.remarks += masks.findings()
 
 
-def _label(sample: _Sample, size: tuple[int, ...], task: str) -> NDArray[np.uint8] | None:
+def _label(sample: _Sample, size: tuple[int, ...], task: str, masks: DrawnMasks) -> NDArray[np.uint8] | None:
     if not sample.masks and sample.kind != NORMAL:
         return None
     label = np.zeros(size, dtype=np.uint8)
@@ -115,11 +124,11 @@ def _label(sample: _Sample, size: tuple[int, ...], task: str) -> NDArray[np.uint
         return label
     index = 1 if task == "lesion" else 1 + LESIONS.index(sample.kind)
     for mask in sample.masks:
-        drawn = read_drawn(mask)
+        drawn = masks.read(mask)
         if drawn.shape != size:
             raise InputError(
                 f"{mask}: is {drawn.shape[1]}×{drawn.shape[0]} pixels, its image {size[1]}×{size[0]}: "
-                "they must be of one size."
+                f"{size_cause(header_turn(sample.image))}"
             )
         label[drawn] = index
     return label

@@ -13,9 +13,11 @@ import numpy as np
 
 from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
+from mpamatch.data.raw import Findings
+from mpamatch.data.sources.drawn import DrawnMasks
 from mpamatch.data.sources.layout import existing, images_in
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import default_colour, read_mask
+from mpamatch.images import default_colour
 
 KIND = Kind(
     name="ebhi-seg",
@@ -51,15 +53,17 @@ def raw_set(source: Path, task: str = "gland") -> RawSet:
     if task not in TASKS:
         raise unknown("task of ebhi-seg", task, TASKS)
     pairs = [pair for lesion in _lesions(task) for pair in _pairs(existing(source), lesion)]
+    findings = Findings()
     return RawSet(
         name=f"ebhi-seg-{task}",
         classes=_classes(task),
-        items=_items(pairs, task),
+        items=_items(pairs, task, findings),
         count=len(pairs),
         microns_per_pixel=None,  # the paper gives the magnification alone
         source="EBHI-Seg, doi 10.3389/fmed.2023.1114673, figshare 21540159",
         licence="CC BY 4.0",
         remarks=_remarks(pairs),
+        findings=findings,
     )
 
 
@@ -93,16 +97,18 @@ def _pairs(source: Path, lesion: str) -> list[_Pair]:
     return [_Pair(lesion, image, masks.get(stem)) for stem, image in images.items()]
 
 
-def _items(pairs: list[_Pair], task: str) -> Iterator[Item]:
+def _items(pairs: list[_Pair], task: str, findings: Findings) -> Iterator[Item]:
+    masks = DrawnMasks([pair.mask for pair in pairs if pair.mask is not None])
     for pair in pairs:
         patient = _PATIENT.match(pair.image.name)
         if patient is None:
             raise InputError(f"{pair.image}: names no patient: letters, seven digits and a hyphen are expected.")
         index = 1 + LESIONS.index(pair.lesion) if task in BY_LESION else 1
         # The masks are soft, 0..255. A name may occur under two lesions, so the lesion goes into the stem.
-        label = None if pair.mask is None else np.where(read_mask(pair.mask) > 127, index, 0).astype(np.uint8)
+        label = None if pair.mask is None else np.where(masks.read(pair.mask), index, 0).astype(np.uint8)
         stem = f"{pair.lesion.lower().replace(' ', '-')}-{pair.image.stem}"
         yield Item(stem, patient[1], None, pair.image, label, (index,) if task == "weak" else None)
+    findings.remarks += masks.findings()
 
 
 def _remarks(pairs: list[_Pair]) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ import numpy as np
 from mpamatch.data.kinds import REGROUP, Kind, Option
 from mpamatch.data.parts import held_out
 from mpamatch.data.prepared import Class, Item, RawSet
+from mpamatch.data.raw import Findings
+from mpamatch.data.sources.drawn import NumberedMasks
 from mpamatch.data.sources.layout import existing
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import default_colour, read_mask
+from mpamatch.images import default_colour
 
 KIND = Kind(
     name="glas",
@@ -48,16 +50,18 @@ def raw_set(source: Path, task: str = "gland", regroup: bool = False) -> RawSet:
     groups = {stem: f"patient-{rows[stem].patient}" if stem in rows else stem for stem in images}
     parts: dict[str, str | None] = dict.fromkeys(images) if regroup else _official(groups)
     names = ("background", "gland") if task == "gland" else ("background", *GRADES)
+    findings = Findings()
     return RawSet(
         name=f"glas-{task}",
         classes=tuple(Class(name, default_colour(i)) for i, name in enumerate(names)),
-        items=_items(images, masks, groups, parts, rows if task == "grade" else None),
+        items=_items(images, masks, groups, parts, rows if task == "grade" else None, findings),
         count=len(images),
         microns_per_pixel=0.62,  # 20×; as the challenge's paper states
         source="GlaS challenge (Warwick-QU), doi 10.1016/j.media.2016.08.008",
         licence="research use; see the terms of the GlaS challenge",
         keep_shared_groups="the official GlaS parts share patients; --regroup draws the parts by patient.",
         remarks=_remarks(rows, images),
+        findings=findings,
     )
 
 
@@ -132,13 +136,16 @@ def _items(
     groups: dict[str, str],
     parts: dict[str, str | None],
     grades: dict[str, _Row] | None,
+    findings: Findings,
 ) -> Iterator[Item]:
+    glands = NumberedMasks()
     for stem, image in images.items():
         label = None
         if stem in masks:
             index = 1 if grades is None else _grade_index(grades, stem)
-            label = np.where(read_mask(masks[stem]) > 0, index, 0).astype(np.uint8)
+            label = np.where(glands.read(masks[stem]), index, 0).astype(np.uint8)
         yield Item(stem, groups[stem], parts[stem], image, label)
+    findings.remarks += glands.findings()
 
 
 def _grade_index(grades: dict[str, _Row], stem: str) -> int:

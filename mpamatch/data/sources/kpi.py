@@ -14,7 +14,9 @@ import numpy as np
 
 from mpamatch.data.kinds import REGROUP, Kind
 from mpamatch.data.prepared import Class, Item, RawSet
-from mpamatch.data.sources.layout import existing, images_in, official_parts, part_in, read_drawn
+from mpamatch.data.raw import Findings
+from mpamatch.data.sources.drawn import DrawnMasks
+from mpamatch.data.sources.layout import existing, images_in, official_parts, part_in
 from mpamatch.errors import InputError
 from mpamatch.images import default_colour
 
@@ -43,15 +45,17 @@ def raw_set(source: Path, regroup: bool = False) -> RawSet:
     if not pairs:
         raise InputError(f"{source}: holds no image; KPIs has <group>/<case>/img/*_img.jpg.")
     parts = official_parts([None if regroup else pair.part for pair in pairs], [pair.case for pair in pairs])
+    findings = Findings()
     return RawSet(
         name="kpi",
         classes=(Class("background", default_colour(0)), Class("glomerulus", default_colour(1))),
-        items=_items(pairs, parts),
+        items=_items(pairs, parts, findings),
         count=len(pairs),
         microns_per_pixel=None,  # not in the files; --microns-per-pixel tells it
         source="KPIs challenge 2024, Synapse syn54077668",
         licence="see the terms of the KPIs challenge",
         remarks=_remarks(pairs),
+        findings=findings,
     )
 
 
@@ -87,10 +91,12 @@ def _by_key(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _items(pairs: list[_Pair], parts: list[str | None]) -> Iterator[Item]:
+def _items(pairs: list[_Pair], parts: list[str | None], findings: Findings) -> Iterator[Item]:
+    masks = DrawnMasks([pair.mask for pair in pairs if pair.mask is not None])
     for pair, part in zip(pairs, parts, strict=True):
-        label = None if pair.mask is None else read_drawn(pair.mask).astype(np.uint8)
+        label = None if pair.mask is None else masks.read(pair.mask).astype(np.uint8)
         yield Item(f"{pair.case}-{_ENDING.sub('', pair.image.stem)}", pair.case, part, pair.image, label)
+    findings.remarks += masks.findings()
 
 
 def _remarks(pairs: list[_Pair]) -> tuple[str, ...]:

@@ -1,15 +1,12 @@
-"""What several raw sets have in common: masks of two values, folders that name a part, official parts."""
+"""What several raw sets have in common: folders that name a part, official parts."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mpamatch.data.parts import held_out
 from mpamatch.errors import InputError
-from mpamatch.images import IMAGE_SUFFIXES, read_mask
+from mpamatch.images import IMAGE_SUFFIXES
 
 _PART_OF_WORD = {
     "train": "train",
@@ -25,15 +22,6 @@ _PART_OF_WORD = {
 def images_in(folder: Path) -> list[Path]:
     """Lists the image files straight in `folder`, by name; hidden ones are left out."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-
-
-def read_drawn(path: Path) -> NDArray[np.bool_]:
-    """Reads a mask of two values, 0/1 or 0/255; JPEG smears the latter, so the nearer one counts. (H, W), True: drawn.
-
-    Raises InputError, naming the file, as `read_mask` does.
-    """
-    values = read_mask(path)
-    return values > (127 if values.max() > 1 else 0)
 
 
 def part_in(path: PurePath) -> str | None:

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mpamatch.data.sources.mask_survey import (
     BLACK,
     HALO,
@@ -126,8 +124,9 @@ def value_advice(looks: Sequence[Look], counts: Counter[int], lossy: Sequence[Lo
 
 def _of_another_scale(look: Look, found: Sequence[int]) -> bool:
     """Whether a mask holds two values, of which one would be taken for the halo of the other, as 1 beside 0."""
-    lossy = look.format in ("JPEG", "MPO")
-    return not lossy and len(look.values) == 2 and len(look.numbers & set(found)) == 1 and np.ptp(look.values) <= HALO
+    if look.format in ("JPEG", "MPO") or len(look.values) != 2:
+        return False
+    return len(look.numbers & set(found)) == 1 and max(look.numbers) - min(look.numbers) <= HALO
 
 
 def _contiguous(looks: Sequence[Look], values: Sequence[int]) -> str:

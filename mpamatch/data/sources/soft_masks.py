@@ -18,7 +18,7 @@ from mpamatch.errors import InputError
 # none an area of such a value.
 MOST_FAR = 0.2  # share of a mask's pixels
 MOST_DRAWN = 0.001
-CLEAR = 0.25  # share of what is not explained, in areas, above which a mask of one class is no halo
+CLEAR = 0.25  # share of the pixels just above the lowest value, in areas, from which they are no halo
 
 
 @dataclass
@@ -92,12 +92,10 @@ def nearest(
         )
     unexplained = ~np.isin(found, known)
     off = _distances(found, known, coloured)
-    to = off.argmin(axis=1)
     if unexplained.any():
-        far = unexplained & (off.min(axis=1) > (HALO * 3**0.5 if coloured else HALO))
-        _check(path, values, found, counts, unexplained, far, to, known, apart, coloured=coloured, lossy=lossy)
+        _check(path, values, found, counts, off, known, apart, coloured=coloured, lossy=lossy)
     moved.add(path, int(counts[unexplained].sum()), values.size)
-    return _looked_up(values, found, classes[to])
+    return _looked_up(values, found, classes[off.argmin(axis=1)])
 
 
 def _check(
@@ -105,28 +103,31 @@ def _check(
     values: NDArray[np.integer],
     found: NDArray[np.int64],
     counts: NDArray[np.int64],
-    unexplained: NDArray[np.bool_],
-    far: NDArray[np.bool_],
-    to: NDArray[np.intp],
-    known: NDArray[np.int64],
+    off: NDArray[np.float64],  # (K, N)
+    known: NDArray[np.int64],  # (N,)
     apart: float,
     *,
     coloured: bool,
     lossy: bool,
 ) -> None:
     """Raises InputError if a value that is not explained is no soft edge's."""
+    unexplained, to = ~np.isin(found, known), off.argmin(axis=1)
     wrong = unexplained
     if apart > HALO:
-        beyond = np.zeros_like(far)
-        if not coloured:
-            beyond = (found > known[-1] + apart / 4) | (found < known[0] - apart / 4)
-        drawn = areas(values, found, far, coloured, tolerance=2)
-        one_class = len(set(to.tolist())) == 1 and known[to[0]] == known[0]
+        far = unexplained & (off.min(axis=1) > (HALO * 3**0.5 if coloured else HALO))
+        beyond = np.zeros_like(far) if coloured else _beyond(found, known, apart)
+        # Near the lowest value stand the numbers 1, 2, … of masks that were meant otherwise.
+        low = unexplained & ~far & (to == 0)
         if beyond.any():
             wrong = beyond
-        elif counts[far].sum() > MOST_FAR * values.size or drawn > MOST_DRAWN * values.size:
+        elif (
+            counts[far].sum() > MOST_FAR * values.size
+            or areas(values, found, far, coloured, tolerance=2) > MOST_DRAWN * values.size
+        ):
             wrong = far
-        elif not one_class or not looks_drawn(values, found, counts, unexplained, coloured, lossy):
+        elif low.any() and looks_drawn(values, found, counts, low, coloured, lossy):
+            wrong = low
+        else:
             return
     most = np.flatnonzero(wrong)[np.argsort(-counts[wrong], kind="stable")][:5]
     shown = _shown(np.sort(found[most]), coloured) + (", …" if wrong.sum() > 5 else "")
@@ -138,22 +139,28 @@ def _check(
     )
 
 
+def _beyond(found: NDArray[np.int64], known: NDArray[np.int64], apart: float) -> NDArray[np.bool_]:
+    """Marks numbers that lie outside of all that are explained, further than a sharpened edge goes."""
+    return (found > known[-1] + apart / 4) | (found < known[0] - apart / 4)
+
+
 def looks_drawn(
     values: NDArray[np.integer],
     found: NDArray[np.int64],
     counts: NDArray[np.int64],
-    unexplained: NDArray[np.bool_],
+    low: NDArray[np.bool_],
     coloured: bool,
     lossy: bool,
 ) -> bool:
-    """Tells whether what lies near one class, and reaches no other, was drawn: an edge has two sides, an area has none.
+    """Tells whether values just above the lowest were drawn, as the 1 of a mask of 0 and 1, or are its halo.
 
-    It was if there is but one further value, or a quarter of these pixels lie in areas of one value. A JPEG may cut a
-    halo off from its object with one value alone.
+    They were if the mask holds two values in all, as an edge has two sides, or a quarter of their pixels lie in areas
+    of one value: in JPEGs of discs none do from quality 10 up. A JPEG may cut a halo off from its object with one
+    value.
     """
     if len(found) <= 2 and not lossy:
         return True
-    return areas(values, found, unexplained, coloured, tolerance=0) >= CLEAR * counts[unexplained].sum()
+    return areas(values, found, low, coloured, tolerance=0) >= CLEAR * counts[low].sum()
 
 
 def areas(
