@@ -274,7 +274,6 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--on-error", choices=("stop", "skip"),
         help="at a file that cannot be predicted: stop, or name it in the end and go on (images: stop, slides: skip)",
     )  # fmt: skip
-    _largest(parser)
     slides = parser.add_argument_group("whole slides")
     slides.add_argument(
         "--slide-mpp", "--mpp", dest="mpp", type=float, help="µm per pixel of slides whose files name none"

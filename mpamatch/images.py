@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
-from mpamatch.stored import Stored, decoded, stored_bits
+from mpamatch.stored import Stored, any_size, decoded, stored_bits
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 IGNORE = 255
@@ -177,7 +177,7 @@ def can_copy(path: Path) -> bool:
     """Tells whether a file that `read_image` accepts is an 8-bit RGB PNG or JPEG without an EXIF turn."""
     if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         return False
-    with Image.open(path) as image:
+    with any_size(), Image.open(path) as image:
         turned = image.getexif().get(0x0112, 1) != 1
         right_kind = image.format == ("PNG" if path.suffix.lower() == ".png" else "JPEG")
         return right_kind and image.mode == "RGB" and "transparency" not in image.info and not turned
@@ -189,7 +189,7 @@ def plain_size(path: Path, mode: str) -> tuple[int, int] | None:
     None for any other file: only `read_image` or `read_mask` can tell what it is.
     """
     try:
-        with Image.open(path) as image:
+        with any_size(), Image.open(path) as image:
             turned = "exif" in image.info and image.getexif().get(0x0112, 1) != 1
             plain = image.format in {"PNG", "JPEG"} and image.mode == mode and not turned
             if plain and stored_bits(image, path) == 8 and "transparency" not in image.info:

@@ -22,7 +22,7 @@ from mpamatch.data.prepared import (
 )
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, IMAGE_SUFFIXES, colour_label, overlay, read_image, read_mask, write_png
-from mpamatch.stored import MOST_PREPARED, header_turn
+from mpamatch.stored import MOST_PREPARED, header_palette, header_turn
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ class _Files:
             self.digests[hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()].append(name)
         path = self.prepared.mask_path(name)
         label = None if path is None else self._decoded(path, read_mask)
+        if path is not None:
+            self._look_at_palette(path)
         if path is None or label is None:
             return
         if image is not None and image.shape[:2] != label.shape:
@@ -166,6 +168,13 @@ class _Files:
             if value < classes:
                 pixels[value] = count
         self.pixels[name] = pixels
+
+    def _look_at_palette(self, path: Path) -> None:
+        """Finds a mask whose palette shows the background as something else, as one that was made anew may."""
+        palette = header_palette(path)
+        if palette and palette[0] != (0, 0, 0) and (0, 0, 0) in palette[1 : len(self.prepared.classes)]:
+            told = f"has a palette that shows 0, the background, as {palette[0]} and another number black"
+            self._add(path, f"{told}: numbers count, so save it without a palette, as it is meant")
 
     def _no_pixels(self) -> NDArray[np.int64]:
         return np.zeros(len(self.prepared.classes), dtype=np.int64)

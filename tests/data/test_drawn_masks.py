@@ -229,6 +229,15 @@ def test_the_halo_does_not_count_as_gland(tmp_path, capsys):
     assert "they were cut at half, not counted as numbers of objects" in capsys.readouterr().out
 
 
+def test_inverted_numbers_are_read_as_stored(tmp_path, capsys):
+    words = glas(tmp_path / "raw", lambda seed, path: saved(numbered(seed), path.with_suffix(".png")))
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "raw" / "train_2_anno.png"
+    tifffile.imwrite(path, numbered(2), photometric="miniswhite")
+    assert np.array_equal(prepared(words, tmp_path / "out")[2], numbered(2) > 0)
+    assert "1 masks say that 0 is white" in capsys.readouterr().out
+
+
 def test_palettes_that_show_0_as_a_gland_are_refused(tmp_path, capsys):
     words = glas(
         tmp_path / "raw", lambda seed, path: paletted(~drawn(seed), [(255, 0, 0), BLACK], path.with_suffix(".png"))

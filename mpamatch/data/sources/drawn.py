@@ -62,13 +62,8 @@ class DrawnMasks:
                 f"the masks hold 0 and {self._drawn} instead of 0 and 255, as they were published: {self._drawn} was "
                 "read as drawn."
             )
-        if self._inverted:
-            told.append(
-                f"{self._inverted} masks say that 0 is white (TIFF's WhiteIsZero), so viewers show them inverted: "
-                "their stored numbers were read."
-            )
         soft = self._moved.told("they were cut at half")
-        return [*told, *([soft] if soft else [])]
+        return [*told, *inverted(self._inverted), *([soft] if soft else [])]
 
     def _low_all_over(self) -> int:
         """Finds the one value that all masks hold beside 0. Raises InputError, naming a file, if there is none."""
@@ -99,6 +94,7 @@ class NumberedMasks:
     def __init__(self) -> None:
         self._moved = Moved()
         self._gaps: list[str] = []  # masks whose numbers are not 1, 2, 3, …
+        self._inverted = 0
 
     def read(self, path: Path) -> NDArray[np.bool_]:  # (H, W)
         """Reads a mask; True is drawn.
@@ -110,6 +106,7 @@ class NumberedMasks:
         if mask.values.ndim == 3:
             raise InputError(f"{path}: is a coloured mask: save one channel with a number per object, 0 elsewhere.")
         palette, values = mask.palette, mask.values
+        self._inverted += mask.white_is_zero
         if palette is not None and len(palette) and (values == 0).any() and palette[0].any():
             raise InputError(
                 f"{path}: has a palette that shows 0 as {written(int(packed(palette)[0]))}, not black: save it as "
@@ -145,7 +142,17 @@ class NumberedMasks:
                 "gap: all above 0 was read as drawn."
             )
         soft = self._moved.told("they were cut at half, not counted as numbers of objects")
-        return [*told, *([soft] if soft else [])]
+        return [*told, *inverted(self._inverted), *([soft] if soft else [])]
+
+
+def inverted(masks: int) -> list[str]:
+    """Says of so many masks that viewers show them inverted; nothing if there are none."""
+    if not masks:
+        return []
+    return [
+        f"{masks} masks say that 0 is white (TIFF's WhiteIsZero), so viewers show them inverted: their stored numbers "
+        "were read."
+    ]
 
 
 def check_greys(path: Path, palette: NDArray[np.uint8] | None, values: NDArray[np.integer]) -> None:
