@@ -161,10 +161,22 @@ def test_a_palette_of_rising_greys_is_read_by_number_and_said(folder, prepared, 
 def test_a_palette_of_falling_greys_is_refused_with_the_line_that_reads_it(folder, prepared, refused):
     source = folder(lambda seed, path: paletted(~drawn(seed), [WHITE, BLACK], path.with_suffix(".png")))
     said = refused(source)
-    assert "--mask-values 0:background,255:object" in said
+    assert "--mask-values 0:background,255:object if the dark is background, or" in said
     labels, _ = prepared(source, *line_in(said))
     assert_drawn(labels)
+    assert "--mask-values 255:background,0:object if the light is" in said
+    labels, _ = prepared(source, "--mask-values", "255:background,0:object")
+    assert all((labels[f"a{seed}"] == ~drawn(seed)).all() for seed in range(COUNT))
     labels, _ = prepared(source, "--instances")
+    assert_drawn(labels)
+
+
+def test_inverting_tables_that_imagej_wrote_as_png_offer_both_readings(folder, prepared, refused):
+    """The object is 255, shown black on white."""
+    table = [(255 - value,) * 3 for value in range(256)]
+    source = folder(lambda seed, path: paletted(drawn(seed).astype(np.uint8) * 255, table, path.with_suffix(".png")))
+    said = refused(source)
+    labels, _ = prepared(source, *line_in(said[said.index("background, or") :]))
     assert_drawn(labels)
 
 
@@ -191,6 +203,8 @@ def test_coloured_masks_are_read_by_colours_that_the_refusal_gives(folder, prepa
     labels, _ = prepared(source, *line_in(said))
     assert_drawn(labels)
     assert "holds the colour #ff0000" in refused(source, "--mask-values", "#000000:background,#00ff00:gland")
+    saved(drawn(0).astype(np.uint16) * 300, source / "masks" / "a0.png")
+    assert "a0.png: holds the number 300, which is no grey" in refused(source, *line_in(said))
     assert "mixes numbers and colours" in refused(source, "--mask-values", "0:background,#ff0000:gland")
 
 
@@ -385,6 +399,14 @@ def test_values_that_never_meet_in_a_mask_may_be_one_class(folder, refused):
         lambda seed, path: saved(drawn(seed).astype(np.uint8) * (100 if seed == 2 else 1), path.with_suffix(".png"))
     )
     assert "giving one name to what is the same" in refused(source)
+
+
+def test_masks_of_0_and_1_among_soft_ones_are_named(folder, refused):
+    def write(seed, path):
+        saved(drawn(seed).astype(np.uint8) if seed == 1 else soft(seed), path.with_suffix(".png"))
+
+    said = refused(folder(write))
+    assert "most masks hold 0, 255 and soft edges, but 1 of them 0, 1 (a1.png)" in said
 
 
 # Many numbers

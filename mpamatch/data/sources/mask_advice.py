@@ -92,13 +92,27 @@ def coloured_files(looks: Sequence[Look]) -> str:
     return f"{coloured[0].path}{more}: is a coloured mask: {colour_advice(looks).sentence(coloured)}"
 
 
-def value_advice(looks: Sequence[Look], counts: Counter[int], lossy: Sequence[Look]) -> str:
-    """Says what values masks hold and which option explains them."""
+def value_advice(looks: Sequence[Look], counts: Counter[int], lossy: Sequence[Look], *, by_grey: bool) -> str:
+    """Says what values masks hold and which option explains them; `by_grey`: whether they are greys of palettes."""
     folder, values = looks[0].path.parent, sorted(counts)
     if len(values) < 2:
         return f"{folder}: the masks hold nothing but the value {values[0]}: two classes at least are needed."
     found = peaks(counts)
-    if found is not None and not any(_of_another_scale(look, found) for look in looks):
+    others = [] if found is None else [look for look in looks if _of_another_scale(look, found)]
+    if by_grey and len(found or values) == 2:
+        low, high = sorted(found or values)
+        return (
+            f"{folder}: the masks have palettes that show numbers in another order of greys: say what one sees with "
+            f"{Advice.of_values([low, high]).line} if the dark is background, or {Advice.of_values([high, low]).line} "
+            "if the light is"
+        )
+    if found is not None and others and len(values) > _MOST_COLOURS:
+        shown = ", ".join(map(str, others[0].values.tolist()))
+        return (
+            f"{folder}: most masks hold {', '.join(map(str, sorted(found)))} and soft edges, but {len(others)} of them "
+            f"{shown} ({named(others)}): save these as the others are, or take them out of the data."
+        )
+    if found is not None and not others:
         moved = 1 - sum(counts[value] for value in found) / sum(counts.values())
         line = Advice.of_values(background_first(found)).line
         return (

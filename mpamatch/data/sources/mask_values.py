@@ -59,6 +59,11 @@ class Meaning:
         values = seen(mask, self.reading, self.one_bit_white)
         if self.instances:
             return (values > 0).astype(np.uint8)
+        if self.reading == "colours" and mask.values.ndim == 2 and mask.palette is None and mask.values.max() > 255:
+            raise InputError(
+                f"{path}: holds the number {mask.values.max()}, which is no grey, and --mask-values tells colours: "
+                "save it with the colours of the others."
+            )
         coloured, lossy = self.reading == "colours", mask.format in ("JPEG", "MPO")
         return nearest(path, values, self.index, coloured=coloured, lossy=lossy, moved=self.moved)
 
@@ -187,7 +192,7 @@ def _unexplained(looks: Sequence[Look], reading: str, remarks: list[str]) -> Mea
     plain = 2 <= len(classes) <= MOST_UNEXPLAINED and classes == list(range(len(classes)))
     lossy = [look for look in looks if look.format in ("JPEG", "MPO") and len(look.values) > 1]
     if not plain or lossy:
-        raise InputError(value_advice(looks, counts, lossy))
+        raise InputError(value_advice(looks, counts, lossy, by_grey=reading == "greys"))
     _check_scales(looks)
     names = ["background", "object"] if len(classes) == 2 else [f"class-{value}" for value in classes]
     index = {value: value for value in values}
