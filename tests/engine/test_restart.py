@@ -147,7 +147,8 @@ def test_a_folder_that_was_there_before_is_refused_also_after_a_restart(board, r
             choose_run(tmp_path, tiny_config(root))
 
 
-def test_sigterm_saves_once_and_ends_all_ranks(root, tmp_path):
+def test_sigterm_saves_once_and_ends_all_ranks(root, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHON_EXEC")  # a warm rank is not torchrun's own child, which the signal is for
     words = [*train_words(root, {**LONG, "engine.steps": 5000, "engine.save_every": 5000}), "--run", "run"]
     with torchrun(words, tmp_path, restarts=1) as process:
         deadline = time.monotonic() + 120
