@@ -191,9 +191,9 @@ def reads(monkeypatch) -> list[str]:
     """The names of the images decoded so far."""
     names: list[str] = []
 
-    def reading(path: Path) -> np.ndarray:
+    def reading(path: Path, *limits: int) -> np.ndarray:
         names.append(path.name)
-        return read_image(path)
+        return read_image(path, *limits)
 
     monkeypatch.setattr("mpamatch.data.cache.read_image", reading)
     return names
