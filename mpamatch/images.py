@@ -159,14 +159,22 @@ def read_mask(path: Path, most_megapixels: float | None = None) -> NDArray[np.ui
         InputError: the mask is coloured, half-transparent, of negative or broken numbers, too large or broken; the
             sentence names it.
     """
+    return read_numbered_mask(path, most_megapixels).values
+
+
+def read_numbered_mask(path: Path, most_megapixels: float | None = None) -> StoredMask:
+    """Reads a mask of numbers, and how it is stored. Raises InputError as `read_mask` does."""
     mask = read_stored_mask(path, most_megapixels)
     if mask.values.ndim == 3:
         raise InputError(f"{path}: is a coloured mask: save one channel with a number per class (0, 1, …).")
-    return mask.values
+    return mask
 
 
 def read_stored_mask(path: Path, most_megapixels: float | None = None) -> StoredMask:
-    """Reads a mask of numbers or of colours, and how it is stored. Raises InputError as `read_mask` does."""
+    """Reads a mask of numbers or of colours, and how it is stored.
+
+    Raises InputError as `read_mask` does, but not for colours.
+    """
     stored = decoded(path, most_megapixels)
     values, palette = _mask_values(path, stored)
     one_bit = stored.image is not None and stored.image.mode == "1"

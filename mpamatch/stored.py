@@ -88,25 +88,6 @@ def decoded(path: Path, most_megapixels: float | None = None) -> Stored:
         raise _undecodable(path, error) from error
 
 
-def header_turn(path: Path) -> int:
-    """Reads the EXIF orientation of a picture from its header; 1, none, if there is none or it cannot be read."""
-    try:
-        with any_size(), Image.open(path) as image:
-            return _turn(image)
-    except Exception:  # as above; whoever decodes the file finds the words
-        return 1
-
-
-def header_palette(path: Path) -> list[tuple[int, int, int]] | None:
-    """Reads the colours of a palette from the header; None if there is none or it cannot be read."""
-    try:
-        with any_size(), Image.open(path) as image:
-            channels = image.getpalette("RGB") if image.mode == "P" else None
-    except Exception:  # as above
-        return None
-    return None if channels is None else list(zip(channels[::3], channels[1::3], channels[2::3], strict=True))
-
-
 def stored_bits(image: Image.Image, path: Path) -> int:
     """Reads the bits per channel from the file itself: Pillow cuts 16-bit RGB down to 8 without a word."""
     if image.format == "PNG":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,21 @@ from mpamatch.data.prepared import (
     with_progress,
 )
 from mpamatch.errors import InputError
-from mpamatch.images import IGNORE, IMAGE_SUFFIXES, colour_label, overlay, read_image, read_mask, write_png
-from mpamatch.stored import MOST_PREPARED, header_palette, header_turn
+from mpamatch.images import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    StoredMask,
+    colour_label,
+    overlay,
+    read_image,
+    read_image_and_facts,
+    read_mask,
+    read_numbered_mask,
+    write_png,
+)
+from mpamatch.stored import MOST_PREPARED
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,22 +138,23 @@ class _Files:
     def look_at(self, name: str) -> None:
         """Decodes an image and its mask."""
         file = self.prepared.image_path(name)
-        image, turn = self._decoded(file, read_image), header_turn(file)
+        found = self._decoded(file, read_image_and_facts)
+        image, turn = (None, 1) if found is None else (found[0], found[1].turn)
         if image is not None:
             self.digests[hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()].append(name)
         path = self.prepared.mask_path(name)
-        label = None if path is None else self._decoded(path, read_mask)
-        if path is not None:
-            self._look_at_palette(path)
-        if path is None or label is None:
+        mask = None if path is None else self._decoded(path, read_numbered_mask)
+        if path is None or mask is None:
             return
+        label = mask.values
         if image is not None and image.shape[:2] != label.shape:
             sizes = [f"{one.shape[1]}×{one.shape[0]}" for one in (label, image)]
             cause = "" if turn == 1 else ", as its EXIF orientation turns it"
             self._add(path, f"is {sizes[0]} pixels, its image {sizes[1]}{cause}: they must be of one size")
-        elif turn != header_turn(path):
+        elif turn != mask.turn:
             told = f"is turned as its EXIF orientation ({turn}) says, and its mask is not: look whether the mask fits"
             self.problems.append(Problem(file.relative_to(self.prepared.root).as_posix(), told, blocking=False))
+        self._look_at_palette(path, mask)
         self._look_at_values(name, path, label)
 
     def count(self, part: str) -> PartCount:
@@ -169,17 +184,17 @@ class _Files:
                 pixels[value] = count
         self.pixels[name] = pixels
 
-    def _look_at_palette(self, path: Path) -> None:
+    def _look_at_palette(self, path: Path, mask: StoredMask) -> None:
         """Finds a mask whose palette shows the background as something else, as one that was made anew may."""
-        palette = header_palette(path)
-        if palette and palette[0] != (0, 0, 0) and (0, 0, 0) in palette[1 : len(self.prepared.classes)]:
-            told = f"has a palette that shows 0, the background, as {palette[0]} and another number black"
+        palette = [] if mask.palette is None else mask.palette[: len(self.prepared.classes)].tolist()
+        if palette and any(palette[0]) and [0, 0, 0] in palette:
+            told = f"has a palette that shows 0, the background, as {tuple(palette[0])} and another number black"
             self._add(path, f"{told}: numbers count, so save it without a palette, as it is meant")
 
     def _no_pixels(self) -> NDArray[np.int64]:
         return np.zeros(len(self.prepared.classes), dtype=np.int64)
 
-    def _decoded(self, path: Path, read: Callable[[Path, float], NDArray]) -> NDArray | None:
+    def _decoded(self, path: Path, read: Callable[[Path, float], T]) -> T | None:
         try:
             return read(path, MOST_PREPARED)
         except InputError as error:

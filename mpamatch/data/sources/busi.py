@@ -21,8 +21,7 @@ from mpamatch.data.raw import Findings
 from mpamatch.data.sources.drawn import DrawnMasks
 from mpamatch.data.sources.layout import existing, images_in
 from mpamatch.errors import InputError, unknown
-from mpamatch.images import default_colour, read_image
-from mpamatch.stored import header_turn
+from mpamatch.images import default_colour, read_image_and_facts
 
 KIND = Kind(
     name="busi",
@@ -107,16 +106,16 @@ def _items(samples: list[_Sample], task: str, findings: Findings) -> Iterator[It
     masks = DrawnMasks([mask for sample in samples if sample.kind != NORMAL for mask in sample.masks])
     first: dict[bytes, str] = {}  # pixels -> stem of the first image that has them
     for sample in samples:
-        image = read_image(sample.image)
+        image, facts = read_image_and_facts(sample.image)
         stem = re.sub(r"\W+", "-", sample.image.stem).strip("-")
         # The set holds some pictures twice, under both lesions too: as one group they stay in one part.
         pixels = hashlib.sha256(image.tobytes() + str(image.shape).encode()).digest()
-        label = _label(sample, image.shape[:2], task, masks)
+        label = _label(sample, image.shape[:2], task, masks, facts.turn)
         yield Item(stem, first.setdefault(pixels, stem), None, sample.image, label)
     findings.remarks += masks.findings()
 
 
-def _label(sample: _Sample, size: tuple[int, ...], task: str, masks: DrawnMasks) -> NDArray[np.uint8] | None:
+def _label(sample: _Sample, size: tuple[int, ...], task: str, masks: DrawnMasks, turn: int) -> NDArray[np.uint8] | None:
     if not sample.masks and sample.kind != NORMAL:
         return None
     label = np.zeros(size, dtype=np.uint8)
@@ -128,7 +127,7 @@ def _label(sample: _Sample, size: tuple[int, ...], task: str, masks: DrawnMasks)
         if drawn.shape != size:
             raise InputError(
                 f"{mask}: is {drawn.shape[1]}×{drawn.shape[0]} pixels, its image {size[1]}×{size[0]}: "
-                f"{size_cause(header_turn(sample.image))}"
+                f"{size_cause(turn)}"
             )
         label[drawn] = index
     return label

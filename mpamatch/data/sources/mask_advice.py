@@ -79,7 +79,7 @@ def colour_advice(looks: Sequence[Look]) -> Advice:
         smeared = len(shown) > _MOST_COLOURS and len(found) >= 2 and count * 10 < shown[found[-1]]
         if smeared or len(found) >= _MOST_COLOURS:
             break
-        if all(distance(colour, one, True) > _ALIKE for one in found):
+        if all(distance(colour, one) > _ALIKE for one in found):
             found.append(colour)
     first = next((colour for colour in (BLACK, WHITE) if colour in found), found[0])
     return Advice.of_colours([first, *(colour for colour in found if colour != first)])

@@ -26,7 +26,9 @@ class Look:
         counts: (K,) pixels of each.
         coloured: whether its pixels are colours.
         palette: number → colour of those that occur; None without a palette.
-        stored: how it is stored, without its pixels.
+        format: PNG, JPEG, TIFF, …, whatever the file's name says.
+        one_bit: whether it holds one bit per pixel.
+        white_is_zero: whether viewers show it inverted.
     """
 
     path: Path
@@ -131,25 +133,23 @@ def total(looks: Sequence[Look]) -> Counter[int]:
     return found
 
 
-def peaks(counts: Counter[int], *, coloured: bool = False) -> list[int] | None:
+def peaks(counts: Counter[int]) -> list[int] | None:
     """Finds the few values that were drawn where soft edges or a lossy format put others between them.
 
-    Values are taken from the most frequent down, those within the reach of one that was taken left out, until the next
+    Values are taken from the most frequent down, those within the halo of one that was taken left out, until the next
     has less than a tenth of the pixels of the rarest taken: an edge spreads its pixels over many values, a class has
     them in one. Numbers of objects come in like counts, so that they end in many peaks.
 
     Args:
         counts: pixels of each value over the set.
-        coloured: whether values are colours.
 
     Returns:
         The values, most frequent first; None if there are fewer than two, more than eight, or others that do not lie
         between them or hold over a quarter of the pixels.
     """
-    reach = 3 * HALO if coloured else HALO
     found: list[int] = []
     for value, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])):
-        if any(distance(value, one, coloured) <= reach for one in found):
+        if any(abs(value - one) <= HALO for one in found):
             continue
         if len(found) >= 2 and count * 10 < counts[found[-1]]:
             break
@@ -159,14 +159,12 @@ def peaks(counts: Counter[int], *, coloured: bool = False) -> list[int] | None:
     moved = sum(counts.values()) - sum(counts[value] for value in found)
     if len(found) < 2 or moved * 4 > sum(counts.values()) or moved == 0:
         return None
-    beyond = not coloured and (max(counts) > max(found) + HALO or min(counts) < min(found) - HALO)
+    beyond = max(counts) > max(found) + HALO or min(counts) < min(found) - HALO
     return None if beyond else found
 
 
-def distance(one: int, other: int, coloured: bool) -> float:
-    """Measures how far two values are apart: levels, or the length of the difference of two colours."""
-    if not coloured:
-        return abs(one - other)
+def distance(one: int, other: int) -> float:
+    """Measures how far two colours are apart, in levels: the length of their difference."""
     ends = unpacked(np.array([one, other])).astype(float)
     return float(np.linalg.norm(ends[0] - ends[1]))
 

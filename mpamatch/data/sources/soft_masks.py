@@ -171,11 +171,12 @@ def areas(
     tolerance: int,
 ) -> int:
     """Counts the pixels of the chosen values whose 3×3 neighbours differ from each other by at most `tolerance`."""
+    if not chosen.any():
+        return 0
     planes = unpacked(values.astype(np.int64)) if coloured else values[..., None]
     flat = np.ones(values.shape, dtype=bool)
     for plane in np.moveaxis(planes, -1, 0):
-        wide = plane.astype(np.int64)
-        flat &= maximum_filter(wide, 3) - minimum_filter(wide, 3) <= tolerance
+        flat &= maximum_filter(plane, 3) - minimum_filter(plane, 3) <= tolerance
     return int((flat & _looked_up(values, found, chosen.astype(np.uint8)).astype(bool)).sum())
 
 

@@ -242,7 +242,10 @@ def test_bombs_in_tiff_and_masks_are_refused_too(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     for dtype in (np.uint8, np.int64):
         path = tmp_path / f"{dtype.__name__}.tif"
-        tifffile.imwrite(path, shape=(40_000, 40_000), dtype=dtype, tile=(256, 256))
+        tifffile.imwrite(path, np.zeros((32, 32), dtype))
+        with tifffile.TiffFile(path, mode="r+") as file:
+            for tag in ("ImageWidth", "ImageLength"):
+                file.pages[0].tags[tag].overwrite(40_000)
         for read in (read_image, read_mask):
             with pytest.raises(InputError, match="40000×40000 pixels, 1600 megapixels, and the limit is 300"):
                 read(path)
@@ -255,6 +258,16 @@ def test_the_limit_is_an_option_of_prepare(source, capsys, limit):
     prepare(source, "--most-megapixels", "0", code=2)
     assert "--most-megapixels 0: must be above 0." in capsys.readouterr().err
     prepare(source, "--most-megapixels", "0.002")
+
+
+def test_the_limit_is_an_option_of_prototypes_too(tmp_path, limit):
+    Image.fromarray(pixels(0)).save(tmp_path / "a.png")
+    words = ["prototypes", str(tmp_path), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--most-megapixels", "0.001"]) == 2
+    with pytest.raises(InputError, match=r"the limit is 0\.001"):
+        read_image(tmp_path / "a.png")
+    main(words)
+    read_image(tmp_path / "a.png")
 
 
 @pytest.mark.slow

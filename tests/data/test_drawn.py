@@ -11,7 +11,7 @@ from mpamatch.cli import main
 from mpamatch.data.sources.mask_survey import look_at
 from mpamatch.images import read_mask
 from tests.data.raw import image
-from tests.data.test_mask_meaning import BLACK, SIDE, WHITE, drawn, jpeg_named_png, paletted, saved, soft
+from tests.data.test_mask_values import BLACK, SIDE, WHITE, drawn, jpeg_named_png, paletted, saved, soft
 from tests.data.test_source_bcss_wsss import PALETTE as PUBLISHED
 from tests.data.test_source_bcss_wsss import REGION, breast_folder
 
