@@ -87,10 +87,11 @@ def test_sizes_that_differ_name_exif_as_the_cause(source, capsys):
     assert "the image is turned as its EXIF orientation (6) says, the mask is not" in said
 
 
-def test_image_and_mask_that_are_both_turned_fit(source):
+def test_image_and_mask_that_are_both_turned_fit(source, capsys):
     Image.fromarray(pixels(1)).save(source / "images" / "a1.png", exif=turned(6))
     values = mask(source, 1, exif=turned(6))
     assert np.array_equal(read_mask(prepare(source) / "masks" / "a1.png"), np.rot90(values, 3))
+    assert "note: 1 of 3 masks have an EXIF orientation (a1.png) and were turned" in capsys.readouterr().out
 
 
 def test_check_knows_of_turned_images_in_a_set_that_was_made_by_hand(source, capsys):

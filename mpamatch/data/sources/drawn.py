@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,8 @@ def check_greys(path: Path, palette: NDArray[np.uint8] | None, values: NDArray[n
 def _as_shown(look: Look) -> Look:
     """Returns a look in terms of the greys that are shown."""
     if look.one_bit:
-        return Look(look.path, look.values * 255, look.counts, False, None, look.format, True, look.white_is_zero)
+        return replace(look, values=look.values * 255)
     if look.palette is None:
         return look
     greys = np.unique([look.palette[value] & 255 for value in look.values.tolist()]).astype(np.int64)
-    return Look(look.path, greys, greys, False, None, look.format, False, look.white_is_zero)
+    return replace(look, values=greys, palette=None)

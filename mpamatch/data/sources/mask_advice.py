@@ -50,7 +50,7 @@ class Advice:
 
     def sentence(self, looks: Sequence[Look]) -> str:
         """Asks for the line."""
-        return f"say what their colours mean ({named(looks)}) with {self.line}"
+        return f"say what their colours mean ({named(looks)}), the background's first, with {self.line}"
 
 
 def _names(words: Sequence[str]) -> list[str]:

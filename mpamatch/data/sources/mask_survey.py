@@ -29,6 +29,7 @@ class Look:
         format: PNG, JPEG, TIFF, …, whatever the file's name says.
         one_bit: whether it holds one bit per pixel.
         white_is_zero: whether viewers show it inverted.
+        turn: EXIF orientation that was applied; 1 is none.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Look:
     format: str
     one_bit: bool
     white_is_zero: bool
+    turn: int = 1
 
     @property
     def numbers(self) -> set[int]:
@@ -63,7 +65,7 @@ def look_at(path: Path) -> Look:
     if mask.palette is not None:
         table = packed(mask.palette).tolist()
         palette = {value: table[value] if value < len(table) else BLACK for value in values.tolist()}
-    return Look(path, values, counts, coloured, palette, mask.format, mask.one_bit, mask.white_is_zero)
+    return Look(path, values, counts, coloured, palette, mask.format, mask.one_bit, mask.white_is_zero, mask.turn)
 
 
 def counted(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,7 +6,7 @@ colours. Where two readings are possible, a remark says which was taken, or an e
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def meaning_of(masks: Sequence[Path], mask_values: str | None, instances: bool) 
     """
     given = None if mask_values is None else _parsed(mask_values)
     looks = survey(masks)
-    remarks = _inverted(looks)
+    remarks = _as_stored(looks)
     if given is not None and given.reading == "colours":
         return _with(given, remarks)
     if any(look.coloured for look in looks):
@@ -104,15 +104,19 @@ def _with(given: Meaning, remarks: list[str], reading: str = "colours", one_bit_
     return Meaning(given.classes, given.index, reading, one_bit_white, remarks=tuple(remarks))
 
 
-def _inverted(looks: Sequence[Look]) -> list[str]:
-    """Says which masks viewers show inverted."""
-    those = [look for look in looks if look.white_is_zero]
-    if not those:
-        return []
-    return [
-        f"{len(those)} of {len(looks)} masks say that 0 is white (TIFF's WhiteIsZero: {named(those)}), so viewers show "
-        "them inverted: their stored numbers were read, in which 0 is the background."
-    ]
+def _as_stored(looks: Sequence[Look]) -> list[str]:
+    """Says which masks viewers show inverted, and which were turned."""
+    told = []
+    if inverted := [look for look in looks if look.white_is_zero]:
+        told.append(
+            f"{len(inverted)} of {len(looks)} masks say that 0 is white (TIFF's WhiteIsZero: {named(inverted)}), so "
+            "viewers show them inverted: their stored numbers were read, in which 0 is the background."
+        )
+    if turned := [look for look in looks if look.turn != 1]:
+        told.append(
+            f"{len(turned)} of {len(looks)} masks have an EXIF orientation ({named(turned)}) and were turned so."
+        )
+    return told
 
 
 def _reading(looks: Sequence[Look], *, explained: bool, instances: bool) -> tuple[str, list[str]]:
@@ -166,7 +170,7 @@ def _read_as(look: Look, reading: str) -> Look:
     greys = np.array([look.palette[value] & 255 for value in look.values.tolist()], dtype=np.int64)
     values = np.unique(greys)
     counts = np.array([look.counts[greys == value].sum() for value in values], dtype=np.int64)
-    return Look(look.path, values, counts, False, None, look.format, look.one_bit, look.white_is_zero)
+    return replace(look, values=values, counts=counts, palette=None)
 
 
 def _objects(looks: Sequence[Look], reading: str, remarks: list[str]) -> Meaning:
@@ -204,12 +208,7 @@ def _one_bit_among(looks: Sequence[Look]) -> list[Look]:
     others = [look for look in looks if not look.one_bit]
     if not others or not {255} <= {value for look in others for value in look.numbers} <= {0, 255}:
         return list(looks)
-    return [
-        Look(look.path, look.values * 255, look.counts, False, None, look.format, True, look.white_is_zero)
-        if look.one_bit
-        else look
-        for look in looks
-    ]
+    return [replace(look, values=look.values * 255) if look.one_bit else look for look in looks]
 
 
 def _check_scales(looks: Sequence[Look]) -> None:
