@@ -30,12 +30,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from mpamatch.batch import Batch
 from mpamatch.benchmarks import measure, rows
 from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.benchmarks.pil_feed import PilFeed
+from mpamatch.console import new_console
 from mpamatch.data.config import DataConfig
 from mpamatch.data.prepared import training_lists
 from mpamatch.engine.build import build_feed, build_training, open_data
@@ -323,7 +323,7 @@ def train(config: Config) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        loop.train(config, run, console=Console(quiet=True))
+        loop.train(config, run, console=new_console(quiet=True))
         texts = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lines = [line for line in map(json.loads, texts) if "data_seconds" in line][1:]
     seconds, waited = (sum(line[name] for line in lines) / len(lines) for name in ("seconds", "data_seconds"))

@@ -23,7 +23,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -33,6 +32,7 @@ from mpamatch.batch import to_device
 from mpamatch.benchmarks import measure, rows
 from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.commands.demo import make_tissue
+from mpamatch.console import new_console
 from mpamatch.data.splits import write_split
 from mpamatch.engine.build import open_data
 from mpamatch.engine.config import Config, load_config
@@ -110,7 +110,7 @@ class Run:
     """One recipe in training on this rank."""
 
     def __init__(self, config: Config):
-        self.trainer, self.tally = Trainer(config, open_data(config), Console(quiet=True)), Tally()
+        self.trainer, self.tally = Trainer(config, open_data(config), new_console(quiet=True)), Tally()
         self.trainer.method.train()
         wrapped: Any = self.trainer.step_module
         self.parallel = next(part for part in wrapped.modules() if isinstance(part, DistributedDataParallel))

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -37,6 +36,7 @@ from mpamatch.benchmarks.backends import EAGER, using
 from mpamatch.benchmarks.command import append_rows, run_main
 from mpamatch.benchmarks.measure import summary
 from mpamatch.benchmarks.shares import inside_seconds, marked
+from mpamatch.console import new_console
 from mpamatch.engine.build import open_data
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.loop import Trainer
@@ -97,7 +97,7 @@ class Run:
 
     def __init__(self, config: Config, variant: Variant):
         self.variant = variant
-        self.trainer = Trainer(config, open_data(config), Console(quiet=True))
+        self.trainer = Trainer(config, open_data(config), new_console(quiet=True))
         self.method, self.device = self.trainer.method, self.trainer.fabric.device
         self.method.train()
         if variant.passes != "ours":

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mpamatch.benchmarks import rows
+from mpamatch.environment import show_all
 from mpamatch.errors import InputError
 
 
 def run_main(main: Callable[[], int]) -> None:
     """Ends the process with what `main` returns, or with one sentence and 2 for bad input."""
+    show_all()
     try:
         sys.exit(main())
     except InputError as error:

@@ -170,8 +170,9 @@ def milliseconds(seconds: float) -> str:
 def show(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], *, text_columns: int) -> None:
     """Prints a table, the first `text_columns` columns aligned left; with rich where it is installed."""
     try:
-        from rich.console import Console
         from rich.table import Table
+
+        from mpamatch.console import new_console
     except ImportError:
         print(plain(title, header, lines))
         return
@@ -180,10 +181,10 @@ def show(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], *, t
         table.add_column(name, justify="left" if place < text_columns else "right", no_wrap=place < text_columns)
     for line in lines:
         table.add_row(*line)
-    console = Console()
+    console = new_console()
     if not console.is_terminal:  # a file or a pipe has no width to fit into
-        console = Console(width=240)
-    console.print(table, highlight=False, markup=False)
+        console = new_console(width=240)
+    console.print(table)
 
 
 def plain(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpamatch.environment import name_user
+
 if TYPE_CHECKING:
     from mpamatch.inference.segmenter import Segmenter
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     """The installed version, such as "0.1.0"."""
 
 __all__ = ["__version__", "load"]
+
+name_user()  # before torch is imported, which asks who that is
 
 
 def load(run: str | Path, device: str = "auto") -> Segmenter:

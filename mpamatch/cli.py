@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import io
 import os
 import sys
 import warnings
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mpamatch.environment import show_all
 from mpamatch.errors import InputError, Note, unknown
 from mpamatch.signals import TERMINATED, Terminated, terminable
 
@@ -43,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if `check` found a problem or a run of `study` failed; 2 for bad input; 130 if interrupted;
         143 after SIGTERM.
     """
-    for stream in (sys.stdout, sys.stderr):  # file names may hold what a terminal's encoding lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    show_all()
     words = list(sys.argv[1:] if arguments is None else arguments)
     ranks = _ranks()
     if ranks is None:

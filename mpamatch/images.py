@@ -14,7 +14,10 @@ from mpamatch.errors import InputError
 from mpamatch.files import replacing
 from mpamatch.stored import Stored, any_size, decoded, stored_bits
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+    | {".tga", ".ppm", ".pgm", ".pnm"}
+)
 IGNORE = 255
 SMALLEST_SIDE = 16
 

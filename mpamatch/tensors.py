@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
+from mpamatch.names import in_utf8
 
 KEY = "mpamatch"  # of the JSON in the file's metadata
 
@@ -45,7 +46,7 @@ def _opened(path: Path, read: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with in_utf8(path) as place, safe_open(place, framework="pt") as file:
             metadata = file.metadata() or {}
             found = read(file)
     except SafetensorError as error:

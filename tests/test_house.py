@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpamatch"
 BOTTOM = {"errors", "files", "tensors", "images", "batch", "settings", "registry"}
-BOTTOM |= {"ranks", "device", "malloc", "ahead", "console", "stored", "claims", "signals"}
+BOTTOM |= {"ranks", "device", "malloc", "ahead", "console", "stored", "names", "environment", "claims", "signals"}
 FLOORS = ["ops", "models", "methods", "engine"]  # each may import what stands before it
 # What each part may import beside itself and the bottom.
 MAY = {
@@ -129,6 +129,34 @@ def test_the_reader_of_imports_finds_every_form(source, found, tmp_path, monkeyp
 )
 def test_the_forbidden_directions_are_refused(part, imported):
     assert refused(part, {imported, "errors"}) == {imported}
+
+
+# Of the package's own files, or of what our own killed processes left.
+LIST_THEMSELVES = {"names.py", "files.py", "ops/source_hash.py", "engine/config.py", "models/prompt.py"}
+
+
+def test_folders_are_listed_in_one_way():
+    """By mpamatch.names, which leaves hidden files out."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        name = file.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in {"iterdir", "glob", "rglob", "listdir", "scandir"}:
+                found.add(name)
+    assert {name for name in found if not name.startswith(("benchmarks/", "kernels/"))} <= LIST_THEMSELVES
+
+
+def test_consoles_and_text_of_bars_are_made_in_one_place():
+    """In mpamatch.console, which reads no markup and no emoji in names."""
+    makers = {"Console", "TextColumn", "Progress", "track"}
+    for folder in INSTALLED:
+        for file in (ROOT / folder).rglob("*.py"):
+            if file == PACKAGE / "console.py":
+                continue
+            from_rich = {name.rpartition(".")[2] for name in modules_imported(file) if name.startswith("rich.")}
+            calls = [node.func for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
+            called = {call.id for call in calls if isinstance(call, ast.Name)}
+            assert from_rich & makers & called == set(), file
 
 
 def test_kernels_import_nothing_of_ours():

@@ -29,12 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(device, arguments.sizes, _dtypes(arguments.dtype, device), _compare(arguments.compare, chosen))
     out = Path(arguments.out) if arguments.out else rows.results_file(machine(device))
     found: list[rows.Row] = []
-    for of_case in suite.run(chosen, settings):
-        rows.write(out, of_case)  # at once: a run that is stopped keeps what it has
-        found += of_case
-        last = of_case[-1]
-        print(f"{last.operation} {last.direction} {last.size} {last.allocation}: measured", flush=True)
-    report(found)
+    try:
+        for of_case in suite.run(chosen, settings):
+            found += of_case
+            rows.write(out, of_case)  # at once: a run that is stopped keeps what it has
+            last = of_case[-1]
+            print(f"{last.operation} {last.direction} {last.size} {last.allocation}: measured", flush=True)
+    finally:  # what was measured is shown, even if it cannot be written
+        report(found)
     print(f"wrote {out}")
     draw(out)
     return 0

@@ -19,12 +19,12 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_classes(report))
     if report.problems:
         console.print(_problems(report))
+    blocking = sum(problem.blocking for problem in report.problems)
+    say(console, f"{blocking} problems that spoil training, {len(report.problems) - blocking} to know about")
     sheet = root / "check.png"
     samples = write_contact_sheet(report, sheet)
     if samples:
         say(console, f"{sheet}: {samples} samples to look at")
-    blocking = sum(problem.blocking for problem in report.problems)
-    say(console, f"{blocking} problems that spoil training, {len(report.problems) - blocking} to know about")
     return 1 if report.blocking else 0
 
 

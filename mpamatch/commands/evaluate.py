@@ -14,11 +14,14 @@ from mpamatch.engine.evaluation import evaluate_run
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates `arguments.run`, prints the scores and writes RUN/evaluation-PART.json; returns 0."""
     data = Path(arguments.data) if arguments.data else None
-    scores = evaluate_run(Path(arguments.run), data, arguments.part, arguments.device)
     console = new_console(quiet=ranks.rank() > 0)
-    console.print(table(scores))
-    for line in summary(scores):
-        console.print(line, highlight=False)
+
+    def show(scores: dict[str, Any]) -> None:
+        console.print(table(scores))
+        for line in summary(scores):
+            say(console, line)
+
+    evaluate_run(Path(arguments.run), data, arguments.part, arguments.device, show)
     say(console, f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}")
     return 0
 

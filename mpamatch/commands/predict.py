@@ -16,6 +16,7 @@ from mpamatch.inference.files import Areas, list_inputs, predict_files, square_m
 from mpamatch.inference.progress import Shown
 from mpamatch.inference.record import check_place
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.names import check_link
 from mpamatch.slides.shards import Shard, shard_of
 from mpamatch.slides.sources.base import library
 
@@ -31,21 +32,32 @@ def run(arguments: argparse.Namespace) -> int:
     Raises InputError if the run, an option or the output folder cannot be used, or an input with on_error stop.
     """
     out = Path(arguments.out)
-    images, slides = list_inputs([Path(given) for given in arguments.inputs])  # before the seconds that a model takes
+    inputs = list_inputs([Path(given) for given in arguments.inputs])  # before the seconds that a model takes
+    images, slides = inputs.images, inputs.slides
     options, shard = _options(arguments, slides), _shard(arguments.shard, images)
+    skips = (arguments.on_error or ("skip" if slides else "stop")) == "skip"
+    for file in () if skips else (*images, *slides):
+        check_link(file)
     check_place(out)
     if ranks.started() > 1:
         ranks.join(arguments.device, patience=ranks.LONG)
     segmenter = load_segmenter(Path(arguments.run), arguments.device).with_overlap(arguments.overlap)
     console, problems = new_console(quiet=ranks.rank() > 0), list[InputError]()
-    skips = (arguments.on_error or ("skip" if slides else "stop")) == "skip"
     skip = problems.append if skips else None
     areas: list[Areas] = []
+    show = None if slides else lambda found: console.print(summary(found, segmenter))
     if images:
         areas += predict_files(
-            segmenter, images, out, rank=ranks.rank(), ranks=ranks.size(), gather=ranks.gather, skip=skip
+            segmenter,
+            images,
+            out,
+            rank=ranks.rank(),
+            ranks=ranks.size(),
+            gather=ranks.gather,
+            skip=skip,
+            show=show,
         )
-    remarks: list[str] = []
+    remarks = list(inputs.remarks)
     if options is not None:
         from mpamatch.inference.slides import predict_slides
 
@@ -58,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         met = ranks.gather((done, [*problems, *bad], _remarks(out, done)))
         areas += [one for found, _, _ in met for one in found]
         problems = list({str(error): error for _, errors, _ in met for error in errors}.values())
-        remarks = [remark for _, _, told in met for remark in told]
-    console.print(summary(areas, segmenter))
+        remarks += [remark for _, _, told in met for remark in told]
+        console.print(summary(areas, segmenter))
     return _end(console, out, bool(slides), problems, remarks)
 
 

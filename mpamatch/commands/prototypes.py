@@ -12,6 +12,7 @@ from mpamatch.errors import InputError
 from mpamatch.images import read_image
 from mpamatch.inference.files import list_images
 from mpamatch.inference.record import check_empty, named_apart
+from mpamatch.names import check_link, readable
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     if ranks.started() > 1:
         raise InputError("prototypes: draws in one process; leave out torchrun.")
     files = named_apart(list_images([Path(given) for given in arguments.inputs]))
+    for file, _ in files:
+        check_link(file)
     out, console = Path(arguments.out), new_console()
     check_empty(out)
     viewer = PrototypeViewer(Path(arguments.run), arguments.device)
@@ -40,7 +43,7 @@ def _draw(viewer: PrototypeViewer, files: Sequence[tuple[Path, str]], out: Path)
     for file, name in files:
         look = viewer.look(read_image(file))
         per_class = look.cosine.shape[1]
-        title = f"{name}: {per_class} prototype{'s' if per_class > 1 else ''} per class, {viewer.method.name}"
+        title = f"{readable(name)}: {per_class} prototype{'s' if per_class > 1 else ''} per class, {viewer.method.name}"
         row = Assigned("", look.image, {"prediction": look.label}, look.nearest, per_class)
         draw_assignments(out / "assignments" / f"{name}.png", [row], colours, names, title=title)
         draw_maps(out / "maps" / f"{name}.png", look.image, look.cosine, names, title=title)

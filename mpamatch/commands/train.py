@@ -49,7 +49,6 @@ def report(result: TrainingResult, console: Console) -> None:
 
     if ranks.rank() > 0:
         return
-    figures = draw_training(result.run, result.losses, result.shares)
     found = (
         "no validation labels, so the newest weights count as the best"
         if math.isnan(result.best_mdice)
@@ -61,7 +60,7 @@ def report(result: TrainingResult, console: Console) -> None:
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         say(console, f"images skipped because they could not be used: {len(names)} ({shown})")
         say(console, f"the first: {result.skipped[names[0]]}")
-    for figure in figures:
+    for figure in draw_training(result.run, result.losses, result.shares):
         say(console, f"wrote {figure}")
     say(
         console,

@@ -34,6 +34,7 @@ from mpamatch.images import (
     read_numbered_mask,
     write_png,
 )
+from mpamatch.names import readable, visible
 from mpamatch.stored import MOST_PREPARED
 
 T = TypeVar("T")
@@ -300,9 +301,7 @@ def _strays(prepared: Prepared) -> list[Problem]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _splits(prepared: Prepared) -> list[Problem]:
@@ -379,7 +378,7 @@ def _sample(prepared: Prepared, part: str, name: str) -> Image.Image:
     for i, panel in enumerate(panels):
         picture.paste(Image.fromarray(panel), (GAP + i * (PANEL + GAP), CAPTION))
     shown = name if len(name) <= 60 else f"{name[:57]}..."
-    ImageDraw.Draw(picture).text((GAP, 3), f"{part}: {shown}", fill="black", font=_font())
+    ImageDraw.Draw(picture).text((GAP, 3), f"{part}: {readable(shown)}", fill="black", font=_font())
     return picture
 
 

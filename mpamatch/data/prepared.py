@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 
+from mpamatch.console import new_bar, new_console, text_column
 from mpamatch.data.image_facts import Seen, remarks_on, size_cause
 from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
@@ -30,8 +30,10 @@ from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import check_free, making, read_json, write_json
 from mpamatch.images import IGNORE, Facts, can_copy, read_image_and_facts
+from mpamatch.names import fitting, listed, same, visible
 
 PARTS = ("train", "validation", "test")
+COPIED = (".png", ".jpg", ".jpeg")  # how the files in images/ end
 T = TypeVar("T")
 
 
@@ -98,7 +100,7 @@ class Prepared:
 
     def splits(self) -> tuple[str, ...]:
         """Lists the names of the splits written so far."""
-        return tuple(sorted(path.stem for path in (self.root / "splits").glob("*.json")))
+        return tuple(sorted(path.stem for path in visible(self.root / "splits") if path.suffix == ".json"))
 
 
 def load_prepared(root: Path) -> Prepared:
@@ -109,7 +111,7 @@ def load_prepared(root: Path) -> Prepared:
             is missing, or no training image is listed.
     """
     prepared = read_prepared(root)
-    there = {path.name for path in (root / "images").iterdir()} if (root / "images").is_dir() else set()
+    there = {path.name for path in visible(root / "images")}
     for part, names in prepared.parts.items():
         for name in names:
             if name not in there:
@@ -325,6 +327,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
     with making(dest) as temporary:
         items = with_progress(raw.items, "preparing", raw.count)
         written = [_write_item(temporary, item, raw.classes) for item in items]
+        raw.findings.remarks += _shortened(written)
         raw.findings.remarks += remarks_on([one.seen for one in written])
         listing = _listing(dest, written, raw.keep_shared_groups)
         about = {
@@ -345,8 +348,10 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
 
 def with_progress(items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
     """Yields `items` and shows a progress bar on stderr if that is a terminal; the bar goes away at the end."""
-    console = Console(stderr=True)
-    return track(items, what, total, transient=True, console=console, disable=not console.is_terminal)
+    shown = new_console(errors=True).is_terminal
+    columns = (text_column(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with new_bar(*columns, shown=shown, transient=True) as bar:
+        yield from bar.track(items, total=total, description=what)
 
 
 @dataclass(frozen=True)
@@ -357,6 +362,15 @@ class _Written:
     labelled: bool
     present: list[str] | None  # names of the classes of the image-level label
     seen: Seen
+    shortened: bool  # whether its name would have been too long for a file
+
+
+def _shortened(written: list[_Written]) -> list[str]:
+    """Says how many names are not those of the raw set."""
+    names = [one.image for one in written if one.shortened]
+    told = "too long for a file with what is put in front, so shortened to end in eight digits"
+    shown = [f"{name[:20]}…{Path(name).stem[-8:]}" for name in names]
+    return [f"{told}: {listed(shown)}."] if names else []
 
 
 def _known(written: list[_Written]) -> list[_Written]:
@@ -369,11 +383,13 @@ def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
     where = item.image if isinstance(item.image, Path) else item.stem
     image, facts = read_image_and_facts(item.image) if isinstance(item.image, Path) else (item.image, Facts())
     copied = isinstance(item.image, Path) and can_copy(item.image)
-    target = root / "images" / (item.stem + (Path(where).suffix.lower() if copied else ".png"))
-    mask = root / "masks" / f"{item.stem}.png"
+    ending = Path(where).suffix.lower() if copied else ".png"
+    stem = fitting(same(item.stem), max(COPIED, key=len))
+    target = root / "images" / f"{stem}{ending}"
+    mask = root / "masks" / f"{stem}.png"
     for folder in (target.parent, mask.parent):
         folder.mkdir(exist_ok=True)
-    if mask.exists() or any(target.with_suffix(suffix).exists() for suffix in (".png", ".jpg", ".jpeg")):
+    if mask.exists() or any((root / "images" / f"{stem}{one}").exists() for one in COPIED):
         raise InputError(f"{where}: another image has the name {item.stem!r} too: rename one of them.")
     if copied:
         shutil.copyfile(where, target)
@@ -383,7 +399,8 @@ def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
         check_label(where, image, item.label, len(classes), facts.turn)
         Image.fromarray(item.label).save(mask)
     present = None if item.present is None else names_shown(where, item.present, [one.name for one in classes])
-    return _Written(target.name, item.group, item.part, item.label is not None, present, Seen(where, facts))
+    shortened, seen = stem != same(item.stem), Seen(where, facts)
+    return _Written(target.name, item.group, item.part, item.label is not None, present, seen, shortened)
 
 
 def check_label(

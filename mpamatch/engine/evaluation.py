@@ -1,6 +1,6 @@
 """Evaluation of a model on one part of a prepared set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def _of_chunk(
     return metrics
 
 
-def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[str, Any]:
+def evaluate_run(
+    run: Path, data: Path | None, part: str, device: str, show: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run and writes RUN/evaluation-PART.json.
 
     Args:
@@ -85,6 +87,7 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
         data: a prepared set; None: the one that the run was trained on.
         part: train, validation or test.
         device: auto, cpu or cuda.
+        show: is called with the scores before they are written, as the run may lie where nobody can write.
 
     Returns:
         The scores as of `evaluate`, with object-level ones; under "with_image_labels" those of the network told each
@@ -108,6 +111,8 @@ def evaluate_run(run: Path, data: Path | None, part: str, device: str) -> dict[s
     if takes_image_labels(segmenter, prepared, part):
         told = evaluate(segmenter, images, part, objects=False, known=True)
         scores["with_image_labels"] = {name: value for name, value in told.items() if name not in ("part", "images")}
+    if show is not None:
+        show(scores)
     if ranks.rank() == 0:
         write_json(run / f"evaluation-{part}.json", {"run": str(run), "data": str(prepared.root), **scores})
     return scores

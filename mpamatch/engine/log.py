@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,15 +12,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from mpamatch.console import say
+from mpamatch.console import new_bar, say, text_column
 from mpamatch.files import replacing
+from mpamatch.names import in_utf8
 
 
 class RunLog:
@@ -39,20 +39,22 @@ class RunLog:
         self.path, self.steps, self.console = run / "metrics.jsonl", steps, console
         self._forget_after(start)
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run), purge_step=start + 1 if start else None)
+        self._held = ExitStack()  # TensorBoard opens its file by name, again and again
+        place = self._held.enter_context(in_utf8(run))
+        self.board = SummaryWriter(str(place), purge_step=start + 1 if start else None)
         self.start, self.began = start, time.perf_counter()
         self.validation = ""
-        self.bar = Progress(
-            TextColumn("{task.description}"),
+        self.bar = new_bar(
+            text_column(),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[parts]}"),
+            text_column("{task.fields[parts]}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
+            text_column("ETA"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            shown=console.is_terminal,
         )
         self.task = self.bar.add_task("training", total=steps, completed=start, parts="")
 
@@ -73,6 +75,7 @@ class RunLog:
         self.bar.stop()
         self.file.close()
         self.board.close()
+        self._held.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of training.

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from mpamatch.ahead import ahead
+from mpamatch.console import new_bar, text_column
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
 from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, read_mask, write_png
 from mpamatch.inference.record import Record, check_place, made_with
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.names import check_link, passed_over, visible
 from mpamatch.slides.reader import SLIDE_SUFFIXES, is_slide
 
 READERS = 2  # threads; decoding takes a quarter of the time that painting and writing takes
@@ -69,6 +70,7 @@ def predict_files(
     ranks: int = 1,
     gather: Callable[[Any], list[Any]] = alone,
     skip: Callable[[InputError], None] | None = None,
+    show: Callable[[list[Areas]], None] | None = None,
 ) -> list[Areas]:
     """Predicts the label of every image and writes masks, overlays and a table of areas:
 
@@ -78,7 +80,8 @@ def predict_files(
       and, if the segmenter knows the microns per pixel, its mm²;
     - `images.json`: what they were made with.
 
-    `<name>` is the file's stem; if two images share one, the later is called `<folder>-<stem>`.
+    `<name>` is the file's stem; if two images share one, the later is called `<folder>-<stem>`. Two names of one file
+    are two images.
 
     Threads read the images ahead of the model and write what it found, up to eight masks and overlays at a time. The
     first image that cannot be read ends the prediction: nothing is written for it and those after it, while masks and
@@ -90,13 +93,14 @@ def predict_files(
 
     Args:
         segmenter: predicts.
-        inputs: image files, and folders whose images at the top level are taken (.png, .jpg, .jpeg, .bmp, .tif, .tiff).
+        inputs: image files, and folders whose images at the top level are taken (png, jpg, tif, …: IMAGE_SUFFIXES).
         out: a new or empty folder, or that of a prediction with the same model and settings.
         rank: which of the `ranks` this process is.
         ranks: how many processes share the images.
         gather: returns the values of all ranks, by rank.
         skip: is called for each image that cannot be read, in the end and on every rank, and the rest goes on; None:
             the first one ends the prediction.
+        show: is called with what will be returned before areas.csv is written, which a full disk may refuse.
 
     Returns:
         The areas of all images, those of other ranks too, in the order of the inputs.
@@ -120,6 +124,8 @@ def predict_files(
     met = gather((mine, skipped, problem if isinstance(problem, InputError) else None))
     order = {file: at for at, file in enumerate(files)}
     everywhere = sorted((one for found, _, _ in met for one in found), key=lambda one: order[one.file])
+    if show is not None and all(found is None for found in (problem, *(theirs for _, _, theirs in met))):
+        show(everywhere)
     if everywhere and rank == 0:
         write_areas(out / "areas.csv", everywhere, segmenter.class_names)
     for one in (problem, *(theirs for _, _, theirs in met)):
@@ -156,7 +162,8 @@ def predict_each(
                 images.append((file, name, image))
                 yield image
             elif skip is None:  # what was read before it is still to be predicted
-                unreadable.append(image)
+                told = f"{str(image).rstrip('.')}; --on-error skip goes on without it."
+                unreadable.append(InputError(told))
                 return
             else:
                 skip(image)
@@ -174,6 +181,7 @@ def predict_each(
 
 def _image_or_error(file: Path) -> np.ndarray | InputError:
     try:
+        check_link(file)
         return read_image(file)
     except InputError as error:
         return error
@@ -210,40 +218,60 @@ def _counted(file: Path, name: str, label: np.ndarray, segmenter: Segmenter) -> 
     return Areas(file, name, label.shape[1], label.shape[0], tuple(pixels.tolist()), microns)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a command is to predict.
+
+    Attributes:
+        images: files of plain images, each name once.
+        slides: files of whole slides.
+        remarks: which files in folders were passed over by their names, in sentences.
+    """
+
+    images: list[Path]
+    slides: list[Path]
+    remarks: tuple[str, ...]
+
+
 def list_images(inputs: Sequence[Path], suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Lists the image files among `inputs` and in their folders, these in order of name; each file once.
+    """Lists the image files among `inputs` and in their folders, these in order of name.
+
+    Each name is listed once, and two names of one file are two; links that lead nowhere are listed too.
 
     Args:
-        inputs: files, whatever their names, and folders.
+        inputs: files, whatever their names, and folders, of which hidden files are left out.
         suffixes: of the files that are taken from folders.
 
     Raises InputError for no input, one that does not exist, and a folder without images at its top level.
     """
     if not inputs:
         raise InputError("nothing to predict: name at least one image file or folder.")
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for given in inputs:
         for file in _images_of(given, suffixes):
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100  # a/../b is b, and a link is not its target
     return list(found.values())
 
 
-def list_inputs(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def list_inputs(inputs: Sequence[Path]) -> Inputs:
     """Lists the images and the slides among `inputs` and in their folders, as `list_images` does.
 
     A DICOM slide is one of its files, and must be named: a folder of it would be as many slides as files.
     """
-    files = list_images(inputs, IMAGE_SUFFIXES | (SLIDE_SUFFIXES - {".dcm"}))
+    suffixes = IMAGE_SUFFIXES | (SLIDE_SUFFIXES - {".dcm"})
+    files = list_images(inputs, suffixes)
     slides = [file for file in files if is_slide(file)]
-    return [file for file in files if file not in set(slides)], slides
+    images = [file for file in files if file not in set(slides)]
+    folders = dict.fromkeys(given for given in inputs if given.is_dir())
+    return Inputs(images, slides, tuple(one for folder in folders for one in passed_over(folder, suffixes)))
 
 
 def _images_of(given: Path, suffixes: Collection[str]) -> list[Path]:
-    if given.is_file():
+    if given.is_file() or (given.is_symlink() and not given.is_dir()):
         return [given]
     if not given.is_dir():
         raise InputError(f"{given}: no such file or folder.")
-    images = sorted(file for file in given.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+    images = [file for file in visible(given) if file.suffix.lower() in suffixes and not file.is_dir()]
     if not images:
         raise InputError(f"{given}: no image at its top level; images end in {', '.join(sorted(suffixes))}.")
     return images
@@ -284,6 +312,4 @@ def square_millimetres(pixels: int, microns_per_pixel: float) -> float:
 
 
 def _progress(shown: bool) -> Progress:
-    # On stderr, so that what a command prints can be piped.
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
+    return new_bar(text_column(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown=shown)

@@ -4,10 +4,10 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from mpamatch.console import new_bar, new_console, say, text_column
 
 EVERY = 30.0  # seconds between two lines of a log
 
@@ -41,9 +41,9 @@ class Shown:
     """
 
     def __init__(self, slides: int, shown: bool = True) -> None:
-        self._console = Console(stderr=True, quiet=not shown, markup=False, highlight=False)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate())
-        self._bar = Bar(*columns, TimeRemainingColumn(), console=self._console, disable=not self._on_terminal)
+        columns = (text_column(), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        self._console = new_console(errors=True, quiet=not shown)
+        self._bar = new_bar(*columns, shown=self._on_terminal)
         self._slides, self._at = slides, 0
         self._task = self._bar.add_task("", total=None)
         self._name, self._windows, self._done = "", 0, 0
@@ -68,7 +68,7 @@ class Shown:
             rate = self._done / (now - self._began)
             left = (self._windows - self._done) / rate if rate else float("inf")
             line = f"{self._name}: {self._done:,} of {self._windows:,} windows, {rate:.1f}/s, {left:,.0f} s left"
-            self._console.print(line, soft_wrap=True)
+            say(self._console, line)
 
     def __enter__(self) -> "Shown":
         self._bar.start()

@@ -1,6 +1,7 @@
 """What a folder of results was made with, so that the same command goes on there and another one is refused."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 from mpamatch.claims import LOCK, alone
 from mpamatch.errors import InputError
-from mpamatch.files import is_unfinished, read_json, write_json
+from mpamatch.files import read_json, write_json
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.models.weights import digest
+from mpamatch.names import fitting, same, visible
 
 FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
 RECORDS = ("slides.json", "images.json")
+ENDING = ".png"  # the longest of a file that is called by such a name
 SLIDE = "slide.json"  # in the folder of each slide
 
 
@@ -93,17 +96,22 @@ def check_place(out: Path) -> None:
 
 
 def check_empty(out: Path) -> None:
-    """Raises InputError if `out` is a file or not empty: results of two commands are never mixed."""
+    """Raises InputError if `out` is a file or not empty: results of two commands are never mixed.
+
+    Hidden files do not count: .DS_Store, or what was being written when a command was killed.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a new or empty folder for the results.")
-    if out.is_dir() and not all(is_unfinished(path) or path.name == LOCK for path in out.iterdir()):
+    if visible(out):
         raise InputError(f"{out}: is not empty; name a new or empty folder for the results.")
 
 
 def named_apart(
     files: Sequence[Path], known: Mapping[str, str] | None = None, taken: Iterable[str] = ()
 ) -> list[tuple[Path, str]]:
-    """Gives each file a name of its own; names differ in more than case, which some file systems ignore.
+    """Gives each file a name of its own, short enough for a file with an ending.
+
+    Names differ in more than case and in how accents are stored, which some file systems ignore.
 
     Args:
         files: each once.
@@ -111,18 +119,22 @@ def named_apart(
         taken: names that none may have.
     """
     before = {path: name for name, path in (known or {}).items()}
-    used = {name.casefold() for name in (*taken, *before.values())}
+    used = {_alike(name) for name in (*taken, *before.values())}
     named = []
     for file in files:
         if _key(file) in before:
             named.append((file, before[_key(file)]))
             continue
-        base = f"{file.resolve().parent.name}-{file.stem}"
+        base = f"{Path(os.path.abspath(file)).parent.name}-{file.stem}"  # noqa: PTH100  # a link keeps its own folder
         wishes = [file.stem, base, *(f"{base}-{number}" for number in range(2, len(files) + len(used) + 2))]
-        name = next(wish for wish in wishes if wish.casefold() not in used)
-        used.add(name.casefold())
+        name = next(wish for wish in (fitting(wish, ENDING) for wish in wishes) if _alike(wish) not in used)
+        used.add(_alike(name))
         named.append((file, name))
     return named
+
+
+def _alike(name: str) -> str:
+    return same(name).casefold()
 
 
 def _key(file: Path) -> str:

@@ -22,6 +22,7 @@ from mpamatch.inference.files import Areas, write_areas
 from mpamatch.inference.progress import Progress, Silent
 from mpamatch.inference.record import SLIDE, Record, check_empty, check_place, check_same, made_with
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.names import check_link, visible_below
 from mpamatch.slides.annotations.read import slide_name
 from mpamatch.slides.bands import Band, Seen, Store
 from mpamatch.slides.geojson import ORIGINS, place_of, write_tissue
@@ -281,6 +282,7 @@ def _finished(folder: Path) -> SlideResult:
 
 def _claim(folder: Path, path: Path, made: Mapping[str, Any]) -> None:
     """Raises InputError if a folder holds something else than what the same call began."""
+    check_link(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     if (folder / SLIDE).is_file():
@@ -297,7 +299,7 @@ def _digest(place: Path) -> str:
     """Computes the SHA-256 of a file, or of the names and contents of all files in a folder."""
     digest = hashlib.sha256()
     try:
-        for file in [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file()):
+        for file in [place] if place.is_file() else [one for one in visible_below(place) if one.is_file()]:
             digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes())
     except OSError as error:
         raise InputError(f"--tissue {place}: cannot be read ({error.strerror}).") from error

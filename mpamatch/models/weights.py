@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
+from mpamatch.names import in_utf8
 
 SHOWN = 4
 
@@ -38,11 +39,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "or take the tag openai of the open_clip model."
         )
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        with in_utf8(path) as place:
+            content = (
+                load_file(place)
+                if path.suffix == ".safetensors"
+                else torch.load(place, map_location="cpu", weights_only=True)
+            )
     except SafetensorError as error:
         raise InputError(f"{path}: is no readable safetensors file ({error}).") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets in a foreign file

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from mpamatch.files import replacing
 from mpamatch.images import overlay
 
+matplotlib.rcParams["text.parse_math"] = False  # a class or file may be called a$b$
+
 PROTOTYPES = {
     "prototypes/in_use": "share in use",
     "prototypes/cosine_within": "mean cosine, same class",

@@ -197,8 +197,8 @@ def is_slide(path: str | Path) -> bool:
     """
     path = Path(path)
     with contextlib.suppress(OSError):
-        if not path.is_file():
-            return False
+        if not path.is_file():  # a link that leads nowhere is to be missed
+            return path.is_symlink() and not path.exists() and path.suffix.lower() in SLIDE_SUFFIXES - {".tif", ".tiff"}
         header = tiff_header(path)
         if header is not None and (header.tiled or header.width * header.height > LARGE):
             return True

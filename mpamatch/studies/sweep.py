@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from mpamatch.claims import LOCK, alone
+from mpamatch.console import new_console
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import resume, train
@@ -104,9 +104,9 @@ def do_runs(
             say(f"{run.name}: failed: {result}")
             continue
         results = [one for one in results if one["name"] != run.name] + [result]
-        write_results(Path(sweep.out), results)
         left = (time.perf_counter() - began) / number * (len(waiting) - number)
         say(f"{run.name}: {score_line(result)} ({number} of {len(waiting)}, about {left / 60:.0f} min left)")
+        write_results(Path(sweep.out), results)
     return failed
 
 
@@ -115,7 +115,7 @@ def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
 
     Raises InputError if the configuration is wrong or another process trains this very run.
     """
-    folder, quiet = sweep.run_folder(run), Console(quiet=True)
+    folder, quiet = sweep.run_folder(run), new_console(quiet=True)
     config = sweep.configuration(run)
     held = f"{folder}: another process is training this run; wait for it or end it."
     with alone(folder.with_name(f".{folder.name}{LOCK}"), held):

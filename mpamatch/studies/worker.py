@@ -9,12 +9,14 @@ import os
 import sys
 import threading
 
+from mpamatch.environment import show_all
 from mpamatch.errors import InputError
 from mpamatch.studies.sweep import StudyRun, Sweep, do_run
 
 
 def main(line: str) -> int:
     """Does the run that `line` describes, prints its result and returns the exit code."""
+    show_all()
     asked = json.loads(line)
     run = StudyRun(**{**asked["run"], "flags": tuple(asked["run"]["flags"])})
     try:

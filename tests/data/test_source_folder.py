@@ -1,14 +1,16 @@
 """Any folder of images and masks: what mask values mean, groups, parts, names."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mpamatch.cli import main
 from mpamatch.commands import prepare
-from mpamatch.data.prepared import PARTS
+from mpamatch.data.prepared import PARTS, load_prepared
 from mpamatch.data.sources import folder
 from mpamatch.errors import InputError
 from mpamatch.images import read_mask
@@ -44,7 +46,7 @@ def test_folder_with_mask_values_and_groups(plain):
     again = folder.raw_set(plain, mask_values="0:background,255:gland", group_regex="p[0-9]+")
     assert [one.group for one in again.items] == ["p1", "p1", "p2", "p3"]
     assert [one.name for one in raw.classes] == ["background", "gland"]
-    assert "1 images have no mask" in raw.remarks[0]
+    assert raw.remarks == ("1 image has no mask, so unlabelled: p3_a.tif.",)
 
 
 def test_folder_suggests_the_line_that_works(plain):
@@ -159,3 +161,73 @@ def test_folder_end_to_end(plain, capsys):
     about = json.loads((plain / "out" / "dataset.json").read_text())
     assert about["microns_per_pixel"] == 0.25
     assert "give --group-regex" in capsys.readouterr().out
+
+
+def prepared(capsys, source: Path, data: Path, *words: str, code: int = 0) -> str:
+    """Runs `mpamatch prepare folder`; returns what it says."""
+    assert main(["prepare", "folder", str(source), str(data), *words]) == code
+    said = capsys.readouterr()
+    return said.err.splitlines()[-1] if code else said.out
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (("train", "val", "test"), ("training", "validation", "testing")),
+        (("Training", "valid", "TEST"), ("train", "val", "test")),
+    ],
+)
+def test_parts_that_images_and_masks_call_otherwise(tmp_path, capsys, images, masks):
+    for of_images, of_masks, count in zip(images, masks, (6, 2, 2), strict=True):
+        for i in range(count):
+            image(tmp_path / "mine" / "images" / of_images / f"{i}.png", 10 * count + i + len(of_images))
+            mask(tmp_path / "mine" / "masks" / of_masks / f"{i}.png", [0, 1])
+    assert "unlabelled" not in prepared(capsys, tmp_path / "mine", tmp_path / "data")
+    found = load_prepared(tmp_path / "data")
+    assert [len(found.labelled(part)) for part in PARTS] == [6, 2, 2]
+
+
+def test_parts_that_do_not_fit_are_refused_by_name(tmp_path, capsys):
+    source, data = tmp_path / "mine", tmp_path / "data"
+    image(source / "images" / "train" / "a.png")
+    mask(source / "masks" / "a.png", [0, 1])
+    told = prepared(capsys, source, data, code=2)
+    assert told == f"mpamatch: {source / 'masks'}: has no folder train, as images/ has: sort the masks too."
+    (source / "masks" / "train").mkdir()
+    told = prepared(capsys, source, data, code=2)
+    assert told == f"mpamatch: {source / 'masks'}: holds masks beside the folder train: put them into a part too."
+    (source / "masks" / "a.png").rename(source / "masks" / "train" / "a.png")
+    image(source / "images" / "training" / "b.png")
+    assert "training: is the train part, as train is: put their images together." in prepared(
+        capsys, source, data, code=2
+    )
+    (source / "images" / "training" / "b.png").rename(source / "images" / "train" / "b.png")
+    (source / "images" / "training").rmdir()
+    mask(source / "masks" / "val" / "c.png", [0, 1])
+    assert "val: holds masks, but images/ has no such part" in prepared(capsys, source, data, code=2)
+    (source / "masks" / "val").rename(source / "masks" / "extra")
+    assert "extra: is no part (train, validation, test)" in prepared(capsys, source, data, code=2)
+    assert not data.exists()
+    for name in ("a", "b"):
+        (source / "images" / "train" / f"{name}.png").rename(source / "images" / f"{name}.png")
+    (source / "images" / "train").rmdir()
+    shutil.rmtree(source / "masks" / "extra")
+    assert "masks/train: is a part, but images/ has none" in prepared(capsys, source, data, code=2)
+
+
+def test_masks_in_any_format_and_images_without_one_are_named(tmp_path, capsys):
+    source = tmp_path / "mine"
+    for i, ending in enumerate(["png", "gif", "webp", "jfif", "jp2", "tga", "bmp"] + ["png"] * 5):
+        image(source / "images" / f"p{i}.{ending}", i)
+    for i, ending in enumerate(["gif", "png", "bmp", "tif", "png", "pgm", "jp2"]):
+        mask(source / "masks" / f"p{i}.{ending}", [0, 1])
+    for name in ("a.xyz", "b.nd2", "c.txt", "d.czi"):
+        (source / "images" / name).write_bytes(b"?")
+    (source / "masks" / "p7.npy").write_bytes(b"?")
+    said = prepared(capsys, source, tmp_path / "data")
+    assert "note: 5 images have no mask, so unlabelled: p10.png, p11.png, p7.png and 2 more." in said
+    passed = "passed over, as no image ends so"
+    assert f"note: {source / 'images'}: 4 files were {passed}: a.xyz, b.nd2, c.txt and 1 more." in said
+    assert f"note: {source / 'masks'}: 1 file was {passed}: p7.npy." in said
+    found = load_prepared(tmp_path / "data")
+    assert sum(len(found.labelled(part)) for part in PARTS) == 7

@@ -100,7 +100,7 @@ def test_prepared_checked_and_split_by_case(kidneys, tmp_path, capsys):
     next(kidneys.rglob("56Nx_12_116_1_4096_0_mask.jpg")).unlink()
     assert main(["prepare", "kpi", str(kidneys), str(data), "--microns-per-pixel", "0.5"]) == 0
     said = capsys.readouterr().out
-    assert "1 patches have no mask" in said
+    assert "1 patch has no mask, so unlabelled: 56Nx_12_116_1_4096_0_img.jpg." in said
     assert f"--recipe kpi --data.root {data}" in said
     prepared = load_prepared(data)
     assert sum(len(prepared.labelled(part)) for part in PARTS) == 11

@@ -22,6 +22,7 @@ from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.sources.layout import existing, official_parts, part_in
 from mpamatch.errors import InputError
 from mpamatch.images import SMALLEST_SIDE, default_colour
+from mpamatch.names import visible_below
 
 KIND = Kind(
     name="acdc",
@@ -86,7 +87,7 @@ class _Slice:
 
 
 def _frames(source: Path) -> list[_Frame]:
-    files = [path for path in sorted(source.rglob("patient*")) if path.is_file()]
+    files = [path for path in visible_below(source) if path.name.startswith("patient") and path.is_file()]
     nifti = [path for path in files if _NIFTI.fullmatch(path.name)]
     hdf5 = [path for path in files if _HDF5.fullmatch(path.name)]
     if nifti and hdf5:
@@ -143,7 +144,8 @@ def _add(found: dict[Any, Path], key: Any, path: Path) -> None:
 
 
 def _parts(source: Path, frames: list[_Frame]) -> list[str | None]:
-    lists = [next(iter(sorted(source.rglob(name))), None) for name in ("val.list", "test.list")]
+    found = {path.name: path for path in reversed([*visible_below(source)])}  # the first of a name
+    lists = [found.get(name) for name in ("val.list", "test.list")]
     if lists[0] is not None and lists[1] is not None:
         return _listed_parts(lists[0], lists[1], frames)
     tested = [frame for frame in frames if frame.part == "test"]

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from mpamatch.data.kinds import Kind
 from mpamatch.data.prepared import Class, Item, RawSet
-from mpamatch.data.sources.layout import existing, images_in
+from mpamatch.data.sources.layout import by_key, existing, images_in, of_files
 from mpamatch.data.sources.mask_survey import packed, written
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, StoredMask, read_stored_mask
+from mpamatch.names import visible
 
 KIND = Kind(
     name="bcss-wsss",
@@ -78,6 +79,7 @@ def raw_set(source: Path) -> RawSet:
         source="BCSS-WSSS, from BCSS, doi 10.1093/bioinformatics/btz083",
         licence="see the terms of BCSS and BCSS-WSSS",
         keep_shared_groups="the published parts of BCSS-WSSS share patients.",
+        remarks=of_files(path.parent for one in samples for path in (one.image, one.mask) if path is not None),
     )
 
 
@@ -92,7 +94,7 @@ class _Sample:
 
 def _root(source: Path) -> Path:
     """Finds the folder that holds train/: `source` itself or, as the archive unpacks, a folder in it."""
-    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+    for folder in (source, *(path for path in visible(source) if path.is_dir())):
         if any((folder / name).is_dir() for name in ("train", "training")):
             return folder
     raise InputError(f"{source / 'train'}: no such folder; BCSS-WSSS has train, val and test.")
@@ -113,7 +115,7 @@ def _weak(path: Path) -> _Sample:
 
 
 def _masked(folder: Path, part: str) -> list[_Sample]:
-    images, masks = ({path.stem: path for path in images_in(existing(folder / kind))} for kind in ("img", "mask"))
+    images, masks = (by_key(existing(folder / kind)) for kind in ("img", "mask"))
     if not images:
         raise InputError(f"{folder / 'img'}: holds no image.")
     for stem, image in images.items():

@@ -19,9 +19,10 @@ from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.raw import Findings
 from mpamatch.data.sources.drawn import DrawnMasks
-from mpamatch.data.sources.layout import existing, images_in
+from mpamatch.data.sources.layout import existing, images_in, of_files, without_mask
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour, read_image_and_facts
+from mpamatch.names import same, visible
 
 KIND = Kind(
     name="busi",
@@ -75,7 +76,7 @@ class _Sample:
 
 def _root(source: Path) -> Path:
     """Finds the folder that holds benign/ and malignant/: `source` or, as the archive unpacks, a folder in it."""
-    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+    for folder in (source, *(path for path in visible(source) if path.is_dir())):
         if (folder / LESIONS[0]).is_dir():
             for name in LESIONS:
                 existing(folder / name)
@@ -89,13 +90,14 @@ def _samples(folder: Path, kind: str) -> list[_Sample]:
     images: dict[str, Path] = {}
     masks: dict[str, list[Path]] = {}
     for path in images_in(folder):
-        match = _MASK.fullmatch(path.stem)
+        stem = same(path.stem)
+        match = _MASK.fullmatch(stem)
         if match is not None:
             masks.setdefault(match[1], []).append(path)
-        elif path.stem in images:
-            raise InputError(f"{path}: has the same name as {images[path.stem].name}: rename or remove one of them.")
+        elif stem in images:
+            raise InputError(f"{path}: has the same name as {images[stem].name}: rename or remove one of them.")
         else:
-            images[path.stem] = path
+            images[stem] = path
     for stem, paths in masks.items():
         if stem not in images:
             raise InputError(f"{paths[0]}: is a mask without image: add {stem}{paths[0].suffix} or remove it.")
@@ -138,7 +140,5 @@ def _remarks(samples: list[_Sample]) -> tuple[str, ...]:
         "BUSI publishes no patient ids: each image counts as a patient of its own, so images of one patient may "
         "be in two parts and in and out of a split; scores are likely too high."
     ]
-    without = [one.image.name for one in samples if not one.masks and one.kind != NORMAL]
-    if without:
-        remarks.append(f"without mask, so unlabelled: {', '.join(without)}")
-    return tuple(remarks)
+    remarks += without_mask(one.image for one in samples if not one.masks and one.kind != NORMAL)
+    return (*remarks, *of_files(one.image.parent for one in samples))

@@ -15,7 +15,7 @@ from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.raw import Findings
 from mpamatch.data.sources.drawn import DrawnMasks
-from mpamatch.data.sources.layout import existing, images_in
+from mpamatch.data.sources.layout import by_key, existing, of_files, without_mask
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour
 
@@ -90,7 +90,7 @@ def _pairs(source: Path, lesion: str) -> list[_Pair]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; EBHI-Seg has <class>/image and <class>/label.")
-    images, masks = ({path.stem: path for path in images_in(folder)} for folder in folders)
+    images, masks = (by_key(folder) for folder in folders)
     for stem, mask in masks.items():
         if stem not in images:
             raise InputError(f"{mask}: is a mask without image: add {folders[0] / mask.name} or remove it.")
@@ -112,5 +112,5 @@ def _items(pairs: list[_Pair], task: str, findings: Findings) -> Iterator[Item]:
 
 
 def _remarks(pairs: list[_Pair]) -> tuple[str, ...]:
-    without = [pair.image.name for pair in pairs if pair.mask is None]
-    return (f"without mask, so unlabelled: {', '.join(without)}",) if without else ()
+    unlabelled = without_mask(pair.image for pair in pairs if pair.mask is None)
+    return (*unlabelled, *of_files(path.parent for one in pairs for path in (one.image, one.mask) if path is not None))

@@ -1,8 +1,8 @@
 """Any folder: images/ and masks/ with the same names in any format; an image without mask is unlabelled.
 
 Names may end in _image or _img and _mask, _label, _anno or _gt: `case1_img.png` and `case1_mask.png` belong
-together. If images/ has folders train, validation (or val) and test, these are the parts, and masks/ has the
-same folders.
+together. If images/ has folders train, validation and test, these are the parts, and masks/ has the same folders;
+training, val, valid and testing are understood in either.
 """
 
 import re
@@ -13,10 +13,18 @@ from pathlib import Path
 from mpamatch.data.kinds import REGROUP, Kind, Option
 from mpamatch.data.prepared import Item, RawSet
 from mpamatch.data.raw import Findings
-from mpamatch.data.sources.layout import with_validation
+from mpamatch.data.sources.layout import (
+    PART_OF_WORD,
+    by_key,
+    images_in,
+    of_files,
+    with_validation,
+    without_mask,
+)
 from mpamatch.data.sources.mask_values import Meaning, meaning_of
 from mpamatch.errors import InputError
 from mpamatch.images import IMAGE_SUFFIXES
+from mpamatch.names import visible
 
 KIND = Kind(
     name="folder",
@@ -30,7 +38,6 @@ KIND = Kind(
     ),
 )
 
-_PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ENDING = re.compile(r"[_-](img|image|mask|label|anno|gt)$", re.IGNORECASE)
 
 
@@ -88,28 +95,50 @@ class _Pair:
 
 
 def _pairs(source: Path) -> list[_Pair]:
-    images = source / "images"
+    images, masks = source / "images", source / "masks"
     if not images.is_dir():
         raise InputError(f"{images}: no such folder; images/ and masks/ are expected in {source}.")
-    folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for folder in folders:
-        if folder.name not in _PARTS:
-            raise InputError(f"{folder}: is no part (train, validation, test): put its images straight into images/.")
-    if folders and _by_key(images):
-        raise InputError(f"{images}: holds images beside the folder {folders[0].name}: put them into a part too.")
-    if not folders:
-        pairs = _pairs_of(images, source / "masks", None)
+    parts, mask_parts = _parts_in(images), _parts_in(masks)
+    if mask_parts and not parts:
+        raise InputError(f"{next(iter(mask_parts.values()))}: is a part, but images/ has none: give it the same.")
+    if parts and not mask_parts and images_in(masks):
+        raise InputError(
+            f"{masks}: has no folder {next(iter(parts.values())).name}, as images/ has: sort the masks too."
+        )
+    if not parts:
+        pairs = _pairs_of(images, masks, None)
     else:
-        pairs = [pair for f in folders for pair in _pairs_of(f, source / "masks" / f.name, _PARTS[f.name])]
+        for part, folder in mask_parts.items():
+            if part not in parts and images_in(folder):
+                raise InputError(f"{folder}: holds masks, but images/ has no such part: add the images or remove it.")
+        pairs = [pair for part in parts for pair in _pairs_of(parts[part], mask_parts.get(part), part)]
     if not pairs:
         raise InputError(f"{images}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     if all(pair.mask is None for pair in pairs):
-        raise InputError(f"{source / 'masks'}: holds no mask with the name of an image: at least one is needed.")
+        raise InputError(f"{masks}: holds no mask with the name of an image: at least one is needed.")
     return pairs
 
 
-def _pairs_of(images: Path, masks: Path, part: str | None) -> list[_Pair]:
-    image_by_key, mask_by_key = _by_key(images), _by_key(masks)
+def _parts_in(folder: Path) -> dict[str, Path]:
+    """Finds the folders in images/ or masks/ by part. Raises InputError for one that is none, or files beside them."""
+    folders = [path for path in visible(folder) if path.is_dir()]
+    found: dict[str, Path] = {}
+    for one in folders:
+        part = PART_OF_WORD.get(one.name.lower())
+        if part is None:
+            files = f"its {folder.name} straight into {folder.name}/"
+            raise InputError(f"{one}: is no part (train, validation, test): put {files}.")
+        if part in found:
+            raise InputError(f"{one}: is the {part} part, as {found[part].name} is: put their {folder.name} together.")
+        found[part] = one
+    if folders and images_in(folder):
+        told = f"holds {folder.name} beside the folder {folders[0].name}: put them into a part too"
+        raise InputError(f"{folder}: {told}.")
+    return {part: found[part] for part in ("train", "validation", "test") if part in found}
+
+
+def _pairs_of(images: Path, masks: Path | None, part: str | None) -> list[_Pair]:
+    image_by_key, mask_by_key = (by_key(folder, _key) if folder else {} for folder in (images, masks))
     without = [path for key, path in mask_by_key.items() if key not in image_by_key]
     if without:
         more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
@@ -117,16 +146,8 @@ def _pairs_of(images: Path, masks: Path, part: str | None) -> list[_Pair]:
     return [_Pair(image, mask_by_key.get(key), part) for key, image in image_by_key.items()]
 
 
-def _by_key(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        key = _ENDING.sub("", path.stem)
-        if key in found:
-            raise InputError(f"{path}: has the same name as {found[key].name}: rename or remove one of them.")
-        found[key] = path
-    return found
+def _key(path: Path) -> str:
+    return _ENDING.sub("", path.stem)
 
 
 def _groups(pairs: list[_Pair], group_regex: str | None) -> list[str]:
@@ -166,7 +187,6 @@ def _remarks(pairs: list[_Pair], group_regex: str | None) -> tuple[str, ...]:
     remarks = []
     if group_regex is None:
         remarks.append("each image is its own group: where several come from one patient, give --group-regex.")
-    without = sum(pair.mask is None for pair in pairs)
-    if without:
-        remarks.append(f"{without} images have no mask and are unlabelled.")
+    remarks += without_mask(pair.image for pair in pairs if pair.mask is None)
+    remarks += of_files(path.parent for pair in pairs for path in (pair.image, pair.mask) if path is not None)
     return tuple(remarks)

@@ -17,9 +17,10 @@ from mpamatch.data.parts import held_out
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.raw import Findings
 from mpamatch.data.sources.drawn import NumberedMasks
-from mpamatch.data.sources.layout import existing
+from mpamatch.data.sources.layout import existing, without_mask
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import default_colour
+from mpamatch.names import visible, visible_below
 
 KIND = Kind(
     name="glas",
@@ -60,7 +61,10 @@ def raw_set(source: Path, task: str = "gland", regroup: bool = False) -> RawSet:
         source="GlaS challenge (Warwick-QU), doi 10.1016/j.media.2016.08.008",
         licence="research use; see the terms of the GlaS challenge",
         keep_shared_groups="the official GlaS parts share patients; --regroup draws the parts by patient.",
-        remarks=_remarks(rows, images),
+        remarks=(
+            *_remarks(rows, images),
+            *without_mask(path for stem, path in images.items() if stem not in masks),
+        ),
         findings=findings,
     )
 
@@ -73,8 +77,8 @@ class _Row:
 
 def _folder(source: Path) -> Path:
     """Finds the folder of the images: `source` itself or, as the archive unpacks, a folder in it."""
-    for folder in (existing(source), *sorted(path for path in source.iterdir() if path.is_dir())):
-        if any(_FILE.fullmatch(path.name) for path in folder.iterdir()):
+    for folder in (existing(source), *(path for path in visible(source) if path.is_dir())):
+        if any(_FILE.fullmatch(path.name) for path in visible(folder)):
             return folder
     raise InputError(f"{source}: holds no train_N, testA_N or testB_N image (.bmp or .png).")
 
@@ -82,7 +86,7 @@ def _folder(source: Path) -> Path:
 def _files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in visible(folder):
         match = _FILE.fullmatch(path.name)
         if match is None:
             continue
@@ -98,7 +102,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 def _grades(source: Path, task: str) -> dict[str, _Row]:
     """Reads Grade.csv, by image; empty if there is none and the task can do without."""
-    found = sorted(path for path in source.rglob("*.csv") if path.name.lower() == "grade.csv")
+    found = [path for path in visible_below(source) if path.name.lower() == "grade.csv"]
     if not found:
         if task == "grade":
             raise InputError(f"{source}: has no Grade.csv, which the task grade needs; take --task gland.")

@@ -16,9 +16,17 @@ from mpamatch.data.kinds import REGROUP, Kind
 from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.raw import Findings
 from mpamatch.data.sources.drawn import DrawnMasks
-from mpamatch.data.sources.layout import existing, images_in, official_parts, part_in
+from mpamatch.data.sources.layout import (
+    by_key,
+    existing,
+    of_files,
+    official_parts,
+    part_in,
+    without_mask,
+)
 from mpamatch.errors import InputError
 from mpamatch.images import default_colour
+from mpamatch.names import visible_below
 
 KIND = Kind(
     name="kpi",
@@ -40,7 +48,7 @@ def raw_set(source: Path, regroup: bool = False) -> RawSet:
     Raises InputError if `source` or every img/ is missing, a mask has no image, or two files of a case have
     one name.
     """
-    folders = sorted(path for path in existing(source).rglob("img") if path.is_dir())
+    folders = [path for path in visible_below(existing(source)) if path.name == "img" and path.is_dir()]
     pairs = [pair for folder in folders for pair in _pairs(source, folder)]
     if not pairs:
         raise InputError(f"{source}: holds no image; KPIs has <group>/<case>/img/*_img.jpg.")
@@ -69,7 +77,7 @@ class _Pair:
 
 def _pairs(source: Path, images: Path) -> list[_Pair]:
     masks = images.with_name("mask")
-    image_by_key, mask_by_key = (_by_key(folder) if folder.is_dir() else {} for folder in (images, masks))
+    image_by_key, mask_by_key = (by_key(folder, _key) for folder in (images, masks))
     for key, mask in mask_by_key.items():
         if key not in image_by_key:
             raise InputError(f"{mask}: is a mask without image in {images}: add the image or remove it.")
@@ -80,25 +88,19 @@ def _pairs(source: Path, images: Path) -> list[_Pair]:
     return [_Pair(case, part, image, mask_by_key.get(key)) for key, image in image_by_key.items()]
 
 
-def _by_key(folder: Path) -> dict[str, Path]:
-    """Finds the images of a folder by their name without _img or _mask: some copies name masks like their images."""
-    found: dict[str, Path] = {}
-    for path in images_in(folder):
-        key = _ENDING.sub("", path.stem)
-        if key in found:
-            raise InputError(f"{path}: has the same name as {found[key].name}: rename or remove one of them.")
-        found[key] = path
-    return found
+def _key(path: Path) -> str:
+    """The name of an image without _img or _mask: some copies name masks like their images."""
+    return _ENDING.sub("", path.stem)
 
 
 def _items(pairs: list[_Pair], parts: list[str | None], findings: Findings) -> Iterator[Item]:
     masks = DrawnMasks([pair.mask for pair in pairs if pair.mask is not None])
     for pair, part in zip(pairs, parts, strict=True):
         label = None if pair.mask is None else masks.read(pair.mask).astype(np.uint8)
-        yield Item(f"{pair.case}-{_ENDING.sub('', pair.image.stem)}", pair.case, part, pair.image, label)
+        yield Item(f"{pair.case}-{_key(pair.image)}", pair.case, part, pair.image, label)
     findings.remarks += masks.findings()
 
 
 def _remarks(pairs: list[_Pair]) -> tuple[str, ...]:
-    without = sum(pair.mask is None for pair in pairs)
-    return (f"{without} patches have no mask and are unlabelled.",) if without else ()
+    unlabelled = without_mask((pair.image for pair in pairs if pair.mask is None), "patch")
+    return (*unlabelled, *of_files(path.parent for one in pairs for path in (one.image, one.mask) if path is not None))

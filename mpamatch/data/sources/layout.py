@@ -1,14 +1,15 @@
 """What several raw sets have in common: folders that name a part, official parts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
 from mpamatch.data.parts import held_out
 from mpamatch.errors import InputError
 from mpamatch.images import IMAGE_SUFFIXES
+from mpamatch.names import listed, passed_over, same, visible
 
-_PART_OF_WORD = {
+PART_OF_WORD = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -21,15 +22,44 @@ _PART_OF_WORD = {
 
 def images_in(folder: Path) -> list[Path]:
     """Lists the image files straight in `folder`, by name; hidden ones are left out."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return [path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def by_key(folder: Path, key: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
+    """Finds the images of a folder by `key` of their path, whichever way accents are stored.
+
+    Raises InputError if two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in images_in(folder):
+        here = same(key(path))
+        if here in found:
+            alike = " but for the way its accents are stored" if same(path.name) == same(found[here].name) else ""
+            raise InputError(f"{path}: has the same name as {found[here].name}{alike}: rename or remove one of them.")
+        found[here] = path
+    return found
+
+
+def of_files(folders: Iterable[Path]) -> tuple[str, ...]:
+    """Says which files in `folders` have names that are not read as images, a sentence each."""
+    return tuple(sentence for folder in dict.fromkeys(folders) for sentence in passed_over(folder, IMAGE_SUFFIXES))
+
+
+def without_mask(images: Iterable[Path], what: str = "image") -> tuple[str, ...]:
+    """Says which images are unlabelled for want of a mask, in one sentence or none."""
+    names = [image.name for image in images]
+    if not names:
+        return ()
+    have = f"1 {what} has" if len(names) == 1 else f"{len(names):,} {what}{'e' * what.endswith('h')}s have"
+    return (f"{have} no mask, so unlabelled: {listed(names)}.",)
 
 
 def part_in(path: PurePath) -> str | None:
     """Finds the part that a folder of `path` names (training, val, KPIs24 Testing Data, …), the innermost one first."""
     for name in reversed(path.parts):
         for word in re.findall(r"[a-z]+", name.lower()):
-            if word in _PART_OF_WORD:
-                return _PART_OF_WORD[word]
+            if word in PART_OF_WORD:
+                return PART_OF_WORD[word]
     return None
 
 

@@ -18,6 +18,7 @@ from mpamatch.data.prepared import with_progress
 from mpamatch.data.raw import Class, Findings, Item, RawSet
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE
+from mpamatch.names import same, visible_below
 from mpamatch.slides.annotations.labels import (
     LEAST_OVERLAP_MM2,
     Meaning,
@@ -245,10 +246,10 @@ class _Guard:
 def _slides(source: Path) -> dict[str, Path]:
     """Finds the slides by name. Raises InputError if there are none, or two of one name."""
     if source.is_file():
-        return {slide_name(source): source}
+        return {same(slide_name(source)): source}
     found: dict[str, Path] = {}
-    for path in sorted(one for one in source.rglob("*") if not one.name.startswith(".") and is_slide(one)):
-        name = slide_name(path)
+    for path in (one for one in visible_below(source) if is_slide(one)):
+        name = same(slide_name(path))
         if name in found:
             raise InputError(f"{path}: has the same name as {found[name]}: rename or remove one of them.")
         found[name] = path

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpamatch.errors import InputError
+from mpamatch.names import same, visible_below
 from mpamatch.slides.annotations.geojson import read_geojson
 from mpamatch.slides.annotations.regions import Annotations
 from mpamatch.slides.annotations.tiles import read_tiles, tile_name
@@ -44,14 +45,15 @@ def find_annotations(place: Path, slides: Mapping[str, Path]) -> AnnotationFiles
     """
     if not place.exists():
         raise InputError(f"{place}: no such file or folder.")
-    files = [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file())
-    keys = {key: name for name, path in slides.items() for key in (name, path.stem, path.name)}
+    files = [place] if place.is_file() else [one for one in visible_below(place) if one.is_file()]
+    keys = {same(key): name for name, path in slides.items() for key in (name, path.stem, path.name)}
     found, tiles = AnnotationFiles(), defaultdict[str, list[Path]](list)
-    for file in (one for one in files if not one.name.startswith(".")):
+    for file in files:
         tile = tile_name(file.name)
-        key = tile.slide if tile else _key(file)
-        if key is None:
+        named = tile.slide if tile else _key(file)
+        if named is None:
             continue
+        key = same(named)
         if key not in keys:
             found.left.append(file)
         elif tile:
