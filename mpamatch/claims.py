@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, WriteError
 
 LOCK = ".lock"  # in the folder
 
@@ -21,7 +21,7 @@ def claim(folder: Path, otherwise: str = "give another folder") -> Path:
         otherwise: what to do if it exists, for the sentence.
 
     Raises:
-        InputError: it exists, or cannot be made.
+        InputError: it exists; a WriteError if it cannot be made.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def claim(folder: Path, otherwise: str = "give another folder") -> Path:
         except FileExistsError:
             raise InputError(f"{folder}: exists already; {otherwise}.") from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}).") from error
+        raise WriteError(f"{folder}: cannot be made ({error.strerror}).") from error
     return folder
 
 
@@ -62,7 +62,7 @@ def alone(path: Path, held: str, patience: float = 0.0) -> Iterator[None]:
         patience: seconds to wait for it.
 
     Raises:
-        InputError: `held`, or the file cannot be written.
+        InputError: `held`; a WriteError if the file cannot be written.
     """
     deadline = time.monotonic() + patience
     try:
@@ -72,7 +72,7 @@ def alone(path: Path, held: str, patience: float = 0.0) -> Iterator[None]:
                 raise InputError(held)
             time.sleep(0.02)
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror}).") from error
+        raise WriteError(f"{path.parent}: cannot be written ({error.strerror}).") from error
     with file:
         try:
             yield

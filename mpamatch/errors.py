@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class WriteError(InputError):
+    """A file or folder that cannot be written: whatever is done next meets the same disk, so nothing is skipped."""
+
+
 class Note(UserWarning):
     """Something that works, but otherwise than one would expect. The command line prints it after "note:"."""
 

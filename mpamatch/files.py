@@ -17,24 +17,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, WriteError
 
 UNFINISHED = ".mpamatch-unfinished"
 LETTERS = 40  # of the name that a temporary file bears: a name of 255 bytes leaves no room for more
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """Yields a temporary file beside `path`; on success it replaces `path` by one rename, on any error it is removed.
 
-    Raises InputError if the disk is full or the folder cannot be written; what stood at `path` before is kept.
+    Args:
+        path: the file.
+        alone: whether the temporary file lies in a folder of its own, and is still to be made: for writers that make
+            temporary files beside theirs.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written; what stood at `path` before is kept.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_once(path.parent.absolute(), os.getpid())
-        temporary, lock = _begin(path)
+        place, lock = _begin(path, is_folder=alone)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+        raise WriteError(f"{path}: cannot be written ({error.strerror}).") from error
+    temporary = place / path.name if alone else place
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -42,11 +49,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(
+        raise WriteError(
             f"{path}: could not be written ({error.strerror or error}); what stood there before is kept."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(place)
         os.close(lock)
 
 
@@ -54,14 +61,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def making(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `folder`, which becomes it by one rename; on any error it is removed.
 
-    Raises InputError if the disk is full, the place cannot be written, or something else came to stand there.
+    Raises WriteError if the disk is full, the place cannot be written, or something else came to stand there.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clear_unfinished(folder.parent)
         temporary, lock = _begin(folder, is_folder=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}).") from error
+        raise WriteError(f"{folder}: cannot be written ({error.strerror}).") from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -69,9 +76,9 @@ def making(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise InputError(f"{folder}: another command made it meanwhile: choose another folder.") from error
-        raise InputError(f"{folder}: could not be written ({error.strerror or error}).") from error
+        raise WriteError(f"{folder}: could not be written ({error.strerror or error}).") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         os.close(lock)
 
 
@@ -88,10 +95,7 @@ def clear_unfinished(folder: Path) -> None:
                 lock = os.open(left, os.O_RDWR)  # over NFS a lock needs a file that can be written
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink()
+                _remove(left)
             finally:
                 os.close(lock)
 
@@ -105,6 +109,14 @@ def is_unfinished(path: Path) -> bool:
 def _clear_once(folder: Path, process: int) -> None:
     """Calls `clear_unfinished` once in a process: a folder may come to hold a hundred thousand masks."""
     clear_unfinished(folder)
+
+
+def _remove(place: Path) -> None:
+    """Removes a file or a folder with all that is in it, if it is there."""
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _begin(path: Path, *, is_folder: bool = False) -> tuple[Path, int]:
@@ -127,11 +139,16 @@ def _begin(path: Path, *, is_folder: bool = False) -> tuple[Path, int]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as indented JSON, whole or not at all. Raises InputError as `replacing` does."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    """Writes `content` as indented JSON, whole or not at all. Raises WriteError as `replacing` does."""
+    text = json_bytes(content)
     with replacing(path) as temporary:
-        # A byte of a file name that is no UTF-8 is a lone surrogate in Python; \udcff is JSON for it too.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(text)
+
+
+def json_bytes(content: Any) -> bytes:
+    """Formats `content` as indented JSON in UTF-8."""
+    # A byte of a file name that is no UTF-8 is a lone surrogate in Python; \udcff is JSON for it too.
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

@@ -22,7 +22,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
     Raises InputError if the file cannot be written.
     """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, alone=True) as temporary:  # safetensors writes beside it, and a kill would leave that
         try:
             save_file(plain, temporary, metadata={KEY: json.dumps(about)})
         except SafetensorError as error:  # a full disk comes as this, not as OSError

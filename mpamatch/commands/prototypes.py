@@ -1,7 +1,6 @@
 """`mpamatch prototypes RUN INPUT…`: what the prototypes of a run see in images."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from mpamatch import ranks
@@ -11,7 +10,7 @@ from mpamatch.engine.prototype_pictures import PrototypeViewer
 from mpamatch.errors import InputError
 from mpamatch.images import read_image
 from mpamatch.inference.files import list_images
-from mpamatch.inference.record import check_empty, named_apart
+from mpamatch.inference.record import Record, check_empty, described
 from mpamatch.names import check_link, readable
 
 
@@ -22,28 +21,35 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if ranks.started() > 1:
         raise InputError("prototypes: draws in one process; leave out torchrun.")
-    files = named_apart(list_images([Path(given) for given in arguments.inputs]))
-    for file, _ in files:
+    files = list_images([Path(given) for given in arguments.inputs])
+    for file in files:
         check_link(file)
     out, console = Path(arguments.out), new_console()
-    check_empty(out)
+    place = out / "prototypes.json"
+    if not place.is_file():  # else the same command goes on
+        check_empty(out)
     viewer = PrototypeViewer(Path(arguments.run), arguments.device)
     with alone(out / LOCK, f"{out}: another command writes there: name a new folder."):
-        check_empty(out)  # not filled meanwhile
-        _draw(viewer, files, out)
+        if not place.is_file():
+            check_empty(out)  # not filled meanwhile
+        _draw(viewer, Record(place, described(viewer.method, viewer.settings, {}), files), out)
     say(console, f"assignments and maps of {len(files)} image{'s' if len(files) > 1 else ''} are in {out}")
     return 0
 
 
-def _draw(viewer: PrototypeViewer, files: Sequence[tuple[Path, str]], out: Path) -> None:
-    """Draws assignments and maps of each (file, name) into `out`."""
+def _draw(viewer: PrototypeViewer, record: Record, out: Path) -> None:
+    """Draws assignments and maps of the images of `record` into `out`, but for those that are there."""
     from mpamatch.report.prototypes import Assigned, draw_assignments, draw_maps
 
     names, colours = viewer.settings.class_names, viewer.settings.colours
-    for file, name in files:
+    for file, name in record.named:
+        pictures = [out / kind / f"{name}.png" for kind in ("assignments", "maps")]
+        if all(picture.is_file() for picture in pictures):
+            continue
         look = viewer.look(read_image(file))
+        record.write()
         per_class = look.cosine.shape[1]
         title = f"{readable(name)}: {per_class} prototype{'s' if per_class > 1 else ''} per class, {viewer.method.name}"
         row = Assigned("", look.image, {"prediction": look.label}, look.nearest, per_class)
-        draw_assignments(out / "assignments" / f"{name}.png", [row], colours, names, title=title)
-        draw_maps(out / "maps" / f"{name}.png", look.image, look.cosine, names, title=title)
+        draw_assignments(pictures[0], [row], colours, names, title=title)
+        draw_maps(pictures[1], look.image, look.cosine, names, title=title)

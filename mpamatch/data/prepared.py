@@ -28,7 +28,7 @@ from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
 from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, unknown
-from mpamatch.files import check_free, making, read_json, write_json
+from mpamatch.files import check_free, json_bytes, making, read_json
 from mpamatch.images import IGNORE, Facts, can_copy, read_image_and_facts
 from mpamatch.names import fitting, listed, same, visible
 
@@ -338,10 +338,10 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
             "licence": raw.licence,
             **({"partly_labelled": True} if raw.partly_labelled else {}),
         }
-        write_json(temporary / "dataset.json", about)
-        write_json(temporary / "parts.json", listing)
+        (temporary / "dataset.json").write_bytes(json_bytes(about))
+        (temporary / "parts.json").write_bytes(json_bytes(listing))
         if any(one.present is not None for one in written):
-            write_json(temporary / "present.json", {one.image: one.present for one in _known(written)})
+            (temporary / "present.json").write_bytes(json_bytes({one.image: one.present for one in _known(written)}))
         (temporary / "splits").mkdir()
     return load_prepared(dest)
 

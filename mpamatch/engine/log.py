@@ -1,9 +1,11 @@
 """The log of a run while it trains: metrics.jsonl, TensorBoard, a progress bar."""
 
+import functools
 import json
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,7 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from mpamatch.console import new_bar, say, text_column
+from mpamatch.errors import WriteError
 from mpamatch.files import replacing
 from mpamatch.names import in_utf8
 
@@ -38,10 +41,13 @@ class RunLog:
         self.losses, self.shares = ("loss", *losses), shares
         self.path, self.steps, self.console = run / "metrics.jsonl", steps, console
         self._forget_after(start)
-        self.file = self.path.open("a", encoding="utf-8")
+        _quiet_tensorboard()
         self._held = ExitStack()  # TensorBoard opens its file by name, again and again
-        place = self._held.enter_context(in_utf8(run))
-        self.board = SummaryWriter(str(place), purge_step=start + 1 if start else None)
+        with self._telling():
+            self.file = self.path.open("a", encoding="utf-8")
+            place = self._held.enter_context(in_utf8(run))
+            # at the start too: a run that was killed before its first checkpoint has left steps that come again
+            self.board = SummaryWriter(str(place), purge_step=start + 1)
         self.start, self.began = start, time.perf_counter()
         self.validation = ""
         self.bar = new_bar(
@@ -73,9 +79,14 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.file.close()
-        self.board.close()
-        self._held.close()
+        try:
+            with self._telling():
+                self.file.close()
+                self.board.close()
+                self._held.close()
+        except WriteError:
+            if error is None:  # else that says why the training ends
+                raise
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of training.
@@ -84,9 +95,10 @@ class RunLog:
             step: steps done.
             values: means since the last line, as `Means.take` gives them.
         """
-        self._line({"step": step, **values})
-        for name, value in values.items():
-            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        with self._telling():
+            self._line({"step": step, **values})
+            for name, value in values.items():
+                self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         shown = [f"{name} {values[name]:.3f}" for name in self.losses if name in values]
         shown += [f"{name} {values[name]:.0%}" for name in self.shares if name in values]
         if self.validation:
@@ -95,9 +107,10 @@ class RunLog:
 
     def write_validation(self, step: int, scores: dict[str, Any], best: bool) -> None:
         """Writes a line of validation scores; `best`: whether they are the best so far."""
-        self._line({"step": step, "validation": scores})
-        for name in ("mdice", "miou"):
-            self.board.add_scalar(f"validation/{name}", scores[name], step)
+        with self._telling():
+            self._line({"step": step, "validation": scores})
+            for name in ("mdice", "miou"):
+                self.board.add_scalar(f"validation/{name}", scores[name], step)
         self.validation = f"validation mDice {100 * scores['mdice']:.1f}"
         if not self.console.is_terminal:
             speed = (time.perf_counter() - self.began) / max(step - self.start, 1)
@@ -111,6 +124,30 @@ class RunLog:
     def _line(self, content: dict[str, Any]) -> None:
         self.file.write(json.dumps(content) + "\n")
         self.file.flush()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turns what a full disk raises into a sentence that names the run."""
+        try:
+            yield
+        except OSError as error:
+            run = self.path.parent
+            raise WriteError(
+                f"{run}: its metrics.jsonl and TensorBoard's events cannot be written ({error.strerror or error}): "
+                f"make room, then go on by --resume {run}."
+            ) from error
+
+
+@functools.cache
+def _quiet_tensorboard() -> None:
+    """Passes over a full disk in a thread of TensorBoard from now on, as its next call raises the same error again."""
+    others = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            others(failed)
+
+    threading.excepthook = hook
 
 
 def _step_of(line: str) -> int:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mpamatch.claims import LOCK, alone
 from mpamatch.errors import InputError
 from mpamatch.files import read_json, write_json
-from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.models.weights import digest
 from mpamatch.names import fitting, same, visible
 
@@ -22,11 +24,15 @@ SLIDE = "slide.json"  # in the folder of each slide
 
 def made_with(segmenter: Segmenter, options: Mapping[str, Any]) -> dict[str, Any]:
     """Describes all that a result depends on beside the image: weights (SHA-256), settings and options."""
-    settings = asdict(segmenter.settings)
+    return described(segmenter.model, segmenter.settings, options)
+
+
+def described(model: nn.Module, settings: SegmenterSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes what `made_with` does, from its parts."""
     return {
         "form": FORM,
-        "weights": digest(segmenter.model.state_dict()),
-        "settings": settings,
+        "weights": digest(model.state_dict()),
+        "settings": asdict(settings),
         "options": dict(options),
     }
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mpamatch.ahead import ahead
 from mpamatch.claims import LOCK, alone
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError, WriteError, unknown
 from mpamatch.files import clear_unfinished, read_json, replacing, write_json
 from mpamatch.images import overlay
 from mpamatch.inference.bands import BUDGET, Finished, plan, predict_bands
@@ -205,6 +205,8 @@ def predict_slides(
             continue
         try:
             predict_slide(segmenter, file, out / name, options, progress, made=made)
+        except WriteError:
+            raise
         except InputError as error:
             if skip is None:
                 raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mpamatch.errors import InputError
+from mpamatch.errors import WriteError
 from mpamatch.files import replacing
 from mpamatch.images import Colour
 from mpamatch.slides.bands import Band, Rows, Store
@@ -37,7 +37,7 @@ class RegionsText:
         dropping: beyond the limit the smallest regions are left out; otherwise none is, and `over` tells.
 
     Raises:
-        InputError: the temporary file cannot be written.
+        WriteError: the temporary file cannot be written.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RegionsText:
         return int(self._counts[: self._first].sum())
 
     def add(self, regions: Regions) -> None:
-        """Adds regions. Raises InputError if the temporary file cannot be written."""
+        """Adds regions. Raises WriteError if the temporary file cannot be written."""
         size = np.searchsorted(SIZES, regions.pixels, side="right") - 1
         self._counts += np.bincount(size, minlength=len(SIZES))
         kept = size >= self._first  # once left out, always: more text only comes on top
@@ -98,7 +98,7 @@ class RegionsText:
         try:
             yield
         except OSError as error:
-            raise InputError(f"{self.path}: could not be written ({error.strerror or error}).") from error
+            raise WriteError(f"{self.path}: could not be written ({error.strerror or error}).") from error
 
 
 class SlideRegions:
@@ -123,7 +123,7 @@ class SlideRegions:
         text: of the outlines that are finished.
 
     Raises:
-        InputError: the temporary file cannot be written.
+        WriteError: the temporary file cannot be written.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SlideRegions:
         self._rows: Rows | None = None
 
     def add(self, band: Band, label: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> None:
-        """Adds the next band of a block of columns. Raises InputError as the constructor does."""
+        """Adds the next band of a block of columns. Raises WriteError as the constructor does."""
         self._bands.append(band)
         self._outline(band, label, confidence)
         while self.text.over:
@@ -179,7 +179,7 @@ def write_regions(regions: SlideRegions) -> list[str]:
         What was done to keep to the limit, in sentences.
 
     Raises:
-        InputError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     text = regions.text
     with replacing(text.path) as temporary, temporary.open("wb") as raw:

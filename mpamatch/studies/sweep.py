@@ -26,9 +26,10 @@ from mpamatch.console import new_console
 from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import resume, train
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, WriteError
 from mpamatch.files import replacing
 
+UNWRITABLE = 3  # exit code of a worker that cannot write
 RunResult = dict[str, Any]  # a line of results.jsonl
 
 
@@ -162,11 +163,16 @@ def score_line(result: RunResult) -> str:
 
 
 def _finished(sweep: Sweep, runs: Sequence[StudyRun], jobs: int) -> Iterator[tuple[StudyRun, RunResult | str]]:
-    """Yields each run when it ends, with its result or the sentence that says why it failed."""
+    """Yields each run when it ends, with its result or the sentence that says why it failed.
+
+    Raises WriteError if the disk is full: every other run would meet the same.
+    """
     if not jobs:
         for run in runs:
             try:
                 yield run, do_run(sweep, run)
+            except WriteError:
+                raise
             except InputError as error:
                 yield run, str(error)
         return
@@ -205,6 +211,8 @@ def _in_own_process(sweep: Sweep, run: StudyRun, jobs: int, workers: set[subproc
         workers.discard(process)
         errors.seek(0)
         told = errors.read().strip()
+    if process.returncode == UNWRITABLE:
+        raise WriteError(told.splitlines()[-1])
     if process.returncode:
         last = told.splitlines()[-1:] or [f"its process ended with {process.returncode}"]
         return last[0] if process.returncode == 2 else told or last[0]

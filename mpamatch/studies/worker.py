@@ -1,7 +1,8 @@
 """One run of a sweep in a process of its own: `python -m mpamatch.studies.worker`, the run as a line of JSON on stdin.
 
-The result is the last line of stdout, as JSON. Exit code 2 and one sentence on stderr for bad input. It ends when its
-stdin does, which is when the study ends: a study that was killed could not go on while its worker trains.
+The result is the last line of stdout, as JSON. Exit code 2 and one sentence on stderr for bad input, 3 and one for a
+full disk. It ends when its stdin does, which is when the study ends: a study that was killed could not go on while its
+worker trains.
 """
 
 import json
@@ -10,8 +11,8 @@ import sys
 import threading
 
 from mpamatch.environment import show_all
-from mpamatch.errors import InputError
-from mpamatch.studies.sweep import StudyRun, Sweep, do_run
+from mpamatch.errors import InputError, WriteError
+from mpamatch.studies.sweep import UNWRITABLE, StudyRun, Sweep, do_run
 
 
 def main(line: str) -> int:
@@ -23,7 +24,7 @@ def main(line: str) -> int:
         result = do_run(Sweep(**asked["sweep"]), run)
     except InputError as error:
         print(error, file=sys.stderr)
-        return 2
+        return UNWRITABLE if isinstance(error, WriteError) else 2
     print(json.dumps(result))
     return 0
 

@@ -148,7 +148,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepared_module, "write_json", full)
+    monkeypatch.setattr(prepared_module, "json_bytes", full)
     with pytest.raises(InputError, match="No space left on device"):
         write(tmp_path / "set", [item(0)])
     assert list(tmp_path.iterdir()) == []

@@ -140,5 +140,12 @@ def test_the_command_draws_assignments_and_maps_of_every_image(runs, root, metho
     for path in (tmp_path / "seen").rglob("*.png"):
         with Image.open(path) as picture:
             picture.load()
+    (tmp_path / "seen" / drawn[0]).unlink()
+    assert main([str(word) for word in words]) == 0  # it goes on
+    assert (tmp_path / "seen" / drawn[0]).is_file()
+    other = runs["lpd" if method == "mpamatch" else "mpamatch"]
+    assert main([str(word) for word in [words[0], other, *words[2:]]]) == 2
+    assert "was begun with other weights" in capsys.readouterr().err
+    (tmp_path / "seen" / "prototypes.json").unlink()
     assert main([str(word) for word in words]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -1,6 +1,5 @@
-"""A small network and small slides to predict, in this process or in one that is killed."""
+"""A small network and small slides to predict."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
-from mpamatch.inference.slides import SlideOptions, predict_slides
 from tests.slides.files import write_slide
 
 CLASSES = ("background", "gland", "stroma")
@@ -55,8 +53,3 @@ def island(height: int = 300, width: int = 400) -> np.ndarray:
 
 def make_slide(path: Path, image: np.ndarray | None = None, mpp: float = 2.0) -> Path:
     return write_slide(path, island() if image is None else image, mpp=mpp, compression="deflate")
-
-
-if __name__ == "__main__":  # what is killed: slides… OUT
-    torch.set_num_threads(1)
-    predict_slides(small_segmenter(), [Path(one) for one in sys.argv[1:-1]], Path(sys.argv[-1]), SlideOptions())

@@ -3,12 +3,7 @@
 import csv
 import gzip
 import json
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -283,44 +278,6 @@ def test_tissue_of_several_slides_is_a_folder(tmp_path: Path, done: SlideResult)
 def contents(folder: Path) -> dict[str, bytes]:
     """All results, without the path that done.json has."""
     return {name: (folder / name).read_bytes() for name in RESULTS}
-
-
-def killed(slides: list[Path], out: Path, moments: list[float]) -> int:
-    """Starts the prediction once for each of `moments` and kills it so many seconds after it has kept something new.
-
-    Returns how often it was still at work.
-    """
-    kills = 0
-    for moment in moments:
-        before = state(out)
-        process = subprocess.Popen([sys.executable, "-m", "tests.inference.slides", *map(str, slides), str(out)])
-        while process.poll() is None and state(out) == before:
-            time.sleep(0.002)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() != 0
-    return kills
-
-
-def state(out: Path) -> list[str]:
-    return sorted(str(path) for path in out.rglob("*") if not path.name.startswith(".")) if out.exists() else []
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    image = np.tile(island(), (3, 2, 1))
-    slides = [make_slide(tmp_path / f"{name}.tif", image) for name in "ab"]
-    torch.set_num_threads(1)
-    predict_slides(small_segmenter(), slides, tmp_path / "whole", SlideOptions())
-    moments = [random.Random(1).uniform(0, 0.4) for _ in range(3)]
-    assert killed(slides, tmp_path / "out", moments) >= 2
-    assert state(tmp_path / "out") != state(tmp_path / "whole")
-    predict_slides(small_segmenter(), slides, tmp_path / "out", SlideOptions())
-    assert {"a", "areas.csv", "b", "slides.json"} <= set(names(tmp_path / "out"))
-    for name in "ab":
-        assert names(tmp_path / "out" / name) == RESULTS
-        assert contents(tmp_path / "out" / name) == contents(tmp_path / "whole" / name)
-    assert (tmp_path / "out" / "areas.csv").read_text() == (tmp_path / "whole" / "areas.csv").read_text()
 
 
 def test_what_a_kill_leaves_of_a_record_is_no_obstacle(tmp_path: Path, slide: Path, done: SlideResult) -> None:
