@@ -18,6 +18,8 @@ import itertools
 import json
 import random
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -220,6 +222,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON lines; scenarios that are in it are not done again")
     words = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its servers end too
     lines = words.out.read_text().splitlines() if words.out and words.out.is_file() else []
     done, faults = {json.loads(line)["scenario"] for line in lines}, 0
     with workplace() as (place, shared, python):
