@@ -10,6 +10,7 @@ that writes can be hit, however short it takes.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -113,6 +114,14 @@ def context() -> ForkServerContext:
     return context
 
 
+def be_ordinary() -> None:
+    """Lets what this process starts, such as the workers of a feed, begin as in a process that no server forked."""
+    import torch
+
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)
+
+
 def refused_well(code: int, said: str) -> str | None:
     """What is wrong with the way a command refused: exit code 2 and one sentence; None if nothing."""
     own = [line for line in said.splitlines() if line.startswith("mpamatch: ")]
@@ -131,9 +140,7 @@ def _beside(said: Path) -> Path:
 
 def _command(words: list[str], folder: Path, said: Path, ambush: Ambush, python: str | None, user: int | None) -> None:
     """Runs the command in this process, which ends with its exit code."""
-    import torch
-
-    torch.set_num_threads(1)
+    be_ordinary()
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(handle, number)

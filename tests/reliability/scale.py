@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.reliability.commands import context
+from tests.reliability.commands import be_ordinary, context
 from tests.tiny import make_set, tiny_config
 
 BATCH, CACHE_MB, EVERY = 50, 32, 0.5
@@ -67,7 +67,7 @@ def epoch(kind: str, root: Path, patches: int, place: Path) -> None:
     from mpamatch.engine.loop import train
     from tests.tiny import silent
 
-    torch.set_num_threads(1)
+    be_ordinary()
     steps = patches // BATCH
     fields = {"data.unlabelled_batch": BATCH, "data.cache_mb": CACHE_MB, "engine.steps": steps, "engine.log_every": 100}
     fields |= {"engine.save_every": steps, "engine.validate_every": steps, "data.crop": 32, **KINDS[kind]}
