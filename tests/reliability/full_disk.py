@@ -59,6 +59,7 @@ KINDS = ("space", "files", "read-only", "user")
 # File of the package that writes → the scenarios that reach it.
 WRITERS = {
     "files.py": ("split", "prepare-folder"),  # replacing, making: all of the following but for those marked *
+    "environment.py": (),  # a home in the system's temporary folder, for a user without one
     "claims.py": ("train-mpamatch", "predict-slide", "prototypes"),  # * run folders and locks
     "tensors.py": ("train-mpamatch",),
     "images.py": ("predict-images", "check-again"),

@@ -307,8 +307,7 @@ def test_a_run_in_a_process_of_its_own_gives_the_same_result(done, run, tmp_path
     assert found["validation_mdice"] == pytest.approx(here["validation_mdice"], abs=1e-3)  # threads differ
 
 
-def test_two_processes_never_train_one_run(done, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_module, "PATIENCE", 0.2)
+def test_two_processes_never_train_one_run(done, run, tmp_path):
     sweep = Sweep(str(tmp_path), str(done[0] / "data"), "demo")
     lock = tmp_path / "runs" / f".{run.name}.lock"
     with held_by_another(lock), pytest.raises(InputError, match="another process is training this run"):
