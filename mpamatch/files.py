@@ -1,26 +1,33 @@
-"""Files and folders that are written whole or not at all, and JSON files.
+"""Files and folders that are written whole or not at all, and files of JSON and YAML.
 
 What is being written lies beside its place as `.NAME.RANDOM.mpamatch-unfinished`, and its process holds a lock on it.
 The system frees the lock when that process ends, however it ends: so the next one that writes into the folder knows
 what a kill has left, and removes it, while it never touches what another is writing.
 """
 
+import csv
 import errno
 import fcntl
 import functools
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mpamatch.errors import InputError, WriteError
+import yaml
+
+from mpamatch.errors import InputError, WriteError, reason, shown
 
 UNFINISHED = ".mpamatch-unfinished"
 LETTERS = 40  # of the name that a temporary file bears: a name of 255 bytes leaves no room for more
+LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows
+MOST_VALUES = 1_000_000  # of a YAML file, aliases written out: the longest recipe has 100
 
 
 @contextmanager
@@ -152,13 +159,104 @@ def json_bytes(content: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file in UTF-8. Raises InputError if the file is missing or is no JSON."""
+    """Reads a JSON file in UTF-8.
+
+    Raises InputError if the file is missing, cannot be read or is no JSON, or if an object in it has a key twice: all
+    but the last would be lost.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_with_each_key_once)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no JSON file ({error}).") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    except RecursionError:
+        raise InputError(f"{path}: is no JSON file (it is nested too deeply).") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise InputError(f"{path}: is no JSON file ({reason(error)}).") from error
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"an object has the key {shown(twice)} twice")
+    return found
+
+
+def read_objects(path: Path) -> list[dict[str, Any] | None]:
+    """Reads a file with a JSON object in each line, such as metrics.jsonl; empty if there is no file.
+
+    A line that is no object, as a kill or a damaged disk leaves it, is None.
+    """
+    if not path.is_file():
+        return []
+    return [_object(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """Reads the rows of a CSV file in UTF-8, with or without a mark at its beginning; empty ones are left out.
+
+    Raises InputError if the file cannot be read or is no such table.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text in UTF-8 ({reason(error)}): save it as CSV in UTF-8.") from error
+    except csv.Error as error:
+        raise InputError(f"{path}: is no table with commas ({reason(error)}): save it as CSV in UTF-8.") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file in UTF-8, of plain values alone: nothing in it is executed.
+
+    Raises InputError if the file is missing, cannot be read or is no YAML, or if its aliases make it endless or large.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as YAML (it is nested too deeply).") from None
+    except Exception as error:  # PyYAML raises a dozen kinds for values that are not what their tag says
+        raise InputError(f"{path}: cannot be read as YAML ({reason(error)}).") from error
+    if _values(content, {}) > MOST_VALUES:
+        raise InputError(f"{path}: holds over {MOST_VALUES:,} values by its aliases (*name): write them out.")
+    return content
+
+
+def _values(content: Any, known: dict[int, float]) -> float:
+    """Counts the values, those of an alias as often as it stands there; one that is within itself counts as endless."""
+    inside = [*content, *content.values()] if isinstance(content, dict) else content
+    if not isinstance(inside, list | tuple | set):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = math.inf  # until all inside of it are counted
+        known[id(content)] = 1 + sum(_values(one, known) for one in inside)
+    return known[id(content)]
+
+
+def is_file_name(name: Any) -> bool:
+    """Tells whether `name` is text that a file may be called by: without folders, so that it leads out of none."""
+    if not isinstance(name, str) or name in ("", "..") or "\0" in name or Path(name).name != name:
+        return False
+    try:
+        return len(os.fsencode(name)) <= LONGEST_NAME
+    except UnicodeEncodeError:  # half of a pair of surrogates stands for no byte
+        return False
 
 
 def check_free(dest: Path) -> None:

@@ -30,7 +30,7 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import SHOWN, InputError, shown, unknown
 
 __all__ = [
     "Count",
@@ -293,16 +293,18 @@ def _sentence(section: str, configuration: type, error: ValidationError) -> Inpu
     kind = known[name]
     words = _choices(kind) if _numbers(kind) else []
     if words and (isinstance(value, bool) or not isinstance(value, int | float)):
-        return unknown(field, str(value), [*words, "a number"])
+        return unknown(field, _text(value), [*words, "a number"])
     if fault["type"] == "literal_error":
-        return unknown(field, str(value), _choices(kind))
+        return unknown(field, _text(value), _choices(kind))
     if fault["type"].startswith(("greater_than", "less_than")):
         inner = get_origin(_bare(kind)) in (list, tuple)  # an item of a list
         limits = _range(_marks(get_args(_bare(kind))[0] if inner else kind), name)
-        return InputError(f"{field}: expected {' or '.join([limits, *words])}{' each' if inner else ''}, got {value}.")
+        return InputError(
+            f"{field}: expected {' or '.join([limits, *words])}{' each' if inner else ''}, got {_text(value)}."
+        )
     if fault["type"] in ("too_short", "too_long"):
-        return InputError(f"{field}: expected {_length(_marks(kind))}, got {value}.")
-    return InputError(f"{field}: expected {_described(kind)}, got {_shown(value)}.")
+        return InputError(f"{field}: expected {_length(_marks(kind))}, got {_text(value)}.")
+    return InputError(f"{field}: expected {_described(kind)}, got {_text(value)}.")
 
 
 def _bare(kind: Any) -> Any:
@@ -365,6 +367,8 @@ def _described(kind: Any) -> str:
     return " or ".join("text" if name == "str" else name for name in names)
 
 
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _text(value: Any) -> str:
+    """Formats a wrong value, at most SHOWN letters of it."""
+    if isinstance(value, str):
+        return value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+    return shown(value)

@@ -1,7 +1,8 @@
 """Tensors in a file: safetensors with one JSON object in its metadata, written whole or not at all; no pickle."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.files import replacing
 from mpamatch.names import in_utf8
 
@@ -49,8 +50,30 @@ def _opened(path: Path, read: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]
         with in_utf8(path) as place, safe_open(place, framework="pt") as file:
             metadata = file.metadata() or {}
             found = read(file)
-    except SafetensorError as error:
-        raise InputError(f"{path}: is no readable checkpoint ({error}).") from error
+    except (SafetensorError, OSError, MemoryError, RuntimeError, ValueError) as error:  # a size of more than there is
+        raise InputError(f"{path}: is no readable checkpoint ({reason(error)}).") from error
     if KEY not in metadata:
         raise InputError(f"{path}: was not written by mpamatch.")
-    return found, json.loads(metadata[KEY])
+    with as_written(path):
+        about = json.loads(metadata[KEY])
+        if not isinstance(about, dict):
+            raise TypeError("no object")
+    return found, about
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Reads, within the context, values that this package wrote beside tensors.
+
+    Raises InputError, which names `path`, for whatever values of another form raise: the file is damaged or of another
+    version.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # what libraries raise for a wrong value in the end is of any kind
+        told = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(
+            f"{path}: holds other values than mpamatch writes ({told}): it is damaged, or of another version."
+        ) from error

@@ -20,7 +20,7 @@ from mpamatch.engine.build import open_data
 from mpamatch.engine.config import flags_for, full_names, load_config
 from mpamatch.engine.loop import last_checkpoint
 from mpamatch.engine.prototype_pictures import PrototypeViewer
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, shown
 from mpamatch.files import read_json, replacing, write_json
 from mpamatch.methods import METHODS
 from mpamatch.studies import plans, scores
@@ -96,15 +96,15 @@ def report(study: Study, points: Sequence[Point], runs: Sequence[StudyRun], out:
     reference = plans.reference_name(study, points)
     about = f"{part} mDice, mean ± sd over seeds; differences to {reference}"
     say(console, f"{study.name}: {about}")
-    for shown in tables(rows, measures):
-        console.print(shown)
+    for table in tables(rows, measures):
+        console.print(table)
     say(console, "The checkpoint of every run is the best on validation.")
     if part == "validation":
         say(console, "So validation scores flatter every point; --test adds the test part.")
     scores.write_csv(out / "table.csv", rows, part, list(measures))
     with replacing(out / "table.md") as temporary:
-        table = scores.markdown(rows, measures)
-        temporary.write_text(f"{study.question} {about[0].upper()}{about[1:]}.\n\n{table}", "utf-8")
+        text = scores.markdown(rows, measures)
+        temporary.write_text(f"{study.question} {about[0].upper()}{about[1:]}.\n\n{text}", "utf-8")
     (draw_across if study.across else draw)(study, points, results, out / "figure.png", part, reference)
     pictures = draw_pictures(study, points, runs, out) if study.pictures else None
     say(console, f"wrote {out / 'table.csv'}, table.md and figure.png{' and assignments.png' if pictures else ''}")
@@ -298,9 +298,11 @@ def _claim(study: Study, sweep: Sweep, flags: Sequence[str]) -> None:
             write_json(path, about)
             return
         before = read_json(path)
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: is no record of a study; give another --out.")
     for name, value in about.items():
         if before.get(name) != value:
             raise InputError(
-                f"{path}: holds runs with {name} {before.get(name)!r}, not {value!r}; give another --out, or the same "
-                "settings."
+                f"{path}: holds runs with {name} {shown(before.get(name))}, not {shown(value)}; give another --out, or "
+                "the same settings."
             )

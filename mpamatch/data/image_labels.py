@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError, shown, unknown
 from mpamatch.files import read_json
 
 
@@ -18,17 +18,18 @@ def read_image_labels(path: Path, class_names: Sequence[str], images: Iterable[s
     if not isinstance(content, dict):
         raise InputError(f"{path}: must be a JSON object of image names, each with a list of class names.")
     present: dict[str, tuple[int, ...]] = {}
-    for name, shown in content.items():
+    for name, classes in content.items():
         if name not in known:
-            raise InputError(f"{path}: names {name}, which parts.json does not list: remove it.")
-        if not isinstance(shown, list):
-            raise InputError(f"{path}: {name} must have a list of class names, not {shown!r}.")
-        for one in shown:
+            raise InputError(f"{path}: names {shown(name)}, which parts.json does not list: remove it.")
+        if not isinstance(classes, list):
+            raise InputError(f"{path}: {name} must have a list of class names, not {shown(classes)}.")
+        for one in classes:
             if one == class_names[0]:
                 raise InputError(f"{path}: {name}: {one!r} is the background, which no image-level label names.")
             if one not in class_names:
-                raise InputError(f"{path}: {name}: {unknown('class', str(one), class_names[1:])}")
-        present[name] = tuple(sorted({class_names.index(one) for one in shown}))
+                word = one if isinstance(one, str) else shown(one)
+                raise InputError(f"{path}: {name}: {unknown('class', word, class_names[1:])}")
+        present[name] = tuple(sorted({class_names.index(one) for one in classes}))
     return present
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpamatch.data.prepared import Prepared
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 
 # Folders that tell nothing of an image; others must agree with what `prepare` put in front of the image's name.
 _PLAIN_FOLDERS = {"image", "images", "img", "imgs", "jpegimages", "data", "train", "training"}
@@ -197,7 +197,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = raw.decode("utf-16") if wide else raw.decode("utf-8-sig", "surrogateescape")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text file ({error}).") from error
+        raise InputError(f"{path}: is no text file ({reason(error)}).") from error
     if "\0" in text:
         raise InputError(f"{path}: is no text file: a name on each line is expected.")
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):

@@ -10,6 +10,7 @@ splits/*.json    which training images count as labelled
 
 import dataclasses
 import difflib
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -27,8 +28,8 @@ from mpamatch.data.image_facts import Seen, remarks_on, size_cause
 from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
 from mpamatch.data.raw import Class, Item, RawSet
-from mpamatch.errors import InputError, unknown
-from mpamatch.files import check_free, json_bytes, making, read_json
+from mpamatch.errors import InputError, shown, unknown
+from mpamatch.files import check_free, is_file_name, json_bytes, making, read_json
 from mpamatch.images import IGNORE, Facts, can_copy, read_image_and_facts
 from mpamatch.names import fitting, listed, same, visible
 
@@ -130,7 +131,7 @@ def read_prepared(root: Path) -> Prepared:
     about = _fields(root / "dataset.json", {"name": str, "classes": list, "source": str, "licence": str})
     listing = _fields(root / "parts.json", {"parts": dict, "groups": dict})
     parts = _parts(root / "parts.json", listing["parts"])
-    groups = {str(name): str(group) for name, group in listing["groups"].items()}
+    groups = {name: str(group) for name, group in listing["groups"].items()}
     for name in (name for names in parts.values() for name in names):
         if name not in groups:
             raise InputError(f'{root / "parts.json"}: gives no group for {name}: add it to "groups".')
@@ -186,8 +187,10 @@ def split_problems(prepared: Prepared, name: str) -> list[str]:
     content = _fields(split_path(prepared, name), {"labelled": list})
     train = set(prepared.parts["train"])
     problems = []
-    for image in map(str, content["labelled"]):
-        if not prepared.image_path(image).is_file():
+    for image in content["labelled"]:
+        if not is_file_name(image):
+            problems.append(f"names {shown(image)}, which is no name of a file in images/")
+        elif not prepared.image_path(image).is_file():
             problems.append(f"names {image}, which is not in images/")
         elif image not in train:
             problems.append(f"names {image}, which is no training image")
@@ -245,7 +248,7 @@ def _split_images(prepared: Prepared, name: str) -> list[str]:
     problems = split_problems(prepared, name)
     if problems:
         raise InputError(f"{path}: {problems[0]}: write the split again (mpamatch split {prepared.root} …).")
-    return [str(image) for image in read_json(path)["labelled"]]
+    return list(read_json(path)["labelled"])
 
 
 def _fields(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
@@ -258,7 +261,7 @@ def _fields(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
             near = difflib.get_close_matches(field, content, n=1)
             raise InputError(f"{path}: has no field {field!r}" + (f" (is it {near[0]!r}?)." if near else "."))
         if not isinstance(content[field], kind):
-            raise InputError(f"{path}: field {field!r} must be a {kind.__name__}, not {content[field]!r}.")
+            raise InputError(f"{path}: field {field!r} must be a {kind.__name__}, not {shown(content[field])}.")
     return content
 
 
@@ -271,18 +274,25 @@ def _parts(path: Path, parts: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         if not isinstance(names, list):
             raise InputError(f"{path}: part {part!r} must be a list of image names.")
         for name in names:
+            if not is_file_name(name):
+                raise InputError(
+                    f"{path}: part {part!r} lists {shown(name)}, which is no name of a file in images/: write its name "
+                    "alone, without folders."
+                )
             if name in found:
                 raise InputError(f"{path}: lists {name} twice, in {found[name]} and in {part}.")
             found[name] = part
-    return {part: tuple(map(str, parts.get(part, ()))) for part in PARTS}
+    return {part: tuple(parts.get(part, ())) for part in PARTS}
 
 
 def _classes(path: Path, classes: list[Any]) -> tuple[Class, ...]:
-    try:
-        found = tuple(Class(str(one["name"]), (*map(int, one["colour"]),)) for one in classes)  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: every class needs a name and a colour [red, green, blue] ({error}).") from error
-    return checked_classes(found, str(path))
+    found = []
+    for one in classes:
+        name, colour = (one.get("name"), one.get("colour")) if isinstance(one, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(colour, list) or not all(type(part) is int for part in colour):
+            raise InputError(f"{path}: every class needs a name and a colour [red, green, blue], not {shown(one)}.")
+        found.append(Class(name, (*colour,)))
+    return checked_classes(tuple(found), str(path))
 
 
 def checked_classes(classes: tuple[Class, ...], where: str) -> tuple[Class, ...]:
@@ -292,17 +302,17 @@ def checked_classes(classes: tuple[Class, ...], where: str) -> tuple[Class, ...]
         raise InputError(f"{where}: has {len(names)} classes; between 2 and 255 are needed, background among them.")
     for one in classes:
         if names.count(one.name) > 1:
-            raise InputError(f"{where}: has the class {one.name!r} twice.")
+            raise InputError(f"{where}: has the class {shown(one.name)} twice.")
         if len(one.colour) != 3 or not all(0 <= value <= 255 for value in one.colour):
-            raise InputError(f"{where}: the colour of {one.name!r} must be three numbers from 0 to 255.")
+            raise InputError(f"{where}: the colour of {shown(one.name)} must be three numbers from 0 to 255.")
     return classes
 
 
 def _positive(path: Path, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"{path}: microns_per_pixel must be a positive number or null, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{path}: microns_per_pixel must be a positive number or null, not {shown(value)}.")
     return float(value)
 
 

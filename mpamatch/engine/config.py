@@ -15,8 +15,8 @@ from annotated_types import Ge, Lt
 
 from mpamatch.data.config import DataConfig
 from mpamatch.device import on_gpu
-from mpamatch.errors import InputError, unknown
-from mpamatch.files import replacing
+from mpamatch.errors import InputError, shown, unknown
+from mpamatch.files import read_yaml, replacing
 from mpamatch.methods import METHODS, Method
 from mpamatch.models.build import network_config
 from mpamatch.models.network import NETWORKS, NetworkConfig
@@ -242,12 +242,7 @@ def _for_encoder(recipe: Content, encoder: str) -> Content:
 
 def _read_yaml(path: Path) -> Content:
     """Reads the sections of a file, without empty ones. Raises InputError if one is unknown or holds no settings."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected sections {', '.join(SECTIONS)}.")
     for section, values in content.items():
@@ -255,7 +250,9 @@ def _read_yaml(path: Path) -> Content:
             raise InputError(f"{path}: {unknown('section', str(section), SECTIONS)}")
         inner = list(values.values()) if section == "methods" and isinstance(values, dict) else []
         if section != "recipe" and not all(isinstance(one, dict | None) for one in (values, *inner)):
-            raise InputError(f"{path}: {section}: expected settings such as engine: {{steps: 500}}, got {values!r}.")
+            raise InputError(
+                f"{path}: {section}: expected settings such as engine: {{steps: 500}}, got {shown(values)}."
+            )
     return {section: values for section, values in content.items() if values is not None}
 
 

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mpamatch.console import new_bar, say, text_column
 from mpamatch.errors import WriteError
-from mpamatch.files import replacing
+from mpamatch.files import read_objects, replacing
 from mpamatch.names import in_utf8
 
 
@@ -67,9 +67,9 @@ class RunLog:
     def _forget_after(self, start: int) -> None:
         """Removes the lines after step `start`, which a resumed run writes anew."""
         if self.path.is_file():
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
+            lines = [line for line in read_objects(self.path) if _step_of(line) <= start]
             with replacing(self.path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
+                temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
     def __enter__(self) -> "RunLog":
         self.bar.start()
@@ -150,9 +150,7 @@ def _quiet_tensorboard() -> None:
     threading.excepthook = hook
 
 
-def _step_of(line: str) -> int:
-    """Reads the step of a line; a line that a kill cut short counts as after all others."""
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return 1 << 62
+def _step_of(line: dict[str, Any] | None) -> int:
+    """Returns the step of a line; a line that a kill cut short counts as after all others."""
+    step = None if line is None else line.get("step")
+    return step if isinstance(step, int) else 1 << 62

@@ -12,7 +12,7 @@ from mpamatch.models.build import build_model, network_config
 from mpamatch.models.encoders import Preset, preset_of
 from mpamatch.models.learned import check_identity, check_tensors, encoder_identity, learned_state, load_learned
 from mpamatch.models.network import NetworkConfig
-from mpamatch.tensors import read_tensors, write_tensors
+from mpamatch.tensors import as_written, read_tensors, write_tensors
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -53,15 +53,18 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
     tensors, about = read_tensors(path)
     if "model" not in about:
         raise InputError(f"{path}: holds no network to predict with; it was written for something else.")
-    config, place = network_config(about.get("network"), about["model"]), choose_device(device)
-    settings = _settings(about)
-    classes, built_from = len(settings.class_names), encoder_of(about, config)
-    if config.tuning == "full":
-        network = build_model(config, classes, built_from)
+    place = choose_device(device)
+    with as_written(path):
+        config, settings = network_config(about.get("network"), about["model"]), _settings(about)
+        classes, built_from = len(settings.class_names), encoder_of(about, config)
+        frozen = None if config.tuning == "full" else _identity(about)
+    if frozen is None:
+        with as_written(path):
+            network = build_model(config, classes, built_from)
     else:
-        check_identity(about["frozen"]["encoder"], path)
+        check_identity(frozen, path)
         network = build_model(config, classes)
-        check_tensors(about["frozen"]["encoder"], network, path)
+        check_tensors(frozen, network, path)
     if settings.precision == "64":
         network.double()
     load_learned(network, tensors, path)
@@ -74,6 +77,14 @@ def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
 def encoder_of(about: dict[str, Any], config: NetworkConfig) -> Preset:
     """Returns what the encoder of a checkpoint was built from; in one of version 0.1.0 its name tells that."""
     return Preset.from_record(about["encoder"]) if "encoder" in about else preset_of(config.encoder)
+
+
+def _identity(about: dict[str, Any]) -> dict[str, str]:
+    """Reads what a frozen encoder is known by. Raises TypeError or KeyError for other values."""
+    identity = about["frozen"]["encoder"]
+    if not all(isinstance(one, str) for one in (identity["weights"], *identity.values())):
+        raise TypeError("a frozen encoder is known by words")
+    return dict(identity)
 
 
 def _settings(about: dict[str, Any]) -> SegmenterSettings:

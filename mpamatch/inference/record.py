@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from mpamatch.claims import LOCK, alone
-from mpamatch.errors import InputError
-from mpamatch.files import read_json, write_json
+from mpamatch.errors import SHOWN, InputError, shown
+from mpamatch.files import is_file_name, read_json, write_json
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.models.weights import digest
 from mpamatch.names import fitting, same, visible
@@ -19,6 +19,7 @@ from mpamatch.names import fitting, same, visible
 FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
 RECORDS = ("slides.json", "images.json")
 ENDING = ".png"  # the longest of a file that is called by such a name
+MOST = 4  # entries that differ, in a sentence
 SLIDE = "slide.json"  # in the folder of each slide
 
 
@@ -41,12 +42,12 @@ def check_same(path: Path, asked: Mapping[str, Any]) -> None:
     """Raises InputError, naming what differs, if `path` records that its folder was made with something else."""
     known, wanted = read_json(path), json.loads(json.dumps(asked))
     if not isinstance(known, dict) or not isinstance(known.get("made_with"), dict):
-        raise InputError(f"{path}: is no record of a prediction: name a new or empty folder for the results.")
+        raise _no_record(path)
     differing = _differing(known["made_with"], wanted)
     if differing:
         raise InputError(
-            f"{path.parent}: was begun with other {', '.join(differing)}: repeat that command to go on, or name a new "
-            "folder."
+            f"{path.parent}: was begun with other {', '.join(differing[:MOST])}: repeat that command to go on, or name "
+            "a new folder."
         )
 
 
@@ -55,8 +56,12 @@ def _differing(known: Any, wanted: Any, name: str = "") -> list[str]:
     if isinstance(known, dict) and isinstance(wanted, dict):
         keys = list(dict.fromkeys([*known, *wanted]))
         return [one for key in keys for one in _differing(known.get(key), wanted.get(key), key)]
-    return [] if known == wanted else [name if isinstance(known, dict | str | None) and len(str(known)) > 60
-                                       else f"{name} ({known}, not {wanted})"]  # fmt: skip
+    if known == wanted:
+        return []
+    texts = [one if isinstance(one, str) else shown(one) for one in (known, wanted)]
+    if isinstance(known, dict | list) or max(map(len, texts)) > SHOWN:
+        return [name[:SHOWN]]
+    return [f"{name[:SHOWN]} ({texts[0]}, not {texts[1]})"]
 
 
 class Record:
@@ -71,7 +76,7 @@ class Record:
         known: dict[str, str] = {}
         if path.is_file():
             check_same(path, made)
-            known = read_json(path)["names"]
+            known = _names(path)
         self._path, self._made, self._known = path, made, known
         self.named = named_apart(files, known, taken)
         self._names = {**known, **{name: _key(file) for file, name in self.named}}
@@ -88,11 +93,29 @@ class Record:
         with alone(self._path.parent / LOCK, busy, patience=60):  # other shards, or ranks
             if self._path.is_file():
                 check_same(self._path, self._made)
-                begun = read_json(self._path)["names"]
+                begun = _names(self._path)
                 if begun not in (self._known, self._names):
                     raise InputError(f"{self._path.parent}: another command writes there: name a new folder.")
             write_json(self._path, {"made_with": self._made, "names": self._names})
         self._written = True
+
+
+def _names(path: Path) -> dict[str, str]:
+    """Reads which file has which name. Raises InputError for a name that would lead out of the folder of results."""
+    names = read_json(path).get("names")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise _no_record(path)
+    for name in names:
+        if not is_file_name(name):
+            raise InputError(
+                f"{path}: gives a file the name {shown(name)}, which is no name of a file: name a new or empty folder "
+                "for the results."
+            )
+    return names
+
+
+def _no_record(path: Path) -> InputError:
+    return InputError(f"{path}: is no record of a prediction: name a new or empty folder for the results.")
 
 
 def check_place(out: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError, shown, unknown
 from mpamatch.images import Colour, pixels_of, read_image
 from mpamatch.inference.tiles import in_threads, pad_to_window, probabilities, segment_each
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Images stay in host memory, and only their windows visit the GPU, once their probabilities would take more
 # floats than this: 2^28 are 1 GiB, with two classes a slide region of 11,500² pixels.
 LARGEST_ON_DEVICE = 2**28
+
+LARGEST_WINDOW = 16_384  # pixels of a side; four times what a GPU of 80 GB takes
 
 MOST_AT_A_TIME = 8  # batches on a CPU: each holds its activations, 370 MB for ViT-L and 8 windows of 256²
 
@@ -46,8 +48,8 @@ class SegmenterSettings:
         precision: 32, bf16 (mixed), or 64 for a network of float64 parameters.
 
     Raises:
-        InputError: numbers of colours and classes differ, there are more than 255 classes (255 means ignore), the scale
-            is not positive, or the precision is unknown.
+        InputError: numbers of colours and classes differ, there are more than 255 classes (255 means ignore), a number
+            is out of its range, or the precision is unknown.
     """
 
     class_names: tuple[str, ...]
@@ -70,10 +72,38 @@ class SegmenterSettings:
             raise InputError(f"{classes} class names but {colours} colours: give one of each per class.")
         if not 1 <= classes <= 255:
             raise InputError(f"{classes} classes: a label holds 1 to 255 (255 itself means ignore).")
-        if not self.scale > 0:
-            raise InputError(f"scale {self.scale}: must be above 0.")
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise InputError(f"class names {shown(list(self.class_names))}: must be text.")
+        for colour in self.colours:
+            if len(colour) != 3 or not all(type(one) is int and 0 <= one <= 255 for one in colour):
+                raise InputError(f"colour {shown(colour)}: must be three numbers from 0 to 255.")
+        _check_constants(self.mean, self.std)
+        if not _is_number(self.scale) or not self.scale > 0:
+            raise InputError(f"scale {shown(self.scale)}: must be above 0.")
+        if self.microns_per_pixel is not None and not (
+            _is_number(self.microns_per_pixel) and self.microns_per_pixel > 0
+        ):
+            raise InputError(f"microns_per_pixel {shown(self.microns_per_pixel)}: must be above 0.")
+        if not _is_number(self.overlap) or not 0 <= self.overlap < 1:
+            raise InputError(f"overlap {shown(self.overlap)}: must be at least 0 and below 1.")
+        for name, value in (("window", self.window), ("batch", self.batch)):
+            if type(value) is not int or not 1 <= value <= LARGEST_WINDOW:
+                raise InputError(f"{name} {shown(value)}: must be from 1 to {LARGEST_WINDOW}.")
+        if not isinstance(self.precision, str):
+            raise InputError(f"precision {shown(self.precision)}: must be 32, bf16 or 64.")
         if self.precision not in ("32", "bf16", "64"):
             raise unknown("precision", self.precision, ["32", "bf16", "64"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def _check_constants(mean: Sequence[Any], std: Sequence[Any]) -> None:
+    """Raises InputError unless both are a number for each of R, G and B, and those of `std` are above 0."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3 or not all(map(_is_number, values)) or (name == "std" and min(values) <= 0):
+            raise InputError(f"{name} {shown(list(values))}: must be three numbers{', above 0' * (name == 'std')}.")
 
 
 class Segmenter:

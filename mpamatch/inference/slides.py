@@ -1,6 +1,7 @@
 """Prediction for whole slides: mask, regions for QuPath, tissue and a thumbnail, and going on where a run stopped."""
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mpamatch.ahead import ahead
 from mpamatch.claims import LOCK, alone
-from mpamatch.errors import InputError, WriteError, unknown
+from mpamatch.errors import InputError, WriteError, reason, shown, unknown
 from mpamatch.files import clear_unfinished, read_json, replacing, write_json
 from mpamatch.images import overlay
 from mpamatch.inference.bands import BUDGET, Finished, plan, predict_bands
@@ -151,9 +152,23 @@ class SlideResult:
             about["slide"] = Path(about["slide"])
             for name in ("origin", "pixels", "tissue_pixels", "remarks"):
                 about[name] = tuple(about[name])
-            return cls(folder=folder, **about)
-        except (TypeError, KeyError) as error:
-            raise InputError(f"{folder / DONE}: is broken ({error}): delete {folder} and predict again.") from error
+            result = cls(folder=folder, **about)
+            result._check()
+            return result
+        except (TypeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{folder / DONE}: is broken ({reason(error)}): delete {folder} and predict again."
+            ) from error
+
+    def _check(self) -> None:
+        """Raises TypeError for values that `record` never wrote."""
+        numbers = (self.width, self.height, self.bad_tiles, *self.origin, *self.pixels, *self.tissue_pixels)
+        if not all(type(one) is int and one >= 0 for one in numbers) or len(self.origin) != 2:
+            raise TypeError("sizes and pixels are counted in whole numbers")
+        if type(self.mpp) not in (int, float) or not 0 < self.mpp < math.inf:
+            raise TypeError(f"the size of a pixel is {shown(self.mpp)}")
+        if len(self.pixels) != len(self.tissue_pixels) or not all(isinstance(one, str) for one in self.remarks):
+            raise TypeError("each class has its pixels, and remarks are sentences")
 
 
 def predict_slides(
@@ -213,7 +228,7 @@ def predict_slides(
             skip(error)
             continue
         _write_areas(out, record, images, segmenter.class_names)
-        found.append(_areas(file, SlideResult.read(out / name)))
+        found.append(_areas(file, SlideResult.read(out / name), segmenter.class_names))
     return found
 
 
@@ -221,11 +236,17 @@ def _write_areas(out: Path, record: Record, images: Sequence[Areas], class_names
     """Writes areas.csv; again if another shard finished a slide meanwhile, so that the last to write lists all."""
     listed = None
     while listed != (listed := [(file, name) for file, name in record.named if (out / name / DONE).is_file()]):
-        rows = [_areas(file, SlideResult.read(out / name)) for file, name in listed]
+        rows = [_areas(file, SlideResult.read(out / name), class_names) for file, name in listed]
         write_areas(out / "areas.csv", [*images, *rows], class_names)
 
 
-def _areas(file: Path, result: SlideResult) -> Areas:
+def _areas(file: Path, result: SlideResult, class_names: Sequence[str]) -> Areas:
+    """Returns a row of areas.csv. Raises InputError if the result is of other classes."""
+    if len(result.pixels) != len(class_names):
+        raise InputError(
+            f"{result.folder / DONE}: counts the pixels of {len(result.pixels)} classes, not of {len(class_names)}: "
+            f"delete {result.folder} and predict again."
+        )
     size = result.width, result.height
     return Areas(file, result.folder.name, *size, result.pixels, result.mpp, result.tissue_pixels)
 

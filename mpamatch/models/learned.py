@@ -23,14 +23,18 @@ def learned_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_learned(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Loads what `learned_state` returned. Raises InputError if names or shapes do not fit."""
+    """Loads what `learned_state` returned. Raises InputError if names, shapes or dtypes do not fit."""
     wanted = learned_state(module)
-    if set(wanted) != set(state) or any(wanted[name].shape != state[name].shape for name in wanted):
-        wrong = sorted(set(wanted) ^ set(state)) or [n for n in wanted if wanted[n].shape != state[n].shape]
-        raise InputError(f"{source}: does not fit this configuration; the first difference is {wrong[0]}.")
+    if set(wanted) != set(state) or any(_form(wanted[name]) != _form(state[name]) for name in wanted):
+        wrong = sorted(set(wanted) ^ set(state)) or [n for n in wanted if _form(wanted[n]) != _form(state[n])]
+        raise InputError(f"{source}: does not fit this configuration; the first difference is {wrong[0][:200]}.")
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(state[name])
+
+
+def _form(value: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return value.shape, value.dtype
 
 
 def encoder_identity(network: Network) -> dict[str, str] | None:

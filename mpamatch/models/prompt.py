@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
+from mpamatch.files import read_yaml
 from mpamatch.models.prompt_controls import distinct, framed, noisy, random_words, shuffled
 from mpamatch.models.text_encoders import TextEncoder
 from mpamatch.models.towers import BesideTower
@@ -204,11 +205,7 @@ def _choose(written: Mapping[str, list[str]], class_names: Sequence[str], source
 
 
 def _read_yaml(path: Path) -> dict[str, list[str]]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no YAML file ({' '.join(str(error).split())}).") from error
-    return _as_descriptions(content, str(path))
+    return _as_descriptions(read_yaml(path), str(path))
 
 
 def _as_descriptions(content: Any, source: str) -> dict[str, list[str]]:

@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.names import in_utf8
 
-SHOWN = 4
+SHOWN = 4  # differences
+LONGEST = 200  # letters of a name
 
 
 def sha256(path: Path) -> str:
@@ -46,7 +47,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 else torch.load(place, map_location="cpu", weights_only=True)
             )
     except SafetensorError as error:
-        raise InputError(f"{path}: is no readable safetensors file ({error}).") from error
+        raise InputError(f"{path}: is no readable safetensors file ({reason(error)}).") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets in a foreign file
         raise InputError(f"{path}: is no checkpoint of plain tensors ({type(error).__name__}).") from error
     for key in ("state_dict", "model"):
@@ -65,16 +66,21 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads `state` strictly. Raises InputError with the first differences if names or shapes do not fit."""
+    """Loads `state` strictly. Raises InputError with the first differences if names, shapes or dtypes do not fit."""
     wanted = module.state_dict()
     missing = [f"{name} is missing" for name in wanted if name not in state]
-    extra = [f"{name} is unknown to the model" for name in state if name not in wanted]
+    extra = [f"{name[:LONGEST]} is unknown to the model" for name in state if name not in wanted]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]
-    differences = shapes + missing + extra
+    kinds = [
+        f"{name} holds {state[name].dtype}, the model {value.dtype}"
+        for name, value in wanted.items()
+        if name in state and state[name].is_floating_point() != value.is_floating_point()
+    ]
+    differences = shapes + kinds + missing + extra
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise InputError(f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}.")

@@ -42,8 +42,8 @@ def prototype_distance(
 def reference(embedding: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the operation in eager PyTorch: its specification."""
     pixels, (classes, per_class, width) = len(embedding), prototypes.shape
-    z, p = unit(working(embedding)), unit(prototypes).reshape(-1, width)
-    z, p = z.to(torch.promote_types(z.dtype, p.dtype)), p.to(torch.promote_types(z.dtype, p.dtype))
+    dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
+    z, p = unit(embedding.to(dtype)), unit(prototypes.to(dtype)).reshape(-1, width)
     cosine = (z @ p.T).reshape(pixels, classes, per_class)
     highest, nearest = cosine.max(-1)  # the first index of equals
     return 1 - highest, nearest.to(torch.int32)

@@ -80,8 +80,9 @@ def reference(
     used = (label >= 0) & (label < classes)
     own = torch.where(used, label, 0)
     member = torch.nn.functional.one_hot(own, classes).bool() & used[:, None]  # (N, C)
-    z = unit(blank(working(embedding), used))
-    score = z @ unit(working(prototypes).to(z.dtype)).reshape(-1, width).T / epsilon
+    dtype = torch.promote_types(working(embedding).dtype, prototypes.dtype)
+    z = unit(blank(embedding.to(dtype), used))
+    score = z @ unit(prototypes.to(dtype)).reshape(-1, width).T / epsilon
     score = score.reshape(pixels, classes, per_class)[torch.arange(pixels, device=label.device), own]  # (N, K)
 
     log_u = score.new_zeros(classes, per_class)

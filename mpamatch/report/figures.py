@@ -1,6 +1,5 @@
 """Figures of a run, drawn from what it wrote."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from mpamatch.files import replacing
+from mpamatch.files import read_objects, replacing
 from mpamatch.images import overlay
 
 matplotlib.rcParams["text.parse_math"] = False  # a class or file may be called a$b$
@@ -101,15 +100,12 @@ def _losses(axis: Axes, lines: list[dict[str, Any]], names: Sequence[str]) -> No
 
 
 def _agreement(axis: Axes, lines: list[dict[str, Any]], names: Sequence[str]) -> None:
-    scored = [line for line in lines if "validation" in line]
-    if scored:
-        axis.plot(
-            [line["step"] for line in scored],
-            [line["validation"]["mdice"] for line in scored],
-            marker="o",
-            markersize=3,
-            label="validation mDice",
-        )
+    scores = [
+        {**line["validation"], "step": line["step"]} for line in lines if isinstance(line.get("validation"), dict)
+    ]
+    steps, scored = _series(scores, "mdice")
+    if steps:
+        axis.plot(steps, scored, marker="o", markersize=3, label="validation mDice")
     shares = {name: _series(lines, name) for name in names}
     for name, (steps, values) in shares.items():
         axis.plot(steps, values, label=f"share of {name.replace('_', ' ')} pixels", color=GREY, linewidth=1.2)
@@ -128,11 +124,14 @@ def _prototypes(axis: Axes, lines: list[dict[str, Any]]) -> None:
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    chosen = [line for line in lines if name in line]
+    chosen = [line for line in lines if _is_number(line.get(name))]
     return [line["step"] for line in chosen], [line[name] for line in chosen]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Reads the lines of metrics.jsonl; one that a kill cut short is no reason to have no figure."""
+    return [line for line in read_objects(path) if line is not None and _is_number(line.get("step"))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e30 < value < 1e30

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpamatch.ahead import ahead
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.files import replacing
 from mpamatch.slides.reader import View
 from mpamatch.slides.sources.base import Pixels
@@ -215,7 +215,9 @@ class Store:
         try:
             label, confidence = np.frombuffer(zlib.decompress(path.read_bytes()), dtype=np.uint8).reshape(2, *size)
         except (OSError, zlib.error, ValueError) as error:
-            raise InputError(f"{path}: is broken ({error}): delete it, and the same command makes it again.") from error
+            raise InputError(
+                f"{path}: is broken ({reason(error)}): delete it, and the same command makes it again."
+            ) from error
         return label, confidence
 
     def rows(self, bands_of_blocks: Sequence[Sequence[Band]]) -> Iterator[Label]:

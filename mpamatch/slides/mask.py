@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.files import replacing
 from mpamatch.slides.sources.base import library
 
@@ -194,7 +194,7 @@ class MaskFile:
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file.") from None
         except Exception as error:  # tifffile raises its own and struct's
-            raise InputError(f"{self.path}: is no mask ({error}).") from error
+            raise InputError(f"{self.path}: is no mask ({reason(error)}).") from error
         self._page: Any = self._tiff.pages[0]
         self.shape: tuple[int, int] = self._page.shape
         self.info = _info(self._page.description, self.path)

@@ -70,8 +70,9 @@ def part_scored(results: Sequence[RunResult]) -> str:
 
 
 def score(result: RunResult, part: str) -> float:
-    """Returns the mDice of a run in percent."""
-    return 100 * (result["test"]["mdice"] if part == "test" else result["validation_mdice"])
+    """Returns the mDice of a run in percent; NaN if every pixel of the part is ignored."""
+    found = result["test"]["mdice"] if part == "test" else result["validation_mdice"]
+    return math.nan if found is None else 100 * found
 
 
 def miou(result: RunResult, part: str) -> float:

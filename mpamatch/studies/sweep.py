@@ -27,7 +27,7 @@ from mpamatch.engine.config import Config, load_config
 from mpamatch.engine.evaluation import evaluate_run
 from mpamatch.engine.loop import resume, train
 from mpamatch.errors import InputError, WriteError
-from mpamatch.files import replacing
+from mpamatch.files import read_objects, replacing
 
 UNWRITABLE = 3  # exit code of a worker that cannot write
 RunResult = dict[str, Any]  # a line of results.jsonl
@@ -126,7 +126,7 @@ def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
             shutil.rmtree(folder, ignore_errors=True)  # killed while it began: holds nothing yet
             train(config, folder, console=quiet)
         test = evaluate_run(folder, None, "test", config.engine.device) if sweep.test else None
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in read_objects(folder / "metrics.jsonl") if line is not None]
     steps = [line for line in lines if "loss" in line]
     scores = [line["validation"] for line in lines if "validation" in line]
     scored = [one for one in scores if one["mdice"] is not None]
@@ -144,9 +144,25 @@ def do_run(sweep: Sweep, run: StudyRun) -> RunResult:
 
 
 def read_results(out: Path) -> list[RunResult]:
-    """Reads OUT/results.jsonl; empty if there is none."""
+    """Reads OUT/results.jsonl; empty if there is none. Raises InputError for a line that is no result."""
     path = out / "results.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    results = read_objects(path)
+    for number, result in enumerate(results, start=1):
+        if result is None or not _is_result(result):
+            raise InputError(f"{path}: line {number} is no result of a run: remove it, and that run is scored again.")
+    return [result for result in results if result is not None]
+
+
+def _is_result(found: RunResult) -> bool:
+    """Tells whether what a line holds has the fields of a result, with values of their types."""
+    words = (found.get(name) for name in ("name", "labelled", "method", "trial"))
+    test, prototypes = found.get("test", {"mdice": None}), found.get("prototypes", {})
+    if not all(isinstance(one, dict) for one in (test, prototypes)) or type(found.get("seed")) is not int:
+        return False
+    scores = [found.get("validation_mdice"), found.get("validation_miou"), test.get("mdice"), test.get("miou")]
+    numbers = [found.get("seconds"), *prototypes.values(), *(one for one in scores if one is not None)]
+    known = all(type(one) in (int, float) and -1e9 < one < 1e9 for one in numbers)
+    return known and all(isinstance(word, str) for word in words)
 
 
 def write_results(out: Path, results: Sequence[RunResult]) -> None:

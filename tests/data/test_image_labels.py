@@ -96,7 +96,7 @@ def test_an_index_that_is_no_foreground_class_is_refused(index, tmp_path):
         ({"i0.png": ["Polip"]}, "i0.png: unknown class 'Polip': did you mean 'Polyp'?"),
         ({"i0.png": ["background"]}, "i0.png: 'background' is the background"),
         ({"i0.png": "Polyp"}, "i0.png must have a list of class names"),
-        ({"gone.png": ["Polyp"]}, "names gone.png, which parts.json does not list"),
+        ({"gone.png": ["Polyp"]}, "names 'gone.png', which parts.json does not list"),
     ],
 )
 def test_bad_labels_are_named(root, present, named):

@@ -297,7 +297,7 @@ def test_own_files(tmp_path):
         ("p.yaml", "gland: [a: b]\nbackground: a\n", "quote those that hold a colon"),
         ("p.yaml", "", "holds no descriptions"),
         ("p.yaml", "- a\n- b\n", "holds no descriptions"),
-        ("p.yaml", "gland: [a\n", "is no YAML file"),
+        ("p.yaml", "gland: [a\n", "cannot be read as YAML"),
         ("p.txt", "gland\n", "line 1: write 'class: description', not 'gland'"),
         ("p.txt", "# nothing\n", "holds no descriptions"),
         ("p.txt", b"\xff\xfe\x00", "is no UTF-8 text"),

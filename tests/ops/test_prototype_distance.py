@@ -174,3 +174,15 @@ def test_the_choice_gets_no_gradient_of_zeros() -> None:
         torch.autograd.grad(distance.sum(), embedding)
     assert (nearest.shape, torch.int32) not in mode.made
     assert mode.made  # it does note what is made
+
+
+@pytest.mark.parametrize("double", ["embedding", "prototypes"])
+def test_one_float64_argument_makes_all_of_it_float64(double: str) -> None:
+    """The other argument is widened before it is normalised, not after."""
+    case = pixels(dtype=torch.float32, seed=5)
+    given = {name: getattr(case, name).to(torch.float64 if name == double else torch.float32)
+             for name in ("embedding", "prototypes")}  # fmt: skip
+    distance, _ = ops.prototype_distance(**given)
+    exact, _ = truth.prototype_distance(array(given["embedding"]), array(given["prototypes"]))
+    assert distance.dtype == torch.float64
+    assert_near(distance, exact)

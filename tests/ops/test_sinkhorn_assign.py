@@ -184,3 +184,11 @@ def test_a_wrong_argument_is_refused_by_name(argument: str, value: object) -> No
     } | {argument: value}
     with pytest.raises((TypeError, ValueError), match=argument):
         ops.sinkhorn_assign(**given)
+
+
+def test_one_float64_argument_makes_all_of_it_float64() -> None:
+    """Two prototypes whose cosines with the pixel differ by 1e-12, which float32 cannot tell apart."""
+    turn = torch.tensor(1e-6, dtype=torch.float64)
+    prototypes = torch.stack([torch.stack([turn.cos(), turn.sin()]), torch.tensor([1.0, 0.0], dtype=torch.float64)])
+    embedding, label = torch.tensor([[1.0, 0.0]]), torch.zeros(1, dtype=torch.uint8)
+    assert ops.sinkhorn_assign(embedding, prototypes[None], label, iterations=0).tolist() == [1]

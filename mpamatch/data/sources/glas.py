@@ -4,7 +4,6 @@ Sirinukunwattana et al., Gland segmentation in colon histology images: the GlaS 
 Image Analysis 2017, doi 10.1016/j.media.2016.08.008. Files: train_N, testA_N, testB_N and these with _anno.
 """
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from mpamatch.data.prepared import Class, Item, RawSet
 from mpamatch.data.raw import Findings
 from mpamatch.data.sources.drawn import NumberedMasks
 from mpamatch.data.sources.layout import existing, without_mask
-from mpamatch.errors import InputError, unknown
+from mpamatch.errors import InputError, shown, unknown
+from mpamatch.files import read_table
 from mpamatch.images import default_colour
 from mpamatch.names import visible, visible_below
 
@@ -107,14 +107,13 @@ def _grades(source: Path, task: str) -> dict[str, _Row]:
         if task == "grade":
             raise InputError(f"{source}: has no Grade.csv, which the task grade needs; take --task gland.")
         return {}
-    with found[0].open(encoding="utf-8-sig", newline="") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
+    rows = read_table(found[0])
     columns = ["".join(column.lower().split()) for column in rows[0]] if rows else []
     name, patient, grade = (_column(found[0], columns, start) for start in ("name", "patient", "grade(glas"))
     needed = max(name, patient, grade)
     for row in rows[1:]:
         if len(row) <= needed:
-            raise InputError(f"{found[0]}: the row {','.join(row)!r} has fewer columns than the header.")
+            raise InputError(f"{found[0]}: the row {shown(','.join(row))} has fewer columns than the header.")
     return {row[name]: _Row(row[patient], row[grade].lower()) for row in rows[1:]}
 
 
@@ -156,7 +155,9 @@ def _grade_index(grades: dict[str, _Row], stem: str) -> int:
     if stem not in grades:
         raise InputError(f"Grade.csv: has no row for {stem}, which the task grade needs.")
     if grades[stem].grade not in GRADES:
-        raise InputError(f"Grade.csv: {stem} has the grade {grades[stem].grade!r}; {' or '.join(GRADES)} is known.")
+        raise InputError(
+            f"Grade.csv: {stem} has the grade {shown(grades[stem].grade)}; {' or '.join(GRADES)} is known."
+        )
     return 1 + GRADES.index(grades[stem].grade)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -151,4 +152,6 @@ def _preset(name: str, *, mean: Any, std: Any, offline: Mapping[str, str] | None
 
 def _constants(numbers: Any) -> Constants:
     red, green, blue = map(float, numbers)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError(f"{numbers} are no constants of R, G and B")
     return red, green, blue

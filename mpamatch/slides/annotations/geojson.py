@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.slides.annotations.regions import Annotations, Collector, Colour
 
 MOST_BYTES = 2_000_000_000  # of text: a small archive can hold more than there is memory
+MOST_TIMES = 100  # the size of its file, of what is packed: coordinates shrink to a tenth, blanks to a thousandth
+SURE_BYTES = 1 << 26  # below that an archive may hold whatever it does
 _SPACE = frozenset(" \t\r\n")
 _AREAS = ("Polygon", "MultiPolygon", "GeometryCollection")
 _OTHERS = ("Point", "MultiPoint", "LineString", "MultiLineString")
@@ -32,10 +35,12 @@ def read_geojson(path: Path, offset: tuple[float, float] = (0.0, 0.0)) -> Annota
         try:
             for feature in features(text):
                 _add(found, feature)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: is no GeoJSON ({error}): export it from QuPath again.") from error
+        except InputError:
+            raise
         except _NoGeoJsonError as error:
             raise InputError(f"{path}: {error}: export it from QuPath as GeoJSON.") from error
+        except (ValueError, RecursionError) as error:  # no JSON, or a number of thousands of digits
+            raise InputError(f"{path}: is no GeoJSON ({reason(error)}): export it from QuPath again.") from error
     return found.annotations()
 
 
@@ -180,8 +185,10 @@ def _texts(path: Path) -> Iterator[str]:
         with path.open("rb") as file:
             head = file.read(4)
         if head[:2] == b"\x1f\x8b":
+            with gzip.open(path) as packed:  # read once to count: nothing of what is too large is kept
+                _check_size(path, sum(len(piece) for piece in _pieces(path, packed)))
             with gzip.open(path) as packed:
-                yield _decoded(path, packed.read(MOST_BYTES + 1))
+                yield _decoded(path, packed.read())
         elif head == b"PK\x03\x04":
             yield from _archived(path)
         else:
@@ -190,8 +197,16 @@ def _texts(path: Path) -> Iterator[str]:
             yield _decoded(path, path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be unpacked ({error}): export it again.") from error
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(f"{path}: cannot be unpacked ({reason(error)}): export it again.") from error
 
 
 def _archived(path: Path) -> Iterator[str]:
@@ -200,18 +215,37 @@ def _archived(path: Path) -> Iterator[str]:
         inside = [one for one in inside if not Path(one.filename).name.startswith(".")]  # macOS adds ._NAME
         if not inside:
             raise InputError(f"{path}: holds no .geojson: pack the file that QuPath exported.")
+        _check_size(path, sum(one.file_size for one in inside))
         for one in inside:
             with archive.open(one) as packed:
-                yield _decoded(path, packed.read(MOST_BYTES + 1))
+                yield _decoded(path, packed.read(one.file_size))
+
+
+def _pieces(path: Path, packed: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    """Yields what is packed, piece by piece. Raises InputError as `_check_size` does, once there is too much of it."""
+    total = 0
+    while piece := packed.read(1 << 22):
+        total += len(piece)
+        _check_size(path, total)
+        yield piece
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raises InputError if what is packed is larger than regions are, for itself or for the size of its file."""
+    if size > MOST_BYTES:
+        raise _too_large(path)
+    packed = path.stat().st_size
+    if size > SURE_BYTES and size > MOST_TIMES * packed:
+        raise InputError(
+            f"{path}: has {packed:,} bytes and unpacks to over {size / 1e6:,.0f} MB, as no regions do: export it again."
+        )
 
 
 def _decoded(path: Path, data: bytes) -> str:
-    if len(data) > MOST_BYTES:
-        raise _too_large(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no GeoJSON ({error}): export it from QuPath again.") from error
+        raise InputError(f"{path}: is no GeoJSON ({reason(error)}): export it from QuPath again.") from error
 
 
 def _too_large(path: Path) -> InputError:

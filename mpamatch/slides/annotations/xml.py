@@ -8,7 +8,7 @@ from typing import Any
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.slides.annotations.regions import Annotations, Collector, Colour
 
 _ELLIPSE, _ARROW, _RULER = "2", "3", "4"  # Type of an ImageScope region; others are closed outlines
@@ -39,7 +39,7 @@ def _root(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except (ElementTree.ParseError, DefusedXmlException, OSError, LookupError, ValueError) as error:
-        raise InputError(f"{path}: is no XML that can be read ({error}): export it again.") from error
+        raise InputError(f"{path}: is no XML that can be read ({reason(error)}): export it again.") from error
 
 
 def _add_asap(found: Collector, annotation: Any) -> None:

@@ -1,6 +1,7 @@
 """What every source of slides has: levels, a size of pixel, and regions read from inside of a level."""
 
 import importlib
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
@@ -83,6 +84,8 @@ def installed(name: str) -> bool:
 
 def library(name: str, path: Path) -> ModuleType:
     """Imports a library of the extra `slides`. Raises InputError, about `path`, if it is not installed."""
+    if name == "tifffile":  # it logs every damaged tag, hundreds of lines: what is wrong is one sentence here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: openslide without its native library
@@ -91,8 +94,7 @@ def library(name: str, path: Path) -> ModuleType:
 
 def broken(path: Path, error: Exception | str) -> Broken:
     """Builds the error for a file that is damaged."""
-    told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return Broken(f"{path}: is broken or cut short ({told}): copy it again from where it came from.")
+    return Broken(f"{path}: is broken or cut short ({reason(error)}): copy it again from where it came from.")
 
 
 def on_white(

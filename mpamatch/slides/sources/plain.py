@@ -13,6 +13,8 @@ from mpamatch.slides.sources.base import Box, Level, Pixels, Source, broken, on_
 from mpamatch.stored import any_size
 
 MOST_PIXELS = 2_000_000_000  # 6 GB in memory; above that a file that is read in tiles is needed
+MOST_TIMES = 150  # the size of its file, of the pixels: tissue shrinks to a tenth, an empty PNG to a thousandth
+SURE_PIXELS = 20_000_000  # below that a picture may be empty
 _RULES = {"I": "holds 16- or 32-bit greys", "F": "holds floating-point values", "C": "is a CMYK image"}
 
 
@@ -64,6 +66,12 @@ def _decoded(path: Path, image: Image.Image) -> Pixels:
         raise InputError(
             f"{path}: is {image.width}×{image.height} pixels and can only be read whole: convert it to a tiled, "
             "pyramidal TIFF (vips tiffsave IN OUT.tif --tile --pyramid --bigtiff --compression jpeg)."
+        )
+    size = path.stat().st_size
+    if image.width * image.height > SURE_PIXELS and 3 * image.width * image.height > MOST_TIMES * size:
+        raise InputError(
+            f"{path}: says that it is {image.width}×{image.height} pixels, and has {size:,} bytes, as no tissue does: "
+            "export it again."
         )
     rule = _RULES.get(image.mode[0])
     if rule:

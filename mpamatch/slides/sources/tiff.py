@@ -15,6 +15,7 @@ from mpamatch.errors import InputError
 from mpamatch.slides.sources.base import Box, Level, Pixels, Source, broken, grid_boxes, library, on_white, white
 
 CACHE_BYTES = 32 << 20  # of decoded tiles, what OpenSlide keeps too: windows that overlap want them again
+MOST_TILE = 1 << 26  # pixels of a tile, 64 times what scanners write: each is decoded as a whole
 _UNIT_MICRONS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
 _TIFF_UNIT_MICRONS = {2: 25400.0, 3: 1e4}  # ResolutionUnit: inch, centimetre
 _WHITE_IS_ZERO, _PALETTE = 0, 3  # PhotometricInterpretation
@@ -64,6 +65,7 @@ class TiffSource(Source):
         first = self._planes[0][0].page
         self.levels = tuple(_level(planes[0].page, first) for planes in self._planes)
         self.tiles = tuple((planes[0].page.tilewidth, planes[0].page.tilelength) for planes in self._planes)
+        self._check_index()
         self._check_length()
         self.microns = _microns(self._tiff, first)
         self._most, self.remarks = _depth(self._tiff, first)
@@ -131,6 +133,17 @@ class TiffSource(Source):
         with self._lock:
             self._file.seek(offset)
             return self._file.read(length)
+
+    def _check_index(self) -> None:
+        """Raises InputError if a page has sides that its index of tiles does not cover, or tiles of absurd sizes."""
+        for plane in (plane for planes in self._planes for plane in planes):
+            page, there = plane.page, len(plane.page.dataoffsets)
+            if page.tilewidth * page.tilelength > MOST_TILE or min(page.tilewidth, page.tilelength) < 1:
+                raise broken(self._path, f"its tiles are {page.tilewidth}×{page.tilelength} pixels")
+            needed = math.ceil(page.imagewidth / page.tilewidth) * math.ceil(page.imagelength / page.tilelength)
+            if plane.first + needed > there or there != len(page.databytecounts):
+                told = f"{page.imagewidth}×{page.imagelength} pixels need {plane.first + needed:,} tiles"
+                raise broken(self._path, f"{told}, and it lists {there:,}")
 
     def _check_length(self) -> None:
         """Raises InputError if a tile lies beyond the end of the file."""
