@@ -41,6 +41,7 @@ from mpamatch.files import clear_unfinished
 from mpamatch.inference.checkpoint import best_checkpoint, save_segmenter
 from mpamatch.malloc import keep_freed_memory
 from mpamatch.methods import Method
+from mpamatch.models.build import RecordError
 from mpamatch.models.encoders import Preset
 from mpamatch.models.network import Network
 from mpamatch.ops import dispatch
@@ -117,7 +118,10 @@ def resume(run: Path, *, data: Path | None = None, console: Console | None = Non
     last = last_checkpoint(run)  # none if it stopped before its first: from the start
     brought = last.is_file() and config.model.tuning == "full"
     built_from = encoder_built_from(last) if brought else None
-    trainer = Trainer(config, open_data(config), console or new_console(), built_from)
+    try:
+        trainer = Trainer(config, open_data(config), console or new_console(), built_from)
+    except RecordError as error:
+        raise InputError(f"{last}: {error}") from error
     return trainer.fit(run)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from mpamatch.errors import InputError
-from mpamatch.models.encoders import Preset, build_encoder, encoder_from, settled
+from mpamatch.errors import InputError, reason
+from mpamatch.models.encoders import Encoder, Preset, build_encoder, encoder_from, settled
 from mpamatch.models.network import NETWORKS, Network, NetworkConfig
 from mpamatch.models.prototype_maps import PrototypeMaps
 from mpamatch.models.transunet import TransUNet
@@ -35,9 +35,26 @@ def build_model(config: NetworkConfig, classes: int, built_from: Preset | None =
     network = next(one for one in NETWORKS.values() if one.configuration is type(config))
     how: dict[str, Any] = {"skips": config.skips, "deepest": config.deepest}
     if built_from is not None:
-        return network(encoder_from(built_from, config.norm, **how), classes, config)
+        return network(_recorded(built_from, config, how), classes, config)
     config = settled_model(config)
     return network(build_encoder(config.encoder, config.encoder_weights, config.norm, **how), classes, config)
+
+
+class RecordError(InputError):
+    """What a checkpoint says of its encoder cannot be built; the sentence lacks the file."""
+
+
+def _recorded(built_from: Preset, config: NetworkConfig, how: Mapping[str, Any]) -> Encoder:
+    """Builds the encoder of a checkpoint. Raises RecordError if its record is damaged."""
+    try:
+        return encoder_from(built_from, config.norm, **how)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the families' libraries raise for arguments that they do not know
+        told = f"{type(error).__name__}: {reason(error)}"
+        raise RecordError(
+            f"names an encoder that cannot be built ({told}): it is damaged, or of another version."
+        ) from error
 
 
 def settled_model(config: Config) -> Config:
