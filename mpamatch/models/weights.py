@@ -78,13 +78,20 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     kinds = [
         f"{name} holds {state[name].dtype}, the model {value.dtype}"
         for name, value in wanted.items()
-        if name in state and state[name].is_floating_point() != value.is_floating_point()
+        if name in state and not _holds_alike(state[name], value)
     ]
     differences = shapes + kinds + missing + extra
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise InputError(f"{source}: does not fit {type(module).__name__}: {'; '.join(differences[:SHOWN])}{more}.")
     module.load_state_dict(dict(state))
+
+
+def _holds_alike(given: Tensor, wanted: Tensor) -> bool:
+    """Tells whether one tensor's numbers can be those of another: counts were cast too where all of a file was."""
+    if wanted.is_floating_point():
+        return given.is_floating_point()
+    return not given.is_floating_point() or bool((given == given.round()).all())
 
 
 def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -218,3 +218,20 @@ def test_the_small_encoders_take_their_own_checkpoint_and_no_other(tmp_path):
     assert_same_state(dict(source.state_dict()), dict(loaded.state_dict()))
     with pytest.raises(InputError, match=r"does not fit SmallEncoder: .*is missing"):
         build_encoder("small_hybrid", str(tmp_path / "small.safetensors"), "batch")
+
+
+def test_counts_that_were_cast_with_the_rest_are_read_and_fractions_are_not():
+    module = torch.nn.BatchNorm2d(3)
+    module.num_batches_tracked.fill_(7)
+    halved = {name: value.half() for name, value in module.state_dict().items()}
+    load_checked(torch.nn.BatchNorm2d(3), halved, "a.pt")
+    other = torch.nn.BatchNorm2d(3)
+    load_checked(other, halved, "a.pt")
+    assert other.num_batches_tracked == 7
+    for state in (
+        {**halved, "num_batches_tracked": torch.tensor(7.5)},
+        {**halved, "num_batches_tracked": torch.tensor(float("nan"))},
+        {**halved, "weight": torch.ones(3, dtype=torch.int8)},
+    ):
+        with pytest.raises(InputError, match=r"^a\.pt: does not fit BatchNorm2d: \w+ holds torch\."):
+            load_checked(other, state, "a.pt")
