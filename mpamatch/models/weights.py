@@ -59,10 +59,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # zipfile raises half a dozen kinds for what is no archive, or a damaged one
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -104,3 +104,12 @@ def test_glas_bad_input(warwick, tmp_path):
         glas.raw_set(tmp_path / "empty")
     with pytest.raises(InputError, match="did you mean 'grade'"):
         glas.raw_set(warwick, "grades")
+
+
+@pytest.mark.parametrize("spoil", [b"\xe9", b'"' + b"x" * 200_000], ids=["latin", "long"])
+def test_a_table_that_is_no_csv_in_utf8_is_named(warwick, spoil):
+    """A name with an accent, saved by a spreadsheet in Latin-1; and what is no table."""
+    path = next(warwick.rglob("Grade.csv"))
+    path.write_bytes(path.read_bytes() + spoil)
+    with pytest.raises(InputError, match=rf"^{path}: is no t"):
+        glas.raw_set(warwick)

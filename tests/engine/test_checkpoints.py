@@ -291,3 +291,60 @@ def test_device():
         assert choose_device("auto").type == "cpu"
         with pytest.raises(InputError, match=r"engine\.device: cuda was asked for"):
             choose_device("cuda")
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(tiny_config(root), run, console=silent())
+    return run
+
+
+def rewrite(path, change):
+    """Writes the tensors and values of a checkpoint again, as `change` leaves them."""
+    found, about = tensors.read_tensors(path)
+    change(found, about)
+    tensors.write_tensors(path, found, about)
+
+
+OTHER_VALUES = [
+    ("best", lambda found, about: about.update(model=7)),
+    ("best", lambda found, about: about["model"].update(norm=["batch"])),
+    ("best", lambda found, about: about.update(encoder={"name": "x"})),
+    ("best", lambda found, about: about["encoder"].update(family="smal")),
+    ("best", lambda found, about: about["encoder"].update(mean=[1, 2])),
+    ("best", lambda found, about: about["encoder"]["arguments"].update(blocks="x")),
+    ("best", lambda found, about: about["segmenter"].update(window="32")),
+    ("best", lambda found, about: about["segmenter"].update(window=10**9)),
+    ("best", lambda found, about: about["segmenter"].update(scale=0)),
+    ("best", lambda found, about: about["segmenter"].update(overlap=1.0)),
+    ("best", lambda found, about: about["segmenter"].update(std=[1, 0, 1])),
+    ("best", lambda found, about: about["segmenter"].update(colours=[[0, 0, 0], [1, 2, 300]])),
+    ("best", lambda found, about: about["segmenter"].update(class_names=["a", 7])),
+    ("best", lambda found, about: about["segmenter"].update(precision=32)),
+    ("best", lambda found, about: found.update({next(iter(found)): next(iter(found.values())).view(torch.int32)})),
+    ("last", lambda found, about: about.update(progress=[1])),
+    ("last", lambda found, about: about["progress"].update(step="2")),
+    ("last", lambda found, about: about["progress"].update(step=-1)),
+    ("last", lambda found, about: about["encoder"].update(family="smal")),
+    ("last", lambda found, about: found.update({"optimizer/x/step": torch.zeros(())})),
+    ("last", lambda found, about: found.update({"optimizer/0/exp_avg": torch.zeros(7)})),
+    ("last", lambda found, about: found.pop("optimizer/0/exp_avg")),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), OTHER_VALUES, ids=range(len(OTHER_VALUES)))
+def test_other_values_than_were_written_are_told_by_the_name_of_the_file(finished, tmp_path, name, change):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "checkpoints" / f"{name}.safetensors"
+    rewrite(path, change)
+    with pytest.raises(InputError, match=f"^{path}: "):
+        load_segmenter(run, "cpu") if name == "best" else resume(run, console=silent())
+
+
+def test_values_beside_the_tensors_that_are_no_json(finished, tmp_path):
+    path = tmp_path / "a.safetensors"
+    for text in ("{", "7", "[]", '{"a": ', "\x00"):
+        save_file({"a": torch.zeros(1)}, path, metadata={"mpamatch": text})
+        with pytest.raises(InputError, match=f"^{path}: holds other values than mpamatch writes"):
+            tensors.read_tensors(path)

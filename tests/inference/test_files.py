@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -310,3 +311,30 @@ def test_another_model_or_overlap_is_refused(tmp_path: Path) -> None:
     (out / "images.json").write_text("{}")
     with pytest.raises(InputError, match="is no record"):
         predict_files(make(), [image], out)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", "a/b", "", "x" * 300])
+def test_a_record_writes_into_no_other_folder(tmp_path: Path, name: str) -> None:
+    """images.json may come from anywhere: its names become names of files."""
+    segmenter, image, out = make(), save(tmp_path / "a.png"), tmp_path / "deep" / "er" / "out"
+    predict_files(segmenter, [image], out)
+    record = json.loads((out / "images.json").read_text())
+    before = set(tmp_path.rglob("*"))
+    (out / "images.json").write_text(json.dumps(record | {"names": {name: str(image)}}))
+    with pytest.raises(InputError, match=r"images\.json: gives a file the name .*, which is no name of a file"):
+        predict_files(segmenter, [image], out)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [[], {}, {"made_with": 7}, {"names": {}}, {"names": ["a"]}, {"names": {"a": 7}}])
+def test_a_record_of_another_form_is_refused(tmp_path: Path, content: Any) -> None:
+    segmenter, image, out = make(), save(tmp_path / "a.png"), tmp_path / "out"
+    predict_files(segmenter, [image], out)
+    record = json.loads((out / "images.json").read_text())
+    whole = record | content if isinstance(content, dict) and "names" in content else content
+    (out / "images.json").write_text(json.dumps(whole))
+    if content == {"names": {}}:
+        predict_files(segmenter, [image], out)
+        return
+    with pytest.raises(InputError, match=r"images\.json: is no record of a prediction"):
+        predict_files(segmenter, [image], out)

@@ -235,3 +235,24 @@ def test_counts_that_were_cast_with_the_rest_are_read_and_fractions_are_not():
     ):
         with pytest.raises(InputError, match=r"^a\.pt: does not fit BatchNorm2d: \w+ holds torch\."):
             load_checked(other, state, "a.pt")
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    """Read as floats they would be numbers that nobody trained."""
+    state = dict(build_encoder("small_conv", None, "batch").state_dict())
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    save_file(state | {name: state[name].view(torch.int32)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=rf"{name} holds torch.int32, the model torch.float32"):
+        build_encoder("small_conv", str(tmp_path / "a.safetensors"), "batch")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_damaged_archive_is_told_in_one_short_sentence(tmp_path, name):
+    path = tmp_path / name
+    torch.save({"weight": torch.zeros(3)}, path)
+    whole = path.read_bytes()
+    for spoilt in (whole[:-30], whole.replace(b"data.pkl", b"data\x85\xff\xff\xff"), b"", whole[:4], b"x" * 9000):
+        path.write_bytes(spoilt)
+        with pytest.raises(InputError, match=f"^{path}: ") as caught:
+            read_state_dict(path)
+        assert len(str(caught.value)) < len(str(path)) + 400

@@ -422,3 +422,23 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"{path}: is read by openslide, .*: pip install 'mpamatch\[slides\]'"):
             open_slide(path)
     open_slide(picture).close()
+
+
+@pytest.mark.parametrize(("tag", "value"), [(256, 10**6), (257, 2**32 - 1), (322, 2**20), (323, 16)])
+def test_sides_that_the_index_of_tiles_does_not_cover(tmp_path, tag, value):
+    """OpenSlide would read the rest as white, and tifffile a tile of gigabytes."""
+    path = write_slide(tmp_path / "a.tif", compression="deflate", levels=1)
+    with tifffile.TiffFile(path) as file:
+        entry = file.pages[0].tags[tag].offset
+    data = bytearray(path.read_bytes())
+    data[entry + 2 : entry + 12] = (4).to_bytes(2, "little") + (1).to_bytes(4, "little") + value.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"^{path}: is broken or cut short \(.*tiles"):
+        open_slide(path)
+
+
+def test_an_empty_picture_of_gigapixels_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("1", (30_000, 30_000)).save(path)
+    with pytest.raises(InputError, match=r"says that it is 30000×30000 pixels, and has .* bytes, as no tissue does"):
+        open_slide(path)

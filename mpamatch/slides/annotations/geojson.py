@@ -7,9 +7,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from mpamatch.errors import InputError, reason
+from mpamatch.errors import InputError, reason, shown
 from mpamatch.slides.annotations.regions import Annotations, Collector, Colour
 
 MOST_BYTES = 2_000_000_000  # of text: a small archive can hold more than there is memory
@@ -129,7 +129,7 @@ class _Cursor:
 
 def _add(found: Collector, feature: Any) -> None:
     if not isinstance(feature, dict) or not isinstance(feature.get("geometry") or {}, dict):
-        raise _NoGeoJsonError(f"holds {str(feature)[:40]!r}, which is no feature")
+        raise _NoGeoJsonError(f"holds {shown(feature)}, which is no feature")
     geometry, properties = feature.get("geometry") or {}, feature.get("properties") or {}
     class_name, color = _classification(properties if isinstance(properties, dict) else {})
     kind = geometry.get("type")
@@ -139,7 +139,7 @@ def _add(found: Collector, feature: Any) -> None:
     elif kind is None or kind in _OTHERS:
         found.skip(kind or "feature")
     else:
-        raise _NoGeoJsonError(f"holds a geometry of type {kind!r}")
+        raise _NoGeoJsonError(f"holds a geometry of type {shown(kind)}")
 
 
 def _polygons(geometry: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from mpamatch.errors import InputError
+from mpamatch.errors import SHOWN, InputError
 
 Colour = tuple[int, int, int]
 
@@ -70,7 +70,8 @@ class Collector:
         Raises InputError if a point is no pair of numbers.
         """
         self._seen += 1
-        where = f"number {self._seen} ({', '.join(part for part in (class_name, name) if part) or 'without a class'})"
+        words = [part[:SHOWN] for part in (class_name, name) if part]
+        where = f"number {self._seen} ({', '.join(words) or 'without a class'})"
         geometry = self._area(polygons, where)
         taken = self._area(without, where)
         if not taken.is_empty:

@@ -102,7 +102,7 @@ WRONG = {
     "comma": ('{"features": [{"geometry": null} {"geometry": null}]}', "is no GeoJSON .*expected ,"),
     "nested": ("[" * 100_000, "is no GeoJSON"),
     "other": ('{"a": 1}', "is JSON, but holds no features"),
-    "numbers": ("[1, 2]", "holds '1', which is no feature"),
+    "numbers": ("[1, 2]", "holds 1, which is no feature"),
     "geometry": ('[{"geometry": 7}]', "which is no feature"),
     "kind": ('[{"geometry": {"type": "Circle"}}]', "holds a geometry of type 'Circle'"),
     "empty": ('[{"geometry": {"type": "Polygon"}}]', "holds a polygon without coordinates"),
