@@ -221,7 +221,7 @@ def _archived(path: Path) -> Iterator[str]:
                 yield _decoded(path, packed.read(one.file_size))
 
 
-def _pieces(path: Path, packed: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+def _pieces(path: Path, packed: gzip.GzipFile) -> Iterator[bytes]:
     """Yields what is packed, piece by piece. Raises InputError as `_check_size` does, once there is too much of it."""
     total = 0
     while piece := packed.read(1 << 22):
