@@ -18,13 +18,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 CODES = (0, 1, 2)
 SECONDS = 10.0
-MEMORY = 2 << 30  # bytes that a command may use, this process's own imports among them
+MEMORY = 3 << 29  # bytes that a command may use beside the imports, which are half a GB: 2 GB in all
 ROOM = 4 << 30  # of addresses beyond what is there at the fork: a thread reserves 70 MB that it never touches
 UNFORESEEN = 70  # the exit code of a child whose command raised
 LONGEST = 1500  # letters of what a command says when it refuses: the first is a sentence, and paths may be long
@@ -52,6 +52,7 @@ class Ended:
         errors: what it wrote to stderr.
         seconds: wall-clock time.
         peak: bytes of memory that it had at most.
+        held: bytes that it had when it began, all of its parent's; a test's may have seen large things before.
         late: whether it was ended because its time was over.
     """
 
@@ -60,6 +61,7 @@ class Ended:
     errors: str
     seconds: float
     peak: int
+    held: int = 0
     late: bool = False
 
     @property
@@ -73,8 +75,8 @@ class Ended:
             return f"traceback: {self.said.strip().splitlines()[-1][:200]}"
         if self.code not in CODES:
             return f"exit code {self.code}"
-        if self.peak > MEMORY:
-            return f"used {self.peak >> 20} MB"
+        if self.peak - self.held > MEMORY:
+            return f"used {(self.peak - self.held) >> 20} MB"
         if self.code == 2:
             return self._of_refusal()
         return "says nothing" if not self.said.strip() else None
@@ -175,7 +177,7 @@ def _ends(child: int, results: BinaryIO, folder: Path, seconds: float) -> Iterat
         _, status, used = os.wait4(child, 0)
         said, errors = (_text(folder / name) for name in (OUT, ERRORS))
         took, code = time.monotonic() - began, os.waitstatus_to_exitcode(status)
-        yield Ended(code, said + errors, errors, took, used.ru_maxrss << 10, late)
+        yield Ended(code, said + errors, errors, took, used.ru_maxrss << 10, late=late)
         return
 
 
@@ -187,14 +189,14 @@ def _be_the_child(functions: Sequence[Callable[[], int]], results: int, folder: 
         for function in functions:
             _say_into(folder / OUT, folder / ERRORS)
             Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-            began = time.monotonic()
+            held, began = _peak(), time.monotonic()
             code = _code_of(function)
             took = time.monotonic() - began
             sys.stdout.flush()
             sys.stderr.flush()
             said, errors = (_text(folder / name) for name in (OUT, ERRORS))
-            ended = {"code": code, "said": said + errors, "errors": errors, "seconds": took, "peak": _peak()}
-            os.write(results, json.dumps(ended).encode() + b"\n")
+            ended = Ended(code, said + errors, errors, took, _peak(), held)
+            os.write(results, json.dumps(asdict(ended)).encode() + b"\n")
     finally:
         os._exit(0)
 
