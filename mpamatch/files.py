@@ -20,8 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mpamatch.errors import InputError, WriteError, reason, shown
 
 UNFINISHED = ".mpamatch-unfinished"
@@ -223,6 +221,8 @@ def read_yaml(path: Path) -> Any:
 
     Raises InputError if the file is missing, cannot be read or is no YAML, or if its aliases make it endless or large.
     """
+    import yaml  # here alone: JSON is read on machines that have no YAML too
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
