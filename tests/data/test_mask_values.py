@@ -364,7 +364,7 @@ def test_masks_of_0_and_255_among_masks_of_0_and_1_are_named(folder, prepared, r
         lambda seed, path: saved(drawn(seed).astype(np.uint8) * (255 if seed == 2 else 1), path.with_suffix(".png"))
     )
     said = refused(source)
-    assert "1 masks hold 255 (a2.png) and 3 others 1 (a0.png and 2 more)" in said
+    assert "a2.png holds 255, and a0.png and 2 more hold 1: say what they mean" in said
     labels, _ = prepared(source, "--mask-values", "0:background,1:object,255:object")
     assert_drawn(labels)
     assert "--mask-values 0:background,1:object,255:object if 255 is the same object" in said

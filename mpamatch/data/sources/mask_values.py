@@ -224,8 +224,8 @@ def _check_scales(looks: Sequence[Look]) -> None:
     line = Advice.of_values([0, *drawn]).entries
     same = f" {line},255:object if 255 is the same object," if len(drawn) == 1 else ""
     raise InputError(
-        f"{with_255[0].path.parent}: {len(with_255)} masks hold 255 ({named(with_255)}) and {len(others)} others "
-        f"{', '.join(map(str, drawn))} ({named(others)}): say what they mean with --mask-values{same} "
+        f"{with_255[0].path.parent}: {named(with_255)} {'hold' if len(with_255) > 1 else 'holds'} 255, and {named(others)} "
+        f"{'hold' if len(others) > 1 else 'holds'} {', '.join(map(str, drawn))}: say what they mean with --mask-values{same} "
         f"{'or ' * bool(same)}{line},255:ignore if 255 is not to be learned."
     )
 
