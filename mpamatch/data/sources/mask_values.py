@@ -223,10 +223,10 @@ def _check_scales(looks: Sequence[Look]) -> None:
     drawn = sorted({value for look in others for value in look.numbers} - {0})
     line = Advice.of_values([0, *drawn]).entries
     same = f" {line},255:object if 255 is the same object," if len(drawn) == 1 else ""
+    held, other = (f"{named(looks)} {'hold' if len(looks) > 1 else 'holds'}" for looks in (with_255, others))
     raise InputError(
-        f"{with_255[0].path.parent}: {named(with_255)} {'hold' if len(with_255) > 1 else 'holds'} 255, and {named(others)} "
-        f"{'hold' if len(others) > 1 else 'holds'} {', '.join(map(str, drawn))}: say what they mean with --mask-values{same} "
-        f"{'or ' * bool(same)}{line},255:ignore if 255 is not to be learned."
+        f"{with_255[0].path.parent}: {held} 255, and {other} {', '.join(map(str, drawn))}: say what they mean with "
+        f"--mask-values{same} {'or ' * bool(same)}{line},255:ignore if 255 is not to be learned."
     )
 
 
