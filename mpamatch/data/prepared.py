@@ -10,7 +10,6 @@ splits/*.json    which training images count as labelled
 
 import dataclasses
 import difflib
-import math
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -33,6 +32,7 @@ from mpamatch.files import check_free, is_file_name, json_bytes, making, read_js
 from mpamatch.images import IGNORE, Facts, can_copy, read_image_and_facts
 from mpamatch.names import fitting, listed, same, visible
 
+MOST_MICRONS = 1e6  # a metre: what is larger is no size of a pixel
 PARTS = ("train", "validation", "test")
 COPIED = (".png", ".jpg", ".jpeg")  # how the files in images/ end
 T = TypeVar("T")
@@ -311,7 +311,7 @@ def checked_classes(classes: tuple[Class, ...], where: str) -> tuple[Class, ...]
 def _positive(path: Path, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST_MICRONS:
         raise InputError(f"{path}: microns_per_pixel must be a positive number or null, not {shown(value)}.")
     return float(value)
 

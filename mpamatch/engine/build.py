@@ -9,7 +9,7 @@ from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.kinds import kinds
 from mpamatch.data.prepared import Prepared, chosen_split, load_prepared, training_lists, weak_training_lists
 from mpamatch.engine.config import Config, load_config
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, shown
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.methods import Method, build_method
 from mpamatch.methods.towers import TEXT
@@ -19,11 +19,15 @@ from mpamatch.models.learned import encoder_identity
 from mpamatch.models.licences import licence_of
 from mpamatch.models.network import Network
 
+LONGEST_PATH = 4096  # letters, of Linux
+
 
 def open_data(config: Config) -> Prepared:
     """Loads the prepared set of the configuration. Raises InputError if data.root is not given or not prepared."""
     if not config.data.root:
         raise InputError("data.root: no data set given; add --data.root FOLDER (mpamatch prepare makes one).")
+    if len(config.data.root) > LONGEST_PATH:
+        raise InputError(f"data.root: {shown(config.data.root)} is no path of a folder.")
     return load_prepared(Path(config.data.root))
 
 

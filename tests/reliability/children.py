@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 CODES = (0, 1, 2)
-SECONDS = 10.0
+SECONDS = 10.0  # of processor time
+PATIENCE = 12  # times as many by the clock
 MEMORY = 3 << 29  # bytes that a command may use beside the imports, which are half a GB: 2 GB in all
 ROOM = 4 << 30  # of addresses beyond what is there at the fork: a thread reserves 70 MB that it never touches
 UNFORESEEN = 70  # the exit code of a child whose command raised
-LONGEST = 1500  # letters of what a command says when it refuses: the first is a sentence, and paths may be long
+LONGEST = 2500  # letters of what a command says when it refuses: one sentence, which may list all 90 fields
 MOST_LINES = 20  # of stderr, with the warnings of libraries
 KEPT = 20_000  # letters of a text that is longer than twice as many, at its beginning and at its end
 OUT, ERRORS = ".stdout", ".stderr"
@@ -50,7 +51,7 @@ class Ended:
         code: its exit code, or minus the signal that ended it.
         said: what it wrote to stdout and stderr.
         errors: what it wrote to stderr.
-        seconds: wall-clock time.
+        seconds: of processor time: by the clock, a busy machine would look like a slow command.
         peak: bytes of memory that it had at most.
         held: bytes that it had when it began, all of its parent's; a test's may have seen large things before.
         late: whether it was ended because its time was over.
@@ -160,25 +161,40 @@ def _ends(child: int, results: BinaryIO, folder: Path, seconds: float) -> Iterat
     """Yields what the child tells of each function; of the one that it does not tell of, how it died."""
     told = b""
     while True:
-        began, until = time.monotonic(), time.monotonic() + seconds
-        while b"\n" not in told and select.select([results], [], [], max(0.0, until - time.monotonic()))[0]:
-            more = os.read(results.fileno(), 1 << 20)
-            told += more
-            if not more:
-                break
+        began, before = time.monotonic(), _spent(child)
+        while b"\n" not in told and not (late := _is_late(child, began, before, seconds)):
+            if select.select([results], [], [], 0.2)[0]:
+                more = os.read(results.fileno(), 1 << 20)
+                told += more
+                if not more:
+                    break
         line, whole, told = told.partition(b"\n")
         if whole:
             yield Ended(**json.loads(line))
             continue
-        late = time.monotonic() >= until
+        took = _spent(child) - before
         if late:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
         _, status, used = os.wait4(child, 0)
         said, errors = (_text(folder / name) for name in (OUT, ERRORS))
-        took, code = time.monotonic() - began, os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
         yield Ended(code, said + errors, errors, took, used.ru_maxrss << 10, late=late)
         return
+
+
+def _is_late(child: int, began: float, before: float, seconds: float) -> bool:
+    """Tells whether a child has computed for so long, or waited for PATIENCE times as long."""
+    return _spent(child) - before > seconds or time.monotonic() - began > PATIENCE * seconds
+
+
+def _spent(child: int) -> float:
+    """Reads the seconds of processor time that a child has had."""
+    try:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _be_the_child(functions: Sequence[Callable[[], int]], results: int, folder: Path) -> None:
@@ -189,9 +205,9 @@ def _be_the_child(functions: Sequence[Callable[[], int]], results: int, folder: 
         for function in functions:
             _say_into(folder / OUT, folder / ERRORS)
             Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-            held, began = _peak(), time.monotonic()
+            held, began = _peak(), time.process_time()
             code = _code_of(function)
-            took = time.monotonic() - began
+            took = time.process_time() - began
             sys.stdout.flush()
             sys.stderr.flush()
             said, errors = (_text(folder / name) for name in (OUT, ERRORS))

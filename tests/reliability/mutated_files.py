@@ -1,8 +1,8 @@
 """Thousands of damaged files, each given to the command that reads it: `python -m tests.reliability.mutated_files`.
 
 A case is a kind and a number, which decide reader and damage: `--kinds png --only 17` runs one again, and says all that
-the command said. A case passes if the command ends within 10 s and 2 GB with exit code 0, 1 or 2, and with 2 after one
-sentence. What was done stands in --log, and the same command goes on there.
+the command said. A case passes if the command ends within 10 s of processor time and 2 GB with exit code 0, 1 or 2, and
+with 2 after one sentence. What was done stands in --log, and the same command goes on there.
 """
 
 import argparse
@@ -145,7 +145,10 @@ def table(lines: Iterable[dict[str, object]]) -> str:
     by_kind = defaultdict(list)
     for line in lines:
         by_kind[line["kind"]].append(line)
-    rows = ["| files | read | refused by a sentence | 0 or 1 | longest, s | most memory, MB | faults |", "|---|" * 7]
+    rows = [
+        "| files | read | refused by a sentence | 0 or 1 | longest, s of processor | most memory, MB | faults |",
+        "|---|" * 7,
+    ]
     rows[1] = "|---|---:|---:|---:|---:|---:|---:|"
     for kind, found in by_kind.items():
         codes = Counter(line["code"] for line in found)

@@ -346,7 +346,7 @@ def mutate_yaml(random: Random, data: bytes) -> bytes:
     changed = change(random, yaml.safe_load(data))
     try:
         text = yaml.safe_dump(changed, allow_unicode=random.choice((True, False)), sort_keys=False)
-    except ValueError:  # an integer of more digits than Python writes
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes, or lists in lists
         text = json.dumps(str(changed))
     return text.encode("utf-8", "surrogatepass")
 
