@@ -1,13 +1,16 @@
 """The progress line shows what the method logs."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from mpamatch.engine.log import RunLog
 from mpamatch.engine.loop import Trainer
+from mpamatch.errors import WriteError
 from mpamatch.methods import METHODS
+from tests.reliability.scenarios import scalars
 from tests.tiny import make_set, silent, tiny_config
 
 
@@ -30,3 +33,26 @@ def test_the_trainer_hands_over_what_its_method_declares(method, prepared, tmp_p
         declared = METHODS[method]
         assert log.losses == ("loss", *(declared.progress or declared.losses))
         assert log.shares == declared.shares
+
+
+def test_a_run_killed_before_its_first_checkpoint_shows_every_step_once(tmp_path):
+    killed = RunLog(tmp_path, 4, 0, silent())
+    for step in (1, 2, 3):
+        killed.write(step, {"loss": float(step)})
+    killed.board.flush()  # and no end
+    with RunLog(tmp_path, 4, 0, silent()) as log:
+        for step in (1, 2, 3, 4):
+            log.write(step, {"loss": 10.0 * step})
+    assert scalars(tmp_path)["train/loss"] == [(step, 10.0 * step) for step in (1, 2, 3, 4)]
+
+
+def test_a_full_disk_is_said_with_the_run(tmp_path, monkeypatch):
+    with RunLog(tmp_path, 4, 0, silent()) as log:
+
+        def full(line):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "file", SimpleNamespace(write=full))
+            with pytest.raises(WriteError, match=r"metrics\.jsonl .* \(No space left on device\): make room.*--resume"):
+                log.write(1, {"loss": 1.0})
