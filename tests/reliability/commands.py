@@ -9,6 +9,7 @@ in one folder, and does what is asked just before the N-th of them: kills its pr
 that writes can be hit, however short it takes.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -148,6 +149,8 @@ def _command(words: list[str], folder: Path, said: Path, ambush: Ambush, python:
     os.chdir(folder)
     sys.executable = python or sys.executable
     if user is not None:
+        for name in (*MODULES, "zoneinfo"):  # pydantic imports the last one late; the user may not read where these lie
+            importlib.import_module(name)
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
