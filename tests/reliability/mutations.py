@@ -288,7 +288,8 @@ def _instead(random: Random, value: Any) -> Any:
     """Another value: of the same type, or any."""
     what = random.randrange(8)
     if what == 0 and isinstance(value, int | float) and not isinstance(value, bool):
-        return random.choice((value + 1, -value, value * 1000, float(value), str(value), 10**400, 1e300))
+        near = float(value) if abs(value) < 10**300 else 0.5
+        return random.choice((value + 1, -value, value * 1000, near, str(value), 10**400, 1e300))
     if what == 0 and isinstance(value, str):
         return random.choice((value[:-1], value + value, value.upper(), value * 1000, f"../{value}", f"/{value}"))
     if what == 1:

@@ -102,6 +102,11 @@ def evaluate(folder: Path) -> Words:
     return ["evaluate", folder / "run", "--data", folder / "set", "--device", "cpu"]
 
 
+def evaluate_validation(folder: Path) -> Words:
+    """Reads the masks of the part that tissue-00003 is in."""
+    return [*evaluate(folder), "--part", "validation"]
+
+
 def resume(folder: Path) -> Words:
     return ["train", "--resume", folder / "run"]
 
@@ -343,7 +348,7 @@ KINDS: Mapping[str, Kind] = {
             Reader("alpha.png", predict("alpha.png"), share=2),
             Reader("set/images/tissue-00003.png", check),
             Reader("set/masks/tissue-00003.png", check),
-            Reader("set/masks/tissue-00003.png", evaluate, share=1),
+            Reader("set/masks/tissue-00003.png", evaluate_validation, share=1),
             Reader("set/images/tissue-00003.png", train(), without_figures, share=1),
             Reader("seen/masks/a0.png", predict("raw/images/a0.png", "raw/images/b.jpg", out="seen"), share=1),
         ),
@@ -365,7 +370,7 @@ KINDS: Mapping[str, Kind] = {
             Reader("lzw.tif", predict("lzw.tif")),
             Reader("slides/a.tif", prepare_slides("marks")),
             Reader("slides/a.tif", predict("slides/a.tif"), share=2),
-            Reader("toured/a/mask.ome.tif", predict("slides/a.tif", out="toured"), share=1),
+            Reader("slides/a.tif", prepare_slides("marks", "tissue.geojson"), share=1),
         ),
     ),
     "bmp": Kind(
