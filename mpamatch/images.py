@@ -59,11 +59,13 @@ class Facts:
         turn: EXIF orientation that was applied; 1 is none.
         dropped: whether a fourth channel that is no transparency was left out.
         never_opaque: whether its transparency leaves no pixel as it is, so that all were whitened.
+        grey_end: whether a JPEG ends in even grey, which decoders put where data are missing.
     """
 
     turn: int = 1
     dropped: bool = False
     never_opaque: bool = False
+    grey_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def read_image_and_facts(path: Path, most_megapixels: float | None = None) -> tu
     if stored.without_alpha:
         return np.array(image.convert("RGB")), Facts(stored.turn, dropped=True)
     pixels, opaque = _on_white(image)
-    return pixels, Facts(stored.turn, never_opaque=not opaque)
+    return pixels, Facts(stored.turn, never_opaque=not opaque, grey_end=stored.grey_end)
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:

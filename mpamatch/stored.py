@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
+from mpamatch.whole import check_segments, ends_in_grey, load_whole
 
 # A region of 20,000 × 15,000 pixels, for which `prepare` takes 4.5 GB of memory: it took 2.7 GB for 182 megapixels.
 MOST_MEGAPIXELS = 300.0
@@ -37,6 +38,7 @@ class Stored:
         turn: EXIF orientation, 1 to 8; 1 is none.
         white_is_zero: whether the file says that 0 is white; Pillow then inverts what has up to 8 bits.
         without_alpha: whether the fourth of four channels is not said to be transparency.
+        grey_end: whether a JPEG ends in even grey, which decoders put where data are missing.
     """
 
     image: Image.Image | None
@@ -46,6 +48,7 @@ class Stored:
     turn: int = 1
     white_is_zero: bool = False
     without_alpha: bool = False
+    grey_end: bool = False
 
 
 def allow_megapixels(most: float) -> None:
@@ -123,9 +126,10 @@ def _by_pillow(path: Path, most: float) -> Stored:
         without_alpha = tags.get(_SAMPLES) == 4 and image.mode in {"RGB", "RGBA"} and not _says_alpha(tags)
         huge = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
         with any_size() if huge else contextlib.nullcontext():  # TIFF asks once more, while it decodes
-            image.load()
+            load_whole(path, image)
+        grey = ends_in_grey(image)
         turned = image if turn == 1 else ImageOps.exif_transpose(image)
-    return Stored(turned, None, kind, bits, turn, white_is_zero, without_alpha)
+    return Stored(turned, None, kind, bits, turn, white_is_zero, without_alpha, grey)
 
 
 def _turn(image: Image.Image) -> int:
@@ -149,7 +153,7 @@ def _by_tifffile(path: Path, most: float, error: Exception) -> Stored:
         tifffile = importlib.import_module("tifffile")
     except ImportError:
         raise InputError(
-            f"{path}: is a TIFF that Pillow cannot decode ({_told(error)}): save it as 8- or 16-bit PNG, or install "
+            f"{path}: is a TIFF that Pillow cannot decode ({reason(error)}): save it as 8- or 16-bit PNG, or install "
             "tifffile, which may (pip install 'mpamatch[slides]')."
         ) from error
     try:
@@ -158,6 +162,7 @@ def _by_tifffile(path: Path, most: float, error: Exception) -> Stored:
             check_size(path, page.imagewidth, page.imagelength, most)
             if pages > 1:
                 raise InputError(f"{path}: holds {pages} pages: save the one that is meant as a file of its own.")
+            check_segments(page)
             array = np.asarray(page.asarray())
             white_is_zero, bits = int(page.photometric) == 0, 8 * array.dtype.itemsize
             planes_first = array.ndim == 3 and array.shape[0] == page.samplesperpixel != array.shape[2]
@@ -170,8 +175,4 @@ def _by_tifffile(path: Path, most: float, error: Exception) -> Stored:
 
 
 def _undecodable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: cannot be decoded ({_told(error)}): replace it or take it out of the data.")
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{path}: cannot be decoded ({reason(error)}): replace it or take it out of the data.")

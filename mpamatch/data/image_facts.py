@@ -16,10 +16,11 @@ class Seen:
 
 
 def remarks_on(images: Sequence[Seen]) -> list[str]:
-    """Says how many images were turned, lost a channel or were whitened all over, and names the first of each."""
+    """Says how many images were turned, lost a channel, were whitened or may be cut off, and names one of each."""
     turned = [one for one in images if one.facts.turn != 1]
     dropped = [one for one in images if one.facts.dropped]
     clear = [one for one in images if one.facts.never_opaque]
+    grey = [one for one in images if one.facts.grey_end]
     told = []
     if turned:
         told.append(
@@ -32,6 +33,11 @@ def remarks_on(images: Sequence[Seen]) -> list[str]:
         told.append(
             f"{_counted(clear)} a transparency that leaves no pixel opaque, and whitened by it: if the fourth channel "
             "is something else, such as near-infrared, save the first three alone."
+        )
+    if grey:
+        told.append(
+            f"{_counted(grey)} even grey at the end, as decoders put where the data of a JPEG are cut off: look "
+            "whether that is so."
         )
     return told
 

@@ -11,6 +11,7 @@ from PIL import Image
 from mpamatch.errors import InputError
 from mpamatch.slides.sources.base import Box, Level, Pixels, Source, broken, on_white
 from mpamatch.stored import any_size
+from mpamatch.whole import load_whole
 
 MOST_PIXELS = 2_000_000_000  # 6 GB in memory; above that a file that is read in tiles is needed
 MOST_TIMES = 150  # the size of its file, of the pixels: tissue shrinks to a tenth, an empty PNG to a thousandth
@@ -76,6 +77,7 @@ def _decoded(path: Path, image: Image.Image) -> Pixels:
     rule = _RULES.get(image.mode[0])
     if rule:
         raise InputError(f"{path}: {rule}: convert it to 8-bit RGB first.")
+    load_whole(path, image)
     if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
         return on_white(np.asarray(image.convert("RGBA")))
     return np.array(image.convert("RGB"))
