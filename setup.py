@@ -154,6 +154,7 @@ if __name__ == "__main__":
             "mpamatch": ["py.typed"],
             "mpamatch.recipes": ["*.yaml", "prompts/*.yaml"],
             "mpamatch.models.encoders": ["presets.yaml"],
+            "mpamatch.report": ["*.j2", "*.css"],
             "mpamatch.kernels": ["tiles/*.json"],
         },
         ext_modules=[] if PURE else [Extension(f"mpamatch.{name}", [], optional=name == "_cuda") for name in NATIVE],

@@ -177,6 +177,7 @@ HELP = {
     "check": "name every problem of a prepared set and draw a contact sheet",
     "train": "train a model (without arguments: the demo)",
     "evaluate": "score a run on one part of its data",
+    "report": "a page, a model card and numbers on what a run is worth",
     "predict": "masks, overlays, outlines and areas for images and whole slides",
     "prototypes": "draw what the prototypes of a run see in images",
     "study": "sweep one choice over paired seeds: a table and a figure",
@@ -254,6 +255,16 @@ def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _evaluate(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--data", help="a prepared folder (the one it was trained on)")
+    parser.add_argument("--part", default="test", help="train, validation or test (test)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    return parser
+
+
+def _report(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.epilog = "It writes report.html, which holds all it shows, summary.json and MODEL_CARD.md."
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders; several are compared with the first")
+    parser.add_argument("--out", help="folder for the three files (that of the run, if it is one)")
+    parser.add_argument("--data", help="a prepared folder to score on (the one a run was trained on)")
     parser.add_argument("--part", default="test", help="train, validation or test (test)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
     return parser
@@ -350,6 +361,7 @@ COMMANDS = {
     "check": _check,
     "train": _train,
     "evaluate": _evaluate,
+    "report": _report,
     "predict": _predict,
     "prototypes": _prototypes,
     "study": _study,

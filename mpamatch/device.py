@@ -1,5 +1,8 @@
 """The choice of the device that a command runs on."""
 
+import resource
+import sys
+
 import torch
 
 from mpamatch.errors import InputError
@@ -22,3 +25,14 @@ def choose_device(device: str) -> torch.device:
 def on_gpu(device: str) -> bool:
     """Tells whether auto, cpu or cuda means a GPU here; False for cuda where torch sees none."""
     return device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Returns the most memory that this process has had so far, in MiB, without asking the device.
+
+    On a GPU that which torch allocated there; on a CPU resident memory, libraries included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

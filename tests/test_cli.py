@@ -98,7 +98,7 @@ def test_resume_of_a_finished_run_says_what_comes_next(story, capsys):
     run = story[0] / "run"
     before = (run / "checkpoints" / "last.safetensors").read_bytes()
     assert ended(["train", "--resume", run]) == 0
-    assert f"next: mpamatch evaluate {run}" in capsys.readouterr().out
+    assert f"next: mpamatch report {run}" in capsys.readouterr().out
     assert (run / "checkpoints" / "last.safetensors").read_bytes() == before
 
 

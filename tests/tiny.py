@@ -119,9 +119,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without the wall-clock."""
+    """The lines of metrics.jsonl without the wall-clock and the memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("seconds", "data_seconds")
+    clocks = ("seconds", "data_seconds", "memory_mb")
     return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 

@@ -64,7 +64,7 @@ def report(result: TrainingResult, console: Console) -> None:
         say(console, f"wrote {figure}")
     say(
         console,
-        f"next: mpamatch evaluate {result.run}   or: mpamatch predict {result.run} IMAGES --out out",
+        f"next: mpamatch report {result.run}   or: mpamatch predict {result.run} IMAGES --out out",
     )
 
 

@@ -4,7 +4,9 @@ Frozen towers are not in it, only their source and SHA-256.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,11 @@ def save_last(
         "images": images,
     }
     write_tensors(path, tensors, about)
+
+
+def images_digest(labelled: Sequence[str], unlabelled: Sequence[str], class_names: Sequence[str]) -> str:
+    """Digests what the draws count in: the names of the training images, labelled and not, and of the classes."""
+    return hashlib.sha256(json.dumps([labelled, unlabelled, class_names]).encode()).hexdigest()
 
 
 def encoder_built_from(path: Path) -> Preset | None:

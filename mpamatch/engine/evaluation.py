@@ -1,6 +1,7 @@
 """Evaluation of a model on one part of a prepared set."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from mpamatch import ranks
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import PARTS, Prepared, load_prepared
 from mpamatch.engine.build import moved
-from mpamatch.engine.config import load_saved
+from mpamatch.engine.calibration import Confidence
+from mpamatch.engine.config import Config, load_saved
 from mpamatch.engine.metrics import SegmentationMetrics
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import write_json
@@ -18,13 +20,25 @@ from mpamatch.inference.segmenter import Segmenter
 TOGETHER = 8  # images whose windows share batches
 
 
+@dataclass(frozen=True)
+class ImageScores:
+    """What one image adds to the scores.
+
+    Attributes:
+        name: of the image.
+        metrics: of this image alone.
+        confidence: its pixels by the probability of the predicted class; None unless it was asked for.
+    """
+
+    name: str
+    metrics: SegmentationMetrics
+    confidence: Confidence | None
+
+
 def evaluate(
     segmenter: Segmenter, images: ImageCache, part: str, *, objects: bool, known: bool = False
 ) -> dict[str, Any]:
     """Scores the predictions for the labelled images of a part.
-
-    The ranks share chunks of TOGETHER images, and the sums are added in the order of the chunks, so that any number of
-    ranks gives the same numbers to the last bit.
 
     Args:
         segmenter: predicts.
@@ -39,6 +53,43 @@ def evaluate(
     Raises:
         InputError: the part is unknown or has no labelled image.
     """
+    return pooled(part, score_images(segmenter, images, part, objects=objects, known=known))
+
+
+def pooled(part: str, scored: Sequence[ImageScores]) -> dict[str, Any]:
+    """Computes the scores of all images of a part together, as `evaluate` returns them."""
+    first = scored[0].metrics
+    metrics = SegmentationMetrics(first.class_names, objects=first.objects)
+    for one in scored:
+        metrics.merge(one.metrics)
+    return {"part": part, "images": len(scored), **metrics.compute()}
+
+
+def score_images(
+    segmenter: Segmenter,
+    images: ImageCache,
+    part: str,
+    *,
+    objects: bool,
+    known: bool = False,
+    edges: Sequence[float] | None = None,
+) -> list[ImageScores]:
+    """Scores each labelled image of a part by itself.
+
+    The ranks share chunks of TOGETHER images, and all get the scores in the order of the images, so that any number of
+    ranks gives the same numbers to the last bit.
+
+    Args:
+        segmenter: predicts.
+        images: of the prepared set.
+        part: train, validation or test.
+        objects: whether to compute the object-level scores too.
+        known: as of `evaluate`.
+        edges: of the bins that pixels are counted in by confidence, as of `Confidence`; None: they are not counted.
+
+    Raises:
+        InputError: the part is unknown or has no labelled image.
+    """
     prepared = images.prepared
     if part not in PARTS:
         raise unknown("part", part, PARTS)
@@ -47,13 +98,11 @@ def evaluate(
         raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
     chunks = list(_chunks(names))
     mine = {
-        index: _of_chunk(segmenter, images, chunks[index], objects, known) for index in ranks.mine(range(len(chunks)))
+        index: _of_chunk(segmenter, images, chunks[index], objects, known, edges)
+        for index in ranks.mine(range(len(chunks)))
     }
     by_chunk = {index: found for of_rank in ranks.gather(mine) for index, found in of_rank.items()}
-    metrics = SegmentationMetrics(prepared.class_names, objects=objects)
-    for index in range(len(chunks)):
-        metrics.merge(by_chunk[index])
-    return {"part": part, "images": len(names), **metrics.compute()}
+    return [one for index in range(len(chunks)) for one in by_chunk[index]]
 
 
 def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> bool:
@@ -62,19 +111,52 @@ def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> b
 
 
 def _of_chunk(
-    segmenter: Segmenter, images: ImageCache, names: Sequence[str], objects: bool, known: bool
-) -> SegmentationMetrics:
+    segmenter: Segmenter,
+    images: ImageCache,
+    names: Sequence[str],
+    objects: bool,
+    known: bool,
+    edges: Sequence[float] | None,
+) -> list[ImageScores]:
     """Scores a chunk of images, whose windows share batches unless image-level labels differ from image to image."""
-    metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
     pairs = [images.labelled(name) for name in names]
     if known:
         shown = (images.prepared.present_row(name) for name in names)
         found = [segmenter.probabilities(image, one) for one, (image, _) in zip(shown, pairs, strict=True)]
     else:
         found = segmenter.probabilities([image for image, _ in pairs])
-    for probability, (_, label) in zip(found, pairs, strict=True):
-        metrics.update(probability.max(0).indices, label)
-    return metrics
+    scored = []
+    for name, probability, (_, label) in zip(names, found, pairs, strict=True):
+        confidence, predicted = probability.max(0)
+        metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
+        metrics.update(predicted, label)
+        counts = None if edges is None else Confidence.count(edges, confidence, predicted, label)
+        scored.append(ImageScores(name, metrics, counts))
+    return scored
+
+
+def open_run(run: Path, data: Path | None, device: str) -> tuple[Config, Segmenter, Prepared]:
+    """Loads a run to be scored: its configuration, its best checkpoint and its data.
+
+    Args:
+        run: the run folder.
+        data: a prepared set; None: the one that the run was trained on.
+        device: auto, cpu or cuda.
+
+    Raises:
+        InputError: no such run, no trained model, no data, or classes other than the run's.
+    """
+    config = moved(run, load_saved(run / "config.yaml"), data)
+    if ranks.started() > 1:
+        ranks.join(device, patience=ranks.LONG)
+    segmenter = load_segmenter(run, device)
+    prepared = load_prepared(Path(config.data.root))
+    if prepared.class_names != segmenter.class_names:
+        raise InputError(
+            f"{prepared.root}: its classes ({', '.join(prepared.class_names)}) are not those of the run "
+            f"({', '.join(segmenter.class_names)})."
+        )
+    return config, segmenter, prepared
 
 
 def evaluate_run(
@@ -96,16 +178,7 @@ def evaluate_run(
     Raises:
         InputError: no such run, no trained model, a part that cannot be scored, or classes other than the run's.
     """
-    config = moved(run, load_saved(run / "config.yaml"), data)
-    if ranks.started() > 1:
-        ranks.join(device, patience=ranks.LONG)
-    segmenter = load_segmenter(run, device)
-    prepared = load_prepared(Path(config.data.root))
-    if prepared.class_names != segmenter.class_names:
-        raise InputError(
-            f"{prepared.root}: its classes ({', '.join(prepared.class_names)}) are not those of the run "
-            f"({', '.join(segmenter.class_names)})."
-        )
+    _, segmenter, prepared = open_run(run, data, device)
     images = ImageCache(prepared, cache_mb=0)
     scores = evaluate(segmenter, images, part, objects=True)
     if takes_image_labels(segmenter, prepared, part):

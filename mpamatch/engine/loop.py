@@ -1,7 +1,5 @@
 """The one training loop."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +18,7 @@ from mpamatch.claims import LOCK, alone, claim, claim_numbered
 from mpamatch.console import new_console, say
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import Prepared
+from mpamatch.device import peak_memory
 from mpamatch.engine.build import (
     build_feed,
     build_segmenter,
@@ -32,7 +31,7 @@ from mpamatch.engine.build import (
     placed,
     settled,
 )
-from mpamatch.engine.checkpoints import Progress, encoder_built_from, load_last, save_last
+from mpamatch.engine.checkpoints import Progress, encoder_built_from, images_digest, load_last, save_last
 from mpamatch.engine.config import Config, EngineConfig, load_saved, save_config
 from mpamatch.engine.evaluation import evaluate
 from mpamatch.engine.log import RunLog
@@ -208,9 +207,7 @@ class Trainer:
         return RunLog(run, self.config.engine.steps, start, self.console, losses=losses, shares=method.shares)
 
     def _images(self) -> str:
-        """Digests what the draws count in: the names of the training images, labelled and not, and of the classes."""
-        names = [self.feed.labelled, self.feed.unlabelled, self.prepared.class_names]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return images_digest(self.feed.labelled, self.feed.unlabelled, self.prepared.class_names)
 
     def _skipped(self) -> dict[str, str]:
         """Collects the images that the feeds of all ranks skipped, each with the reason."""
@@ -302,7 +299,7 @@ class Trainer:
         values = means.take() | {name: float(value) for name, value in self.method.diagnostics().items()}
         self._refuse_non_finite(run, values, done)
         if log:
-            log.write(done, {**values, "learning_rate": rate})
+            log.write(done, {**values, "learning_rate": rate, "memory_mb": peak_memory(self.fabric.device)})
         if validates:
             self._validate(run, progress, log, done)
         if saves and self.main:

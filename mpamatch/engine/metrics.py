@@ -19,6 +19,7 @@ from torch import Tensor
 from mpamatch.errors import InputError
 
 MEANS = ("mdice", "miou", "foreground_dice", "foreground_iou")
+OBJECT_SCORES = ("f1", "dice", "hausdorff")
 OBJECT_SUMS = (
     *("true_positive", "false_positive", "false_negative"),
     *("area_true", "dice_true", "hausdorff_true"),  # Dice and Hausdorff times the object's area
@@ -115,13 +116,19 @@ class SegmentationMetrics:
         - "objects", if asked for: "f1", "dice", "hausdorff" with the objects of all images pooled (one count of
           detections, one total area to weigh by), as of `object_scores`.
 
+        - "precision", "recall": by class name, from the same matrix: which part of what was predicted as the class is
+          of it, and which part of it was found.
+
         A class that is in no truth and no prediction is None and enters no mean; a mean over nothing is None.
         """
         dice, iou = class_scores(self.confusion)
+        precision, recall = class_errors(self.confusion)
         per_image = self.mean_sums[0] / self.mean_sums[1]
         scores: dict[str, Any] = by_name(MEANS, mean_scores(dice, iou))
         scores["dice"] = by_name(self.class_names, dice)
         scores["iou"] = by_name(self.class_names, iou)
+        scores["precision"] = by_name(self.class_names, precision)
+        scores["recall"] = by_name(self.class_names, recall)
         scores["per_image"] = by_name(MEANS, per_image)
         if self.objects:
             scores["objects"] = object_scores(self.object_sums)
@@ -129,20 +136,29 @@ class SegmentationMetrics:
 
 
 def class_scores(
-    confusion: Tensor,  # (C, C) int64, true classes in rows
-) -> tuple[Tensor, Tensor]:  # (C,), (C,) float64
+    confusion: Tensor,  # (…, C, C), true classes in rows
+) -> tuple[Tensor, Tensor]:  # (…, C), (…, C) float64
     """Computes Dice and IoU of each class; NaN for one that is neither in the truth nor in the prediction."""
-    hit = confusion.diagonal().double()
-    total = confusion.sum(dim=0).double() + confusion.sum(dim=1)
+    hit = confusion.diagonal(dim1=-2, dim2=-1).double()
+    total = confusion.sum(dim=-2).double() + confusion.sum(dim=-1)
     return 2 * hit / total, hit / (total - hit)
 
 
+def class_errors(
+    confusion: Tensor,  # (…, C, C), true classes in rows
+) -> tuple[Tensor, Tensor]:  # (…, C), (…, C) float64
+    """Computes precision and recall of each class; NaN for one that was never predicted, or is in no truth."""
+    hit = confusion.diagonal(dim1=-2, dim2=-1).double()
+    return hit / confusion.sum(dim=-2), hit / confusion.sum(dim=-1)
+
+
 def mean_scores(
-    dice: Tensor,  # (C,) float64, NaN for a class that is in neither label
-    iou: Tensor,  # (C,)
-) -> Tensor:  # (4,) in the order of MEANS
+    dice: Tensor,  # (…, C) float64, NaN for a class that is in neither label
+    iou: Tensor,  # (…, C)
+) -> Tensor:  # (…, 4) in the order of MEANS
     """Averages over the classes whose scores are numbers, with and without class 0; NaN over none."""
-    return torch.stack([dice.nanmean(), iou.nanmean(), dice[1:].nanmean(), iou[1:].nanmean()])
+    means = [dice.nanmean(-1), iou.nanmean(-1), dice[..., 1:].nanmean(-1), iou[..., 1:].nanmean(-1)]
+    return torch.stack(means, dim=-1)
 
 
 def by_name(
@@ -261,13 +277,14 @@ def object_scores(
     - "dice", "hausdorff": half the mean over true objects and half the mean over predicted ones, weighted by area, see
       `direction`. If only one side has objects, its mean is the score.
     """
-    hit, extra, missed = sums[:3].tolist()
-    area, dice, distance = sums[3:].view(2, 3).T
-    scores = torch.stack(
-        [
-            2 * hit / (sums.new_tensor(2 * hit + extra + missed)),
-            (dice / area).nanmean(),
-            (distance / area).nanmean(),
-        ]
-    )
-    return by_name(("f1", "dice", "hausdorff"), scores)
+    return by_name(OBJECT_SCORES, object_means(sums))
+
+
+def object_means(
+    sums: Tensor,  # (…, 9) float64 in the order of OBJECT_SUMS
+) -> Tensor:  # (…, 3) in the order of OBJECT_SCORES
+    """Computes `object_scores` of one or more sums; NaN without any object."""
+    hit, extra, missed = sums[..., :3].unbind(-1)
+    area, dice, distance = sums[..., 3:].unflatten(-1, (2, 3)).unbind(-1)  # each (…, 2): true, predicted
+    f1 = 2 * hit / (2 * hit + extra + missed)
+    return torch.stack([f1, (dice / area).nanmean(-1), (distance / area).nanmean(-1)], dim=-1)

@@ -18,11 +18,16 @@ from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.segmenter import SegmenterSettings, most_probable, prepare_image
 from mpamatch.inference.tiles import Canvas
 from mpamatch.methods import Method, build_method
+from mpamatch.methods.towers import TEXT
 from mpamatch.models.build import build_model
 from mpamatch.models.learned import check_identity, learned_state, load_learned
 from mpamatch.tensors import read_tensors
 
 MOST = 1024  # side of the part of an image that is looked at, in pixels of the scaled image: F·K floats for each
+
+
+class NoPrototypesError(InputError):
+    """The method of the run has no image prototypes."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,20 @@ class PrototypeViewer:
     Args:
         run: the run folder.
         device: auto (the GPU if there is one), cpu or cuda.
+        text: whether the text prototypes are built too, if the method has some.
 
     Attributes:
         method: the trained method, without its frozen towers.
         settings: how images are scaled, normalised and cut into windows, and the names of the classes.
 
     Raises:
-        InputError: `run` is no run folder or has no checkpoint, a frozen encoder's file has changed or gone, or the
-            method has no prototypes to look at.
+        InputError: `run` is no run folder or has no checkpoint, a frozen encoder's file has changed or gone, the method
+            has no prototypes to look at, or the text encoder cannot be built or is another one than in training.
     """
 
-    def __init__(self, run: Path, device: str = "auto"):
+    def __init__(self, run: Path, device: str = "auto", *, text: bool = False):
         self.settings: SegmenterSettings = load_segmenter(run, "cpu").settings
-        self.method = _last_method(run, self.settings.class_names)
+        self.method = _last_method(run, self.settings.class_names, text)
         self.device = choose_device(device)
         self.method.to(self.device).eval()
 
@@ -103,18 +109,19 @@ def nearest_of_class(
     return np.where(label < first, -1, found).astype(np.int16)
 
 
-def _last_method(run: Path, class_names: tuple[str, ...]) -> Method:
-    """Builds the method of a run as its last checkpoint left it, without the frozen towers."""
+def _last_method(run: Path, class_names: tuple[str, ...], text: bool) -> Method:
+    """Builds the method of a run as its last checkpoint left it, with `text` alone of its frozen towers, if that."""
     config = load_saved(run / "config.yaml")
     path = last_checkpoint(run)
     tensors, about = read_tensors(path)
     if "encoder" in about["frozen"]:
         check_identity(about["frozen"]["encoder"], path)
     brought = encoder_built_from(path) if config.model.tuning == "full" else None
-    off: dict[str, Any] = {tower.field: "none" for tower in config.trains.towers if tower.encoder(config.method)}
+    unwanted = [tower for tower in config.trains.towers if not (text and tower is TEXT)]
+    off: dict[str, Any] = {tower.field: "none" for tower in unwanted if tower.encoder(config.method)}
     if hasattr(config.method, "second_opinion"):  # which may be one of a tower's; no pseudo-label is made here
         off |= {"second_opinion": "none", "opinion_of": []}
-    nothing = InputError(f"{run}: its {config.method.name} has no image prototypes to draw.")
+    nothing = NoPrototypesError(f"{run}: its {config.method.name} has no image prototypes to draw.")
     try:
         settings = replace(config.method, **off)
     except InputError:  # text prototypes were all it had
@@ -122,6 +129,9 @@ def _last_method(run: Path, class_names: tuple[str, ...]) -> Method:
     method = build_method(settings, build_model(config.model, len(class_names), brought), class_names)
     if config.engine.precision == "64":
         method.double()
+    for name, identity in method.identities.items():
+        if about["frozen"].get(name, identity) != identity:
+            raise InputError(f"{path}: was trained on other weights of its {name} encoder than those that are here.")
     wanted = learned_state(method)
     load_learned(method, {name: tensors[METHOD + name] for name in wanted if METHOD + name in tensors}, path)
     side = 2 * method.model.encoder.multiple

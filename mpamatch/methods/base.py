@@ -126,6 +126,22 @@ class Method(nn.Module, ABC):
         """
         return None
 
+    def prototype_vectors(self) -> Tensor | None:
+        """Returns the prototypes that `prototype_cosines` compares with; for reports, after training.
+
+        Returns:
+            (F, K, D), of any length; None, unless overridden: there are no prototypes.
+        """
+        return None
+
+    def prototype_text_cosines(self) -> Tensor | None:
+        """Computes the cosine of every prototype with the text prototype of every class; for reports, after training.
+
+        Returns:
+            (F, K, C), −1 to 1; None, unless overridden: there are no text prototypes, or no others.
+        """
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups the trainable parameters for the optimizer.
 

@@ -162,6 +162,9 @@ class LPD(BesideTower, Method):
     def prototype_cosines(self, image: Tensor) -> Tensor | None:
         return self.maps.mean_cosines(self.maps.cosines(self.model.encode(image)))
 
+    def prototype_vectors(self) -> Tensor | None:
+        return self.maps.prototypes.unflatten(0, (self.maps.foreground, self.maps.per_class))
+
     def diagnostics(self) -> dict[str, Tensor]:
         of_class = self.maps.prototypes.unflatten(0, (self.maps.foreground, self.maps.per_class))
         return {f"prototypes/{name}": value for name, value in mean_cosines(of_class).items()}

@@ -240,3 +240,11 @@ class MPAMatch(UniMatch):
         if self.bank is None:
             return None
         return cell_cosines(self.project, self.model(image).embedding, self.bank.prototypes)
+
+    def prototype_vectors(self) -> Tensor | None:
+        return None if self.bank is None else self.bank.prototypes
+
+    def prototype_text_cosines(self) -> Tensor | None:
+        if self.bank is None or self.text is None or self.to_text is None:
+            return None
+        return unit(self.to_text(self.bank.prototypes)) @ self.text().T

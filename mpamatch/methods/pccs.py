@@ -208,5 +208,8 @@ class PCCS(Taught):
     def prototype_cosines(self, image: Tensor) -> Tensor | None:
         return cell_cosines(self.teacher_project, self.teacher(image).embedding, self.bank.prototypes)
 
+    def prototype_vectors(self) -> Tensor | None:
+        return self.bank.prototypes
+
     def diagnostics(self) -> dict[str, Tensor]:
         return {f"prototypes/{name}": value for name, value in self.bank.health().items()}

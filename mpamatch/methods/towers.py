@@ -36,9 +36,14 @@ class Tower:
         name: str = getattr(config, self.field)
         return None if name == "none" else name
 
+    def weights_given(self, config: Any) -> str | None:
+        """Returns the file or tag of weights that `config` gives; None if it gives none."""
+        weights: str | None = getattr(config, self.weights)
+        return weights
+
     def missing(self, config: Any) -> str:
         """Says which weights the encoder that `config` chooses lacks and no network will bring; "" if none."""
-        name, weights = self.encoder(config), getattr(config, self.weights)
+        name, weights = self.encoder(config), self.weights_given(config)
         if name == CONCH and weights is None:
             return f"CONCH is chosen, and {CONCH_ON_REQUEST}"
         of_file = name is not None and not name.startswith(OPEN_CLIP)  # the others may have a published tag

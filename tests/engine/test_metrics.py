@@ -192,6 +192,8 @@ def test_nothing_counted_is_all_none(pairs: list[tuple[Label, Label]]) -> None:
         **none,
         "dice": {"background": None, "gland": None},
         "iou": {"background": None, "gland": None},
+        "precision": {"background": None, "gland": None},
+        "recall": {"background": None, "gland": None},
         "per_image": none,
         "objects": {"f1": None, "dice": None, "hausdorff": None},
     }
