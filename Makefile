@@ -12,7 +12,7 @@ TOGETHER = $(MAKE) --no-print-directory --keep-going
 MINIMUM := .venv-minimum
 MINIMUM_PYTHON ?= python3.11
 UV = $(MINIMUM)/bin/uv pip install --quiet --python $(MINIMUM)
-EXTRAS := dev pretrained-offline text-offline lora acdc slides dali-cuda13
+EXTRAS := dev pretrained-offline text-offline lora acdc slides export dali-cuda13
 
 .PHONY: demo test test-quick test-parallel test-serial test-minimum native-checks lint extension bench gpu-check clean
 demo: extension
@@ -69,7 +69,7 @@ $(INSTALLED): pyproject.toml setup.py build_backend.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch cmake ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,pretrained-offline,text-offline,lora,acdc,slides,dali-cuda13]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,dev-export,pretrained-offline,text-offline,lora,acdc,slides,export,dali-cuda13]"
 	touch $@
 
 # uv takes the lowest version of what pyproject.toml names and the highest of what that brings along; the three named here

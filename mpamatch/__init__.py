@@ -22,10 +22,10 @@ name_user()  # before torch is imported, which asks who that is
 
 
 def load(run: str | Path, device: str = "auto") -> Segmenter:
-    """Loads the trained model of a run folder, ready to predict.
+    """Loads the trained model of a run folder, or of an ONNX file that was made of it, ready to predict.
 
     Args:
-        run: the folder that `mpamatch train` wrote.
+        run: the folder that `mpamatch train` wrote, or a file of `mpamatch export`, which runs on the CPU.
         device: auto (the GPU if there is one), cpu or cuda.
 
     Returns:

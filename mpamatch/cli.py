@@ -179,6 +179,7 @@ HELP = {
     "evaluate": "score a run on one part of its data",
     "report": "a page, a model card and numbers on what a run is worth",
     "predict": "masks, overlays, outlines and areas for images and whole slides",
+    "export": "write a run's network as an ONNX file or a bioimage.io package",
     "prototypes": "draw what the prototypes of a run see in images",
     "study": "sweep one choice over paired seeds: a table and a figure",
     "bench": "measure the kernels against what one would use instead, or tune them",
@@ -272,7 +273,7 @@ def _report(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.epilog = "The same command goes on where it was stopped, inside of a slide too."
-    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("run", metavar="RUN", help="a run folder, or an ONNX file of mpamatch export")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, whole slides, or folders of them")
     parser.add_argument("--out", required=True, help="folder for masks, overlays or regions, and areas.csv")
     parser.add_argument(
@@ -297,6 +298,17 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--simplify", type=float, metavar="PIXELS", help="of the mask, for outlines; 0: every corner (1)"
     )
     slides.add_argument("--shard", metavar="I/N|auto", help="the I-th of N shares; auto: by SLURM's array or torchrun")
+    return parser
+
+
+def _export(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.epilog = "Needs pip install 'mpamatch[export]'. The file is compared with torch before it is left there."
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--out", metavar="FILE", required=True, help="the file to write: .onnx, or .zip for bioimageio")
+    parser.add_argument("--format", metavar="onnx|bioimageio", help="as the name of FILE says")
+    parser.add_argument(
+        "--images", metavar="INPUT", nargs="+", help="images to compare on (those that the run was trained for)"
+    )
     return parser
 
 
@@ -363,6 +375,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "report": _report,
     "predict": _predict,
+    "export": _export,
     "prototypes": _prototypes,
     "study": _study,
     "bench": _bench,

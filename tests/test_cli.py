@@ -256,6 +256,15 @@ def test_info_says_which_readers_of_slides_are_here(there, says, capsys, monkeyp
     assert found == {"openslide": says, "tifffile": "available", "pillow": "available"}
 
 
+@pytest.mark.parametrize("missing", [[], ["onnxruntime"]])
+def test_info_says_what_export_lacks(missing, capsys, monkeypatch):
+    monkeypatch.setattr("mpamatch.commands.info.missing_libraries", lambda: missing)
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["export"]
+    assert list(found) == ["onnx", "onnxscript", "onnxruntime"]
+    assert (found["onnxruntime"] == "pip install 'mpamatch[export]'") == bool(missing)
+
+
 def test_info_says_what_text_encoders_lack_and_their_licences(capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     assert main(["info", "--json"]) == 0

@@ -12,6 +12,7 @@ from rich.table import Table
 from mpamatch.console import new_console
 from mpamatch.data.feeds import feeds
 from mpamatch.engine.config import recipes
+from mpamatch.inference.export.runtime import INSTALL, LIBRARIES, missing_libraries
 from mpamatch.methods import METHODS
 from mpamatch.models.encoders import presets
 from mpamatch.models.encoders.sources import HERE, at_hand, origin
@@ -55,11 +56,18 @@ def gather(*, check: bool = False) -> dict[str, Any]:
         "tiles": dispatch.tiles(),
         "feeds": {name: missing or "available" for name, missing in feeds().items()},
         "slide readers": {name: missing or "available" for name, missing in readers().items()},
+        "export": _export(),
         "methods": list(METHODS),
         "encoders": _encoders(),
         "text encoders": _text_encoders(),
         "recipes": recipes(),
     }
+
+
+def _export() -> dict[str, str]:
+    """Says which libraries of the extra `export` are here; files are read by onnxruntime alone."""
+    missing = missing_libraries()
+    return {name: INSTALL if name in missing else _version(name) for name in LIBRARIES}
 
 
 def _extension() -> dict[str, str]:

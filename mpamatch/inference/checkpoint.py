@@ -6,6 +6,7 @@ from typing import Any
 
 from mpamatch.device import choose_device
 from mpamatch.errors import InputError
+from mpamatch.inference.export.runtime import SUFFIX, load_onnx
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, precision_on, to_predict
 from mpamatch.models.adapters import merge_adapters
 from mpamatch.models.build import build_model, network_config
@@ -35,16 +36,18 @@ def save_segmenter(path: Path, segmenter: Segmenter) -> None:
 
 
 def load_segmenter(run: Path, device: str = "auto") -> Segmenter:
-    """Loads the trained network of a run folder (its best checkpoint), ready to predict.
+    """Loads the trained network of a run folder (its best checkpoint), or of an ONNX file, ready to predict.
 
     Args:
-        run: the folder that `mpamatch train` wrote.
+        run: the folder that `mpamatch train` wrote, or a file of `mpamatch export`, which runs on the CPU.
         device: auto (the GPU if there is one), cpu or cuda.
 
     Raises:
         InputError: `run` is no run folder or has no checkpoint yet, a frozen encoder's file has changed or gone, or
             cuda was asked for and torch sees no GPU.
     """
+    if run.suffix == SUFFIX and not run.is_dir():
+        return load_onnx(run, device)
     path = best_checkpoint(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder.")

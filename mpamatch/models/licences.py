@@ -2,7 +2,8 @@
 
 import re
 
-from mpamatch.models.encoders import presets
+from mpamatch.models.encoders import Preset, presets
+from mpamatch.models.encoders.sources import OFFLINE
 from mpamatch.models.published import TERMS
 
 
@@ -15,3 +16,20 @@ def licence_of(name: str) -> str | None:
 def short(terms: str) -> str:
     """Returns the name of the licence in a sentence such as "UNI weights: CC BY-NC-ND 4.0, for …"."""
     return re.split(r",|;| \(|\.$", terms.partition(": ")[2] or terms)[0].strip()
+
+
+def terms_of_encoder(preset: Preset, weights: str | None) -> str | None:
+    """Returns the terms of the weights that an encoder was trained from, in one sentence.
+
+    Args:
+        preset: what it was built from.
+        weights: as the configuration names them; None: random, which have no terms.
+
+    Returns:
+        The sentence; None if the weights are random or no terms are known.
+    """
+    if weights is None:
+        return None
+    known = presets().get(preset.name)
+    offline = known.offline if known and weights == OFFLINE else None
+    return f"{preset.name} weights: {offline.licence}." if offline else preset.licence
