@@ -155,7 +155,7 @@ def ready(tmp_path_factory) -> Path:
         (["evaluate", "run", "--device", "cpu"], b"evaluation-test.json"),
         (["predict", "run", "set/images", "--out", "OUT", "--device", "cpu"], b"areas.csv are in"),
         (["predict", "run", "nö→.png", "--out", "OUT"], b"\\u2192.png: no such file"),
-        (["train", "--resume", "run"], b"next: mpamatch evaluate"),
+        (["train", "--resume", "run"], b"next: mpamatch report"),
         (["train", "--fields"], b"--engine.steps"),
         (["info"], b"prototype_contrast"),
         *(([command, "--help"], b"usage: ") for command in COMMANDS),

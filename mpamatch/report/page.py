@@ -1,6 +1,7 @@
 """The report: one HTML page that holds everything it shows, and the model card, both from the same summary."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mpamatch.files import replacing, write_json
+from mpamatch.files import json_bytes, replacing
 from mpamatch.report import sections
 from mpamatch.report.curves import of_comparison
 from mpamatch.report.pictures import Picture
@@ -79,14 +80,16 @@ class Report:
 
 
 def write_report(report: Report, out: Path) -> list[Path]:
-    """Writes report.html, summary.json and MODEL_CARD.md into `out`, each whole or not at all; returns their paths."""
-    page, card = _page(report), _card(report)
-    paths = [out / name for name in ("report.html", "summary.json", "MODEL_CARD.md")]
-    write_json(paths[1], summary_of(report))
-    for path, text in ((paths[0], page), (paths[2], card)):
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return paths
+    """Writes report.html, summary.json and MODEL_CARD.md into `out`; returns their paths.
+
+    Raises WriteError as `replacing` does: then all three are as they were.
+    """
+    page, card = (text.encode("utf-8", errors="backslashreplace") for text in (_page(report), _card(report)))
+    content = {"report.html": page, "summary.json": json_bytes(summary_of(report)), "MODEL_CARD.md": card}
+    with ExitStack() as whole:
+        for name, data in content.items():
+            whole.enter_context(replacing(out / name)).write_bytes(data)
+    return [out / name for name in content]
 
 
 def summary_of(report: Report) -> Content:

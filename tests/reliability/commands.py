@@ -9,7 +9,7 @@ in one folder, and does what is asked just before the N-th of them: kills its pr
 that writes can be hit, however short it takes.
 """
 
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -27,13 +27,14 @@ from tests.tools import warm
 
 SECONDS = 300.0  # that a command may take on a busy machine
 MODULES = [
-    *(f"mpamatch.commands.{name}" for name in ("bench", "check", "evaluate", "predict", "prepare", "prototypes")),
-    *(f"mpamatch.commands.{name}" for name in ("split", "study", "train")),
+    *(f"mpamatch.commands.{name}" for name in ("bench", "check", "evaluate", "export", "predict", "prepare")),
+    *(f"mpamatch.commands.{name}" for name in ("prototypes", "report", "split", "study", "train")),
     *(f"mpamatch.data.sources.{name}" for name in ("folder", "synthetic")),
     "mpamatch.inference.slides", "mpamatch.report.figures", "mpamatch.report.study", "mpamatch.report.prototypes",
     "mpamatch.studies.worker", "mpamatch.data.feeds.torchvision", "torch.utils.tensorboard", "torch._dynamo",
     "lightning_fabric.strategies", "tifffile", "imagecodecs", "openslide", "tests.tiny",
 ]  # fmt: skip
+LATE = ("zoneinfo", "graphlib", "onnx", "onnxscript", "onnxruntime")  # libraries import the first two within functions
 MAKES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 
 
@@ -149,8 +150,9 @@ def _command(words: list[str], folder: Path, said: Path, ambush: Ambush, python:
     os.chdir(folder)
     sys.executable = python or sys.executable
     if user is not None:
-        for name in (*MODULES, "zoneinfo"):  # pydantic imports the last one late; the user may not read where these lie
-            importlib.import_module(name)
+        for name in (*MODULES, *LATE):  # the user may not read where these lie
+            if importlib.util.find_spec(name):  # the libraries of an extra may be missing
+                importlib.import_module(name)
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)

@@ -53,6 +53,7 @@ from tests.reliability.scenarios import (
 SIZE, INODES, PAGE = 64 << 20, 6000, 4096
 NOBODY = 65534
 RESUME = ["train", "--resume", "run"]
+REPORT = ["report", "run", "--device", "cpu"]
 BEFORE = b'"what stood there before"'  # also JSON
 KINDS = ("space", "files", "read-only", "user")
 
@@ -80,6 +81,10 @@ WRITERS = {
     "slides/mask.py": ("predict-slide",),
     "slides/regions.py": ("predict-slide",),  # * text of the regions, in a file without a name
     "slides/geojson.py": ("predict-slide",),
+    "report/page.py": ("report",),
+    "report/pictures.py": ("report",),  # * into memory, for the page
+    "inference/export/onnx_file.py": ("export-onnx",),
+    "inference/export/bioimage.py": ("export-bioimageio",),  # * also in the system's temporary folder
     "studies/scores.py": ("study",),
     "studies/sweep.py": ("study",),  # * locks; what a worker says, in the system's temporary folder
     "commands/study.py": ("study",),
@@ -105,6 +110,20 @@ def _bench(shared: Shared) -> list[str]:
     return [*words, "--out", "out/bench.jsonl"]
 
 
+def _reported(shared: Shared, folder: Path) -> None:
+    own_run(shared, folder)
+    (folder / "run" / "summary.json").write_bytes(BEFORE)
+
+
+def _export(form: str, out: str) -> Scenario:
+    """Exports the run; the package of bioimage.io says when it was made."""
+
+    def words(shared: Shared) -> list[str]:
+        return ["export", str(shared.run), "--out", out, "--format", form]
+
+    return Scenario(f"export-{form}", words, lambda shared, folder: words(shared), measures=form == "bioimageio")
+
+
 def _again(scenario: str, make: object, name: str) -> Scenario:
     """The scenario in a folder where its result of before is."""
     one = SCENARIOS[scenario]
@@ -118,6 +137,8 @@ MORE = {
         _again("check", own_data, "data/check.png"),
         _again("evaluate", own_run, "run/evaluation-test.json"),
         Scenario("prototypes", _prototypes, lambda shared, folder: _prototypes(shared)),
+        Scenario("report", lambda shared: REPORT, lambda shared, folder: REPORT, _reported),
+        *(_export(form, out) for form, out in (("onnx", "model.onnx"), ("bioimageio", "model.zip"))),
         Scenario("bench", _bench, lambda shared, folder: _bench(shared), measures=True),
     )
 }

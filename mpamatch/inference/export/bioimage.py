@@ -36,6 +36,7 @@ from mpamatch.inference.export.onnx_file import (
 )
 from mpamatch.inference.export.runtime import IMAGE, PROBABILITIES
 from mpamatch.inference.segmenter import Segmenter
+from mpamatch.names import visible
 
 FORMAT = "0.5.12"
 COVER_SIDE = 512
@@ -109,7 +110,7 @@ def export_bioimage(segmenter: Segmenter, path: Path, windows: Sequence[np.ndarr
         content = _rdf(segmenter, deployed, facts, folder)
         (folder / "rdf.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(folder.iterdir()):
+            for file in visible(folder):
                 archive.write(file, file.name)
     return checked
 
