@@ -9,6 +9,7 @@ import csv
 import errno
 import fcntl
 import functools
+import io
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from mpamatch.errors import InputError, WriteError, reason, shown
 
 UNFINISHED = ".mpamatch-unfinished"
 LETTERS = 40  # of the name that a temporary file bears: a name of 255 bytes leaves no room for more
-LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows
 MOST_VALUES = 1_000_000  # of a YAML file, aliases written out: the longest recipe has 100
 
 
@@ -162,16 +162,23 @@ def read_json(path: Path) -> Any:
     Raises InputError if the file is missing, cannot be read or is no JSON, or if an object in it has a key twice: all
     but the last would be lost.
     """
+    data = _bytes_of(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_with_each_key_once)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+        return json.loads(data.decode(), object_pairs_hook=_with_each_key_once)
     except RecursionError:
         raise InputError(f"{path}: is no JSON file (it is nested too deeply).") from None
     except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise InputError(f"{path}: is no JSON file ({reason(error)}).") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Reads a file. Raises InputError if it is missing or the system does not let us read it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -205,11 +212,10 @@ def read_table(path: Path) -> list[list[str]]:
 
     Raises InputError if the file cannot be read or is no such table.
     """
+    data = _bytes_of(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        return [[cell.strip() for cell in row] for row in rows if any(row)]
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is no text in UTF-8 ({reason(error)}): save it as CSV in UTF-8.") from error
     except csv.Error as error:
@@ -223,12 +229,9 @@ def read_yaml(path: Path) -> Any:
     """
     import yaml  # here alone: JSON is read on machines that have no YAML too
 
+    data = _bytes_of(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+        content = yaml.safe_load(data.decode())
     except RecursionError:
         raise InputError(f"{path}: cannot be read as YAML (it is nested too deeply).") from None
     except Exception as error:  # PyYAML raises a dozen kinds for values that are not what their tag says
@@ -247,16 +250,6 @@ def _values(content: Any, known: dict[int, float]) -> float:
         known[id(content)] = math.inf  # until all inside of it are counted
         known[id(content)] = 1 + sum(_values(one, known) for one in inside)
     return known[id(content)]
-
-
-def is_file_name(name: Any) -> bool:
-    """Tells whether `name` is text that a file may be called by: without folders, so that it leads out of none."""
-    if not isinstance(name, str) or name in ("", "..") or "\0" in name or Path(name).name != name:
-        return False
-    try:
-        return len(os.fsencode(name)) <= LONGEST_NAME
-    except UnicodeEncodeError:  # half of a pair of surrogates stands for no byte
-        return False
 
 
 def check_free(dest: Path) -> None:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mpamatch.errors import InputError
 
@@ -22,6 +23,16 @@ _CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$r
 def is_hidden(name: str) -> bool:
     """Tells whether a name is of a hidden file or of what a system put there, which is no data."""
     return name.startswith(".") or name.casefold() in _CLUTTER
+
+
+def is_file_name(name: Any) -> bool:
+    """Tells whether `name` is text that a file may be called by: without folders, so that it leads out of none."""
+    if not isinstance(name, str) or name in ("", "..") or "\0" in name or Path(name).name != name:
+        return False
+    try:
+        return len(os.fsencode(name)) <= LONGEST
+    except UnicodeEncodeError:  # half of a pair of surrogates stands for no byte
+        return False
 
 
 def visible(folder: Path) -> list[Path]:

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from mpamatch.errors import InputError, reason, shown, unknown
-from mpamatch.files import is_file_name, read_json, read_yaml
+from mpamatch.files import read_json, read_yaml
+from mpamatch.names import is_file_name
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 

@@ -28,9 +28,9 @@ from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
 from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, shown, unknown
-from mpamatch.files import check_free, is_file_name, json_bytes, making, read_json
+from mpamatch.files import check_free, json_bytes, making, read_json
 from mpamatch.images import IGNORE, Facts, can_copy, read_image_and_facts
-from mpamatch.names import fitting, listed, same, visible
+from mpamatch.names import fitting, is_file_name, listed, same, visible
 
 MOST_MICRONS = 1e6  # a metre: what is larger is no size of a pixel
 PARTS = ("train", "validation", "test")

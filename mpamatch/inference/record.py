@@ -11,10 +11,10 @@ from torch import nn
 
 from mpamatch.claims import LOCK, alone
 from mpamatch.errors import SHOWN, InputError, shown
-from mpamatch.files import is_file_name, read_json, write_json
+from mpamatch.files import read_json, write_json
 from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
 from mpamatch.models.weights import digest
-from mpamatch.names import fitting, same, visible
+from mpamatch.names import fitting, is_file_name, same, visible
 
 FORM = 1  # of what is kept of unfinished work; another version may compute other last bits
 RECORDS = ("slides.json", "images.json")
