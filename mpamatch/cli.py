@@ -10,10 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from mpamatch.environment import show_all
-from mpamatch.errors import InputError, Note, unknown
+from mpamatch.errors import InputError, Note, is_out_of_memory, reason, unknown
 from mpamatch.signals import TERMINATED, Terminated, terminable
 
 TAKE_FIELDS = ("train", "study")  # commands after which any field of the configuration is an option
+_SMALLER = "lower data.batch, data.unlabelled_batch or data.crop, or raise engine.accumulate"
+LESS = {  # what a command can do with less memory
+    "train": _SMALLER,
+    "study": f"{_SMALLER}, or take fewer --jobs",
+    "predict": "give images of fewer pixels, or save large ones as pyramidal TIFF, which is read in parts",
+    "other": "end other programs, or give images of fewer pixels",
+}
 STORY = """\
 three commands tell the story:
   mpamatch prepare glas ~/Warwick_QU data/glas      any raw set, split by patient, problems named
@@ -62,7 +69,10 @@ def _guarded(words: list[str]) -> int:
         if error.strerror is None:
             raise
         return _end(f"mpamatch: {f'{error.filename}: ' if error.filename else ''}{error.strerror}.", 2)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            less = LESS.get(words[0] if words else "other", LESS["other"])
+            return _end(f"mpamatch: memory ran out ({reason(error)}): {less}.", 2)
         ranks = _ranks()
         if ranks is None or not ranks.lost_another(error):
             raise

@@ -55,6 +55,13 @@ def reason(error: BaseException | str) -> str:
     return told if len(told) <= REASON else f"{told[:REASON]}…"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether Python, numpy, or torch (on the CPU or a GPU) raised `error` for want of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+
+
 class _Brief(reprlib.Repr):
     """Writes a text as repr does, cut at its end and not in its middle."""
 

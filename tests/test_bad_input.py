@@ -357,3 +357,34 @@ def test_disk_full_while_writing_metrics(refused, data, tmp_path):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to("/dev/full")
     refused(["train", "--resume", run], "No space left on device", may_leave=["run"])
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "says"),
+    [
+        ("predict.load_segmenter", ["predict", "run", "a.png", "--out", "out"], "give images of fewer pixels"),
+        ("evaluate.evaluate_run", ["evaluate", "run"], "end other programs"),
+        ("train.train", ["train", "--recipe", "folder", "--data.root", "set", "--run", "run"], "lower data.batch"),
+    ],
+)
+@pytest.mark.parametrize("ask", [lambda: np.empty(2**60, np.uint8), lambda: zeros(2**60)])
+def test_no_memory_is_a_sentence(tmp_path, capsys, monkeypatch, module, words, says, ask):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    monkeypatch.setattr(f"mpamatch.commands.{module}", lambda *given, **more: ask())
+    assert main(words) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mpamatch: memory ran out (")
+    assert says in said
+
+
+def test_other_errors_of_torch_keep_their_traceback(tmp_path, monkeypatch):
+    def fails(*given, **more):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("mpamatch.commands.evaluate.evaluate_run", fails)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["evaluate", "run"])

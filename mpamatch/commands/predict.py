@@ -10,7 +10,9 @@ from rich.table import Table
 
 from mpamatch import ranks
 from mpamatch.console import new_console, say
+from mpamatch.data.image_facts import Seen, remarks_on
 from mpamatch.errors import InputError
+from mpamatch.images import Facts
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.files import Areas, list_inputs, predict_files, square_millimetres
 from mpamatch.inference.progress import Shown
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter = load_segmenter(Path(arguments.run), arguments.device).with_overlap(arguments.overlap)
     console, problems = new_console(quiet=ranks.rank() > 0), list[InputError]()
     skip = problems.append if skips else None
-    areas: list[Areas] = []
+    areas, facts = list[Areas](), list[tuple[Path, Facts]]()
     show = None if slides else lambda found: console.print(summary(found, segmenter))
     if images:
         areas += predict_files(
@@ -56,8 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
             gather=ranks.gather,
             skip=skip,
             show=show,
+            tell=facts.extend,
         )
-    remarks = list(inputs.remarks)
+    remarks = [*inputs.remarks, *remarks_on([Seen(*one) for one in facts], "mask and overlay are turned too")]
     if options is not None:
         from mpamatch.inference.slides import predict_slides
 

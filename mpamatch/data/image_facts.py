@@ -15,18 +15,20 @@ class Seen:
     facts: Facts
 
 
-def remarks_on(images: Sequence[Seen]) -> list[str]:
-    """Says how many images were turned, lost a channel, were whitened or may be cut off, and names one of each."""
+def remarks_on(images: Sequence[Seen], if_turned: str) -> list[str]:
+    """Says how many images were turned, lost a channel, were whitened or may be cut off, and names one of each.
+
+    Args:
+        images: what was read.
+        if_turned: what it means that some were turned, for the one who reads it.
+    """
     turned = [one for one in images if one.facts.turn != 1]
     dropped = [one for one in images if one.facts.dropped]
     clear = [one for one in images if one.facts.never_opaque]
     grey = [one for one in images if one.facts.grey_end]
     told = []
     if turned:
-        told.append(
-            f"{_counted(turned)} an EXIF orientation and turned as it says: a mask drawn on the unturned picture does "
-            "not fit, so look at check.png."
-        )
+        told.append(f"{_counted(turned)} an EXIF orientation and turned as it says: {if_turned}.")
     if dropped:
         told.append(f"{_counted(dropped)} four channels and no transparency: the first three were taken as RGB.")
     if clear:

@@ -34,6 +34,7 @@ from mpamatch.names import fitting, is_file_name, listed, same, visible
 
 MOST_MICRONS = 1e6  # a metre: what is larger is no size of a pixel
 PARTS = ("train", "validation", "test")
+IF_TURNED = "a mask drawn on the unturned picture does not fit, so look at check.png"
 COPIED = (".png", ".jpg", ".jpeg")  # how the files in images/ end
 T = TypeVar("T")
 
@@ -338,7 +339,7 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
         items = with_progress(raw.items, "preparing", raw.count)
         written = [_write_item(temporary, item, raw.classes) for item in items]
         raw.findings.remarks += _shortened(written)
-        raw.findings.remarks += remarks_on([one.seen for one in written])
+        raw.findings.remarks += remarks_on([one.seen for one in written], IF_TURNED)
         listing = _listing(dest, written, raw.keep_shared_groups)
         about = {
             "name": raw.name,

@@ -16,7 +16,7 @@ from mpamatch.ahead import ahead
 from mpamatch.console import new_bar, text_column
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
-from mpamatch.images import IMAGE_SUFFIXES, overlay, read_image, read_mask, write_png
+from mpamatch.images import IMAGE_SUFFIXES, Facts, overlay, read_image_and_facts, read_mask, write_png
 from mpamatch.inference.record import Record, check_place, made_with
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.names import check_link, passed_over, visible
@@ -71,6 +71,7 @@ def predict_files(
     gather: Callable[[Any], list[Any]] = alone,
     skip: Callable[[InputError], None] | None = None,
     show: Callable[[list[Areas]], None] | None = None,
+    tell: Callable[[list[tuple[Path, Facts]]], None] | None = None,
 ) -> list[Areas]:
     """Predicts the label of every image and writes masks, overlays and a table of areas:
 
@@ -101,6 +102,7 @@ def predict_files(
         skip: is called for each image that cannot be read, in the end and on every rank, and the rest goes on; None:
             the first one ends the prediction.
         show: is called with what will be returned before areas.csv is written, which a full disk may refuse.
+        tell: is called in the end, on every rank, with the images that were read now and what was done to them.
 
     Returns:
         The areas of all images, those of other ranks too, in the order of the inputs.
@@ -114,14 +116,18 @@ def predict_files(
     record = Record(out / "images.json", made_with(segmenter, {}), files)
     gather(None)  # no rank writes before all have looked
     share, mine, skipped = record.named[rank::ranks], list[Areas](), list[InputError]()
+    facts: list[tuple[Path, Facts]] = []
     problem: BaseException | None = None
     try:
         with _progress(shown=rank == 0) as progress:
-            found = predict_each(segmenter, share, out, record, None if skip is None else skipped.append)
+            found = predict_each(segmenter, share, out, record, None if skip is None else skipped.append, facts.append)
             mine.extend(progress.track(found, total=len(share), description="predict"))
     except (Exception, KeyboardInterrupt) as error:
         problem = error
     met = gather((mine, skipped, problem if isinstance(problem, InputError) else None))
+    read = [one for each in gather(facts) for one in each]
+    if tell is not None:
+        tell(read)
     order = {file: at for at, file in enumerate(files)}
     everywhere = sorted((one for found, _, _ in met for one in found), key=lambda one: order[one.file])
     if show is not None and all(found is None for found in (problem, *(theirs for _, _, theirs in met))):
@@ -143,9 +149,10 @@ def predict_each(
     out: Path,
     record: Record,
     skip: Callable[[InputError], None] | None = None,
+    tell: Callable[[tuple[Path, Facts]], None] | None = None,
 ) -> Iterator[Areas]:
     """Predicts each (file, name), writes mask and overlay under that name, and yields the areas, those done before
-    first.
+    first; `tell` is called with each file that was read and what was done to it.
 
     Raises InputError at the first file that cannot be read, once all before it are done, unless `skip` takes it.
     """
@@ -158,9 +165,12 @@ def predict_each(
     def read() -> Iterator[np.ndarray]:
         found = ahead(_image_or_error, [file for file, _ in todo], threads=READERS)
         for (file, name), image in zip(todo, found, strict=True):
-            if isinstance(image, np.ndarray):
-                images.append((file, name, image))
-                yield image
+            if not isinstance(image, InputError):
+                pixels, facts = image
+                if tell is not None:
+                    tell((file, facts))
+                images.append((file, name, pixels))
+                yield pixels
             elif skip is None:  # what was read before it is still to be predicted
                 told = f"{str(image).rstrip('.')}; --on-error skip goes on without it."
                 unreadable.append(InputError(told))
@@ -179,10 +189,10 @@ def predict_each(
         raise unreadable[0]
 
 
-def _image_or_error(file: Path) -> np.ndarray | InputError:
+def _image_or_error(file: Path) -> tuple[np.ndarray, Facts] | InputError:
     try:
         check_link(file)
-        return read_image(file)
+        return read_image_and_facts(file)
     except InputError as error:
         return error
 

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mpamatch.commands import predict
+from mpamatch.data.image_facts import Seen, remarks_on
 from mpamatch.errors import InputError
+from mpamatch.images import Facts
 from mpamatch.inference import files as module
 from mpamatch.inference.files import list_images, predict_files
 from mpamatch.inference.record import named_apart
@@ -249,6 +251,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "25.0%" in printed
     assert "gland" in printed
     assert str(out) in printed.replace("\n", "")
+    assert "note:" not in printed
 
     missing = argparse.Namespace(**{**given, "inputs": [str(tmp_path / "gone.png")]})
     with pytest.raises(InputError, match=r"gone\.png"):
@@ -338,3 +341,17 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path, content: Any) -> No
         return
     with pytest.raises(InputError, match=r"images\.json: is no record of a prediction"):
         predict_files(segmenter, [image], out)
+
+
+def test_what_was_done_to_images_is_told(tmp_path: Path) -> None:
+    plain, turned = save(tmp_path / "a.png"), save(tmp_path / "b.png", height=40, width=20)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(turned) as picture:
+        picture.save(turned, exif=exif)
+    told: list[tuple[Path, Facts]] = []
+    rows = predict_files(make(), [plain, turned], tmp_path / "out", tell=told.extend)
+    assert [(row.height, row.width) for row in rows] == [(20, 40), (20, 40)]
+    assert told == [(plain, Facts()), (turned, Facts(turn=6))]
+    said = remarks_on([Seen(*one) for one in told], "mask and overlay are turned too")
+    assert said == ["1 image, b.png, with an EXIF orientation and turned as it says: mask and overlay are turned too."]

@@ -74,6 +74,8 @@ class Ended:
             return f"ended by {signal.Signals(-self.code).name}"
         if "Traceback (most recent call last)" in self.said or self.code == UNFORESEEN:
             return f"traceback: {self.said.strip().splitlines()[-1][:200]}"
+        if "mpamatch: memory ran out" in self.errors:
+            return "memory ran out"
         if self.code not in CODES:
             return f"exit code {self.code}"
         if self.peak - self.held > MEMORY:

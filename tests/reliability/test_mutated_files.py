@@ -1,6 +1,7 @@
 """A few damaged files of each kind, and the files as they are; tests.reliability.mutated_files runs thousands."""
 
 import mmap
+import sys
 from random import Random
 
 import pytest
@@ -69,6 +70,7 @@ def test_damage_is_drawn_by_number(made, kind):
         (lambda: __import__("time").sleep(60), "ran longer than"),
         (lambda: sum(number for number in iter(int, 1)), "ran longer than"),
         (lambda: len(bytearray(9 << 30)) and 0, "traceback: MemoryError"),
+        (lambda: print("mpamatch: memory ran out (a): b.", file=sys.stderr) or 2, "memory ran out"),
         (lambda: 2, "0 sentences"),
         (lambda: main(["check", "x" * 3000]), "a sentence of"),
         (lambda: main(["check", "nowhere"]), None),
