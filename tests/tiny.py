@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mpamatch.batch import Batch
+from mpamatch.cli import main
 from mpamatch.data.feeds import Feed
 from mpamatch.data.prepared import Prepared, load_prepared, write_prepared
 from mpamatch.data.sources.synthetic import raw_set
@@ -82,6 +83,14 @@ def tiny_flags(root: Path, method: str, fields: Mapping[str, Any] | None = None)
     for name in NOT_FOR.get(str(values["method.name"]), ()):
         values.pop(name, None)
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def make_set_and_run(folder: Path) -> Path:
+    """Makes the prepared set FOLDER/set and the trained run FOLDER/run, by the command line; returns `folder`."""
+    make_set(folder / "set")
+    words = ["train", "--recipe", "demo", "--run", str(folder / "run"), *tiny_flags(folder / "set", "supervised")]
+    assert main(words) == 0
+    return folder
 
 
 def tiny_config(root: Path, method: str = "supervised", fields: Mapping[str, Any] | None = None) -> Config:

@@ -10,8 +10,8 @@ from PIL import Image
 from mpamatch.cli import main
 from mpamatch.data.sources.mask_survey import look_at
 from mpamatch.images import read_mask
+from tests.data.masks import BLACK, SIDE, WHITE, drawn, halo_alone, jpeg_named_png, paletted, saved, soft
 from tests.data.raw import image
-from tests.data.test_mask_values import BLACK, SIDE, WHITE, drawn, jpeg_named_png, paletted, saved, soft
 from tests.data.test_source_bcss_wsss import PALETTE as PUBLISHED
 from tests.data.test_source_bcss_wsss import REGION, breast_folder
 
@@ -148,14 +148,7 @@ def test_soft_masks_and_jpegs_are_cut_at_half_and_it_is_said(kind, tmp_path, cap
 
 
 def test_a_mask_that_shows_but_the_halo_of_its_neighbour_is_background(kind, tmp_path):
-    def write(seed, path):
-        values = drawn(seed).astype(np.uint8) * 255
-        if seed == 3:
-            values = np.zeros_like(values)
-            values[:, -3:] = np.random.default_rng(0).integers(0, 9, (SIDE, 3))
-        saved(values, path.with_suffix(".png"))
-
-    assert not prepared(kind(tmp_path / "raw", write), tmp_path / "out")[3].any()
+    assert not prepared(kind(tmp_path / "raw", halo_alone), tmp_path / "out")[3].any()
 
 
 def test_palettes_one_bit_and_inverted_masks_are_read_as_what_they_mean(kind, tmp_path, capsys):

@@ -10,25 +10,9 @@ from PIL import Image
 
 from mpamatch.cli import main
 from mpamatch.images import read_mask
+from tests.data.masks import BLACK, RED, SIDE, WHITE, drawn, halo_alone, jpeg_named_png, paletted, saved, soft
 
-SIDE = 64
 COUNT = 4
-
-
-def drawn(seed: int = 0) -> np.ndarray:
-    """(SIDE, SIDE) bool: a disc at a place of the seed's."""
-    y, x = np.mgrid[:SIDE, :SIDE]
-    return (x - 24 - 4 * seed) ** 2 + (y - 30) ** 2 < 15**2
-
-
-def saved(array: np.ndarray, path: Path, **options) -> None:
-    Image.fromarray(array).save(path, **options)
-
-
-def paletted(indices: np.ndarray, colours: list[tuple[int, int, int]], path: Path) -> None:
-    image = Image.fromarray(indices.astype(np.uint8), mode="P")
-    image.putpalette([channel for colour in colours for channel in colour])
-    image.save(path)
 
 
 @pytest.fixture
@@ -87,8 +71,6 @@ def assert_drawn(labels: dict[str, np.ndarray], count: int = COUNT) -> None:
 
 
 # Palettes
-
-RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
 
 
 def quantized(seed: int, path: Path) -> None:
@@ -253,17 +235,6 @@ def test_inverting_tables_of_imagej_are_no_complement_at_any_depth(folder, prepa
 # Soft edges
 
 
-def soft(seed: int) -> np.ndarray:
-    """The disc, halved and doubled again."""
-    image = Image.fromarray(drawn(seed).astype(np.uint8) * 255)
-    return np.asarray(image.resize((SIDE // 2, SIDE // 2), Image.BILINEAR).resize((SIDE, SIDE), Image.BILINEAR))
-
-
-def jpeg_named_png(seed: int, path: Path) -> None:
-    with path.with_suffix(".png").open("wb") as file:
-        Image.fromarray(drawn(seed).astype(np.uint8) * 255).save(file, "JPEG", quality=60)
-
-
 def test_a_jpeg_renamed_png_is_cut_at_half_and_the_advice_is_the_line(folder, prepared, refused):
     source = folder(jpeg_named_png)
     said = refused(source)
@@ -320,14 +291,7 @@ def test_masks_of_other_numbers_than_explained_do_not_become_background(folder, 
 
 
 def test_a_tile_that_shows_but_the_halo_of_its_neighbour_is_background(folder, prepared):
-    def write(seed, path):
-        values = drawn(seed).astype(np.uint8) * 255
-        if seed == 3:
-            values = np.zeros_like(values)
-            values[:, -3:] = np.random.default_rng(0).integers(0, 9, (SIDE, 3))
-        saved(values, path.with_suffix(".png"))
-
-    labels, said = prepared(folder(write), "--mask-values", "0:background,255:gland")
+    labels, said = prepared(folder(halo_alone), "--mask-values", "0:background,255:gland")
     assert not labels["a3"].any()
     assert "1 mask has soft edges" in said
 

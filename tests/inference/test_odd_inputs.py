@@ -8,17 +8,13 @@ import pytest
 from PIL import Image
 
 from mpamatch.cli import main
-from tests.tiny import make_set, tiny_flags
+from tests.tiny import make_set_and_run
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared set and a run on it."""
-    folder = tmp_path_factory.mktemp("ready")
-    make_set(folder / "set")
-    words = ["train", "--recipe", "demo", "--run", folder / "run", *tiny_flags(folder / "set", "supervised")]
-    assert main([str(word) for word in words]) == 0
-    return folder
+    return make_set_and_run(tmp_path_factory.mktemp("ready"))
 
 
 @pytest.fixture

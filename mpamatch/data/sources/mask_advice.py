@@ -57,11 +57,6 @@ def _names(words: Sequence[str]) -> list[str]:
     return ["background", "object"] if len(words) == 2 else ["background", *(f"class-{word}" for word in words[1:])]
 
 
-def background_first(values: Sequence[int]) -> list[int]:
-    """Sorts values so that the one that is likely the background comes first: 0, or else the smallest."""
-    return sorted(values)
-
-
 def colour_advice(looks: Sequence[Look]) -> Advice:
     """Makes the line for all colours that masks of any kind show, those smeared left out."""
     shown: Counter[int] = Counter()
@@ -114,7 +109,7 @@ def value_advice(looks: Sequence[Look], counts: Counter[int], lossy: Sequence[Lo
         )
     if found is not None and not others:
         moved = 1 - sum(counts[value] for value in found) / sum(counts.values())
-        line = Advice.of_values(background_first(found)).line
+        line = Advice.of_values(sorted(found)).line
         return (
             f"{folder}: nearly all pixels of the masks hold {', '.join(map(str, sorted(found)))}, and {moved:.1%} "
             f"others, as soft edges and JPEG make: give {line}, and these take the nearest of them (or --instances if "

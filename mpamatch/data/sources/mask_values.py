@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from mpamatch.data.raw import Class
 from mpamatch.data.sources.mask_advice import (
     Advice,
-    background_first,
     colour_advice,
     coloured_files,
     value_advice,
@@ -176,7 +175,7 @@ def _read_as(look: Look, reading: str) -> Look:
 def _objects(looks: Sequence[Look], reading: str, remarks: list[str]) -> Meaning:
     found = peaks(total(looks))
     if found is not None:
-        line = Advice.of_values(background_first(found)).line
+        line = Advice.of_values(sorted(found)).line
         remarks = [
             *remarks,
             f"--instances counts every pixel above 0 as object, soft edges too, and nearly all pixels hold "
