@@ -252,7 +252,10 @@ def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "Any field of the configuration is an option, such as --engine.learning_rate 0.001, or by its last part if no "
         "other field ends in it: --learning_rate 0.001; --fields lists them."
     )
-    parser.add_argument("--recipe", help="settings for a data set; `mpamatch info` lists them (demo)")
+    parser.add_argument(
+        "--recipe",
+        help="settings for a data set; `mpamatch info` lists them (by its name, else folder; demo without data)",
+    )
     parser.add_argument(
         "--config", help="settings in a YAML file of your own, on top of the recipe where both are given"
     )

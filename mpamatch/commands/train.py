@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mpamatch import ranks
 from mpamatch.console import new_console, say
-from mpamatch.engine.config import field_help, load_config
+from mpamatch.engine.config import field_help, load_config, recipe_for
 from mpamatch.engine.loop import TrainingResult, resume, train
 from mpamatch.errors import InputError
 
@@ -32,13 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.data:
         raise InputError("--data: says where the data of --resume lie now; a new run takes --data.root.")
-    recipe = arguments.recipe or (None if arguments.config else "demo")
+    recipe = arguments.recipe or (None if arguments.config else recipe_for(arguments.flags))
     config = load_config(recipe, Path(arguments.config) if arguments.config else None, arguments.flags)
     folder = Path(arguments.run) if arguments.run else None
     if config.recipe == "demo" and not config.data.root:
         from mpamatch.commands.demo import demo
 
         return demo(config, folder, arguments.flags, console)
+    if recipe != arguments.recipe:
+        say(console, f"recipe: {recipe}, by the name of the data set; --recipe takes another, --config your own")
     report(train(config, folder, console=console), console)
     return 0
 

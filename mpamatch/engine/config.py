@@ -16,7 +16,7 @@ from annotated_types import Ge, Lt
 from mpamatch.data.config import DataConfig
 from mpamatch.device import on_gpu
 from mpamatch.errors import InputError, shown, unknown
-from mpamatch.files import read_yaml, replacing
+from mpamatch.files import read_json, read_yaml, replacing
 from mpamatch.methods import METHODS, Method
 from mpamatch.models.build import network_config
 from mpamatch.models.network import NETWORKS, NetworkConfig
@@ -27,6 +27,7 @@ START = "_start"  # in the folder of recipes: what all others start from, unless
 OF_ENCODER = ("encoder_norm", "frozen_stages", "skips")  # what a recipe says of its own encoder alone
 OPTIONS = ("recipe", "config", "run", "resume", "data")  # of `mpamatch train` beside the fields
 SECTIONS = ("data", "model", "method", "engine")
+_OF_NO_SET = {"demo", "folder", "paper"}  # recipes that are for no one published set
 _UNLABELLED = {"data.unlabelled_batch"}  # fields that do nothing for a method without unlabelled images
 Content = dict[str, dict[str, Any]]  # section → field → value
 
@@ -136,6 +137,22 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
     changed = [] if saved else _changed(_for_method(own, method, written), classes)
     _check_idle(made, method, [*given, *changed])
     return Config(recipe or (file.stem if file else "run"), **made)
+
+
+def recipe_for(flags: Sequence[str]) -> str:
+    """Names the recipe for the data that the flags give: `demo` without data.root.
+
+    A prepared set that is named as one of the published sets has its recipe, `glas-grade` that of glas; any other has
+    `folder`. Raises InputError if dataset.json is no JSON, or for flags as `full_names` does.
+    """
+    root = dict(_pairs(flags)).get("data.root")
+    if root is None:
+        return "demo"
+    about = Path(root) / "dataset.json"
+    content = read_json(about) if about.is_file() else {}  # a folder that is no prepared set is refused when it is read
+    name = f"{content.get('name')}-" if isinstance(content, dict) else ""
+    fitting = [one for one in recipes() if one not in _OF_NO_SET and name.startswith(f"{one}-")]
+    return "demo" if name == "synthetic-" else max(fitting, key=len, default="folder")
 
 
 def load_saved(path: Path) -> Config:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 
 import pytest
@@ -15,6 +16,7 @@ from mpamatch.engine.config import (
     full_names,
     load_config,
     load_saved,
+    recipe_for,
     recipes,
     save_config,
 )
@@ -446,3 +448,33 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match="unknown recipe 'demmo': did you mean 'demo'"):
         load_config("demmo")
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("ebhi-seg-gland", "ebhi-seg-gland"),
+        ("ebhi-seg-all", "folder"),
+        ("glas-grade", "glas"),
+        ("bcss-wsss", "bcss-wsss"),
+        ("synthetic", "demo"),
+        ("mine", "folder"),
+        ("paper", "folder"),
+        ("demo", "folder"),
+        (7, "folder"),
+    ],
+)
+def test_the_recipe_of_a_set_is_that_of_its_name(tmp_path, name, recipe):
+    (tmp_path / "dataset.json").write_text(json.dumps({"name": name}))
+    for flags in (["--data.root", str(tmp_path)], [f"--root={tmp_path}", "--steps", "5"]):
+        assert recipe_for(flags) == recipe
+
+
+def test_the_recipe_without_data_and_of_what_is_no_set(tmp_path):
+    assert recipe_for(["--steps", "5"]) == "demo"
+    assert recipe_for(["--data.root", str(tmp_path / "gone")]) == "folder"
+    (tmp_path / "dataset.json").write_text("[1]")
+    assert recipe_for(["--data.root", str(tmp_path)]) == "folder"
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        recipe_for(["--data.root", str(tmp_path)])
