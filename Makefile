@@ -14,7 +14,7 @@ MINIMUM_PYTHON ?= python3.11
 UV = $(MINIMUM)/bin/uv pip install --quiet --python $(MINIMUM)
 EXTRAS := dev pretrained-offline text-offline lora acdc slides export dali-cuda13
 
-.PHONY: demo test test-quick test-parallel test-serial test-minimum native-checks lint extension bench gpu-check clean
+.PHONY: demo test test-quick test-parallel test-serial test-minimum native-checks lint docs extension bench gpu-check clean
 demo: extension
 	$(BIN)/mpamatch-train
 
@@ -48,6 +48,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
+# The pages as a site, build/docs/index.html; a link that leads nowhere is an error, as is every warning.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --nitpicky -c docs . build/docs
+
 # Compilers' checks: sanitizers, CUDA kernels on the host, registers and spills, Triton to machine code. Each keeps its
 # verdict in build/native-checks while what it compiles stays the same. Tests of a file share its folders of builds.
 native-checks: extension
@@ -69,7 +73,7 @@ $(INSTALLED): pyproject.toml setup.py build_backend.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch cmake ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,dev-export,pretrained-offline,text-offline,lora,acdc,slides,export,dali-cuda13]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,dev-export,dev-docs,pretrained-offline,text-offline,lora,acdc,slides,export,dali-cuda13]"
 	touch $@
 
 # uv takes the lowest version of what pyproject.toml names and the highest of what that brings along; the three named here
