@@ -108,10 +108,10 @@ class FeaturesEncoder(Encoder):
 
     def _freeze_idle(self) -> None:
         """Freezes parameters that no map depends on (HRNet has some): several ranks would wait for their gradients."""
-        with torch.enable_grad():
-            maps = self.net.eval()(torch.zeros(1, 3, 3 * self.multiple, 5 * self.multiple))
         parameters = list(self.net.parameters())
-        gradients = torch.autograd.grad(sum(x.sum() for x in maps), parameters, allow_unused=True)
+        with torch.enable_grad():  # whoever loads a run to predict may have switched gradients off
+            maps = self.net.eval()(torch.zeros(1, 3, 3 * self.multiple, 5 * self.multiple))
+            gradients = torch.autograd.grad(sum(x.sum() for x in maps), parameters, allow_unused=True)
         self.net.train()
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)

@@ -55,6 +55,13 @@ def test_maps_are_as_stated_and_without_chance(name):
     assert not idle, "computed for nothing, and refused by DistributedDataParallel"
 
 
+def test_it_is_built_where_gradients_are_off():
+    """As in a script that loads a run to predict."""
+    with torch.no_grad():
+        encoder = build_encoder("tf_efficientnet_lite0", None, "batch")
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "tf_efficientnet_lite0", "mambaout_femto"])
 def test_published_weights_arrive_in_the_layers_that_are_kept(name, tmp_path):
     torch.manual_seed(1)
