@@ -22,8 +22,9 @@ LESS = {  # what a command can do with less memory
     "other": "end other programs, or give images of fewer pixels",
 }
 STORY = """\
-three commands tell the story:
+four commands tell the story:
   mpamatch prepare glas ~/Warwick_QU data/glas      any raw set, split by patient, problems named
+  mpamatch split data/glas --labelled 10%           the labels of a tenth of the patients, the rest is unlabelled
   mpamatch-train --recipe glas --data.root data/glas
   mpamatch predict runs/glas-001 images/ --out out/
 
