@@ -98,6 +98,15 @@ def links(page: str) -> Iterator[Link]:
                 yield Link(page, token.map[0] + 1, str(target))
 
 
+def commands(page: str) -> Iterator[tuple[int, str]]:
+    """Yields what stands as code within a sentence or table and begins with a word and a blank, with its line."""
+    for token in tokens(page):
+        for child in token.children or []:
+            if child.type == "code_inline" and re.match(r"[\w-]+ \S", child.content):
+                assert token.map is not None
+                yield token.map[0] + 1, child.content
+
+
 @cache
 def anchors(page: str) -> set[str]:
     """The anchors that GitHub gives the headings of a page: the second of two equal ones ends in -1."""

@@ -229,8 +229,8 @@ def run_make(words: list[str]) -> int:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     unknown = [word for word in words if not word.startswith("-") and "=" not in word and word not in targets]
     if unknown:
-        print(f"make: the Makefile has no target {', '.join(unknown)}", file=sys.stderr)
-    return len(unknown)
+        raise Fault(f"make: the Makefile has no target {', '.join(unknown)}")
+    return 0
 
 
 def run_pip(words: list[str]) -> int:
@@ -293,6 +293,17 @@ def check(block: Block) -> None:
             raise Fault(f"{block.place}: {words[0]} has no option {unknown}")
 
 
+def check_sentences(page: str) -> Iterator[str]:
+    """Yields what is wrong with the commands that stand within sentences; they are never run."""
+    for line, code in pages.commands(page):
+        if code.split()[0] in (*CHECKED, "mpamatch", "mpamatch-train", "torchrun") and "…" not in code:
+            try:
+                unknown = unknown_options(shlex.split(code))
+            except (Fault, KeyError, ValueError) as error:
+                unknown = [str(error)]
+            yield from (f"{page}:{line}: `{code}`: {option}" for option in unknown)
+
+
 def commands(code: str) -> Iterator[list[str]]:
     """The words of each line of shell code that begins with one of our programs, behind `srun` too."""
     for line in code.replace("\\\n", " ").splitlines():
@@ -311,9 +322,8 @@ def unknown_options(words: list[str]) -> list[str]:
     if name == "torchrun":
         own, rest = torchrun_words(rest)
         known = torchrun.get_args_parser()._option_string_actions
-        return [word for word in own if word.startswith("--") and word not in known] + unknown_options(
-            ["mpamatch", *rest]
-        )
+        unknown = [word for word in own if word.startswith("--") and word not in known]
+        return unknown + unknown_options(["mpamatch", *rest])
     options = [word for word in rest if re.match("--[a-z]", word)]
     if name == "python":
         return [option for option in options if option not in help_of(rest)]
@@ -332,15 +342,6 @@ def help_of(words: list[str]) -> str:
         return text(out)
 
 
-def why_not(block: Block) -> str | None:
-    """Why a block is not run; None if it is."""
-    if block.page in WHOLE:
-        return WHOLE[block.page]
-    if block.language in OTHER:
-        return OTHER[block.language]
-    return block.reason
-
-
 def listed() -> Iterator[str]:
     """A line for each block."""
     for page in PAGES:
@@ -349,7 +350,7 @@ def listed() -> Iterator[str]:
                 continue
             programs = {words[0] for words in commands(block.text)} if block.language in SHELL else set()
             partly = "; ".join(f"{name}: {CHECKED[name]}" for name in sorted(programs & {*CHECKED}))
-            does = "read" if block.language in READ else "written" if block.file else "run"
+            does = "written" if block.file else "read" if block.language in READ else "run"
             state = f"not run: {block.reason}" if block.reason else does + (f" ({partly})" if partly else "")
             yield f"{block.place:28} {block.language:8} {state}"
     for page, reason in WHOLE.items():

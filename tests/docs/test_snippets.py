@@ -73,6 +73,12 @@ def test_every_block_has_a_language_and_every_reason_a_block(page):
     assert len(reasons) == pages.marks(page), "<!-- not run: REASON --> stands in front of a block, a line of its own"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_commands_within_sentences_have_their_options(page):
+    """The changelog tells of commands as they were."""
+    assert list(snippets.check_sentences(page)) == []
+
+
 def test_the_list_names_every_block():
     lines = list(snippets.listed())
     for page in RUN:
@@ -166,6 +172,14 @@ torchrun --nproc-per-node 4 -m mpamatch train --recipe demo --steps 3 --method.t
 """
     )
     assert (tmp_path / "here" / "two.txt").read_text() == "yes\n"
+
+
+def test_a_wrong_command_within_a_sentence_is_found(page):
+    page("Say `mpamatch bench --tnue`, `make nothing`, `mpamatch-train --threshold 0.9` or `mpamatch nothing x`.")
+    found = list(snippets.check_sentences("PAGE.md"))
+    assert [line.partition("`: ")[0] for line in found] == [
+        f"PAGE.md:1: `{code}" for code in ("mpamatch bench --tnue", "make nothing", "mpamatch nothing x")
+    ]
 
 
 def test_nothing_of_a_page_stays(page):
