@@ -27,7 +27,7 @@ suppress_warnings = ["myst.header"]  # RESULTS.md has an appendix with a title o
 html_theme = "furo"
 html_title = f"mpamatch {version}"
 html_extra_path = ["site"]  # index.html, which leads to root_doc
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 html_copy_source = False
 
 

@@ -91,7 +91,7 @@ def do(block: Block, terminal: Terminal, names: dict[str, object]) -> None:
     elif block.language == "python":
         run_python(block, terminal.folder, names)
     elif block.language == "console":
-        run_session(block, terminal)
+        run_console(block, terminal)
     elif block.language in SHELL:
         code, said = terminal.run(block.text)
         if code:
@@ -118,7 +118,7 @@ def strings(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def run_session(block: Block, terminal: Terminal) -> None:
+def run_console(block: Block, terminal: Terminal) -> None:
     """Runs the lines after "$ " and compares what each prints with the lines below it; … stands for anything."""
     for command, shown in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n?)*)", block.text, re.MULTILINE):
         code, said = terminal.run(command)
@@ -190,7 +190,7 @@ def shorter_script(module: str, words: list[str]) -> list[str]:
     if module == "mpamatch":
         return shorter(words)
     if module == "mpamatch.benchmarks.bench_step":
-        words = [*words, "--steps", "2", "--variants", "eager,fused"]  # a process each
+        words = [*words, "--steps", "2", "--variants", "straightforward,fused"]  # a process each
     one_seed = {"--seeds": "0"} if module.startswith("experiments.") else {}
     found = with_values(words, SHORTER | one_seed)
     return [*found, "--jobs", "0"] if module == "experiments.compare_methods" and words[0] == "run" else found
