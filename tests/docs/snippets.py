@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from unittest import mock
@@ -177,8 +178,10 @@ def run_python_program(words: list[str]) -> int:
     world.bring(world.mentioned(words), Path.cwd())
     module, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
     argv = [module, *shorter_script(module, rest)]
-    with mock.patch.object(sys, "argv", argv), mock.patch.object(sys, "path", [str(Path.cwd()), *sys.path]):
+    searched = mock.patch.object(sys, "path", [str(Path.cwd()), *sys.path])
+    with mock.patch.object(sys, "argv", argv), searched, warnings.catch_warnings():
         if words[0] == "-m":
+            warnings.filterwarnings("ignore", message=".*found in sys.modules")  # of another page
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(module, run_name="__main__")
