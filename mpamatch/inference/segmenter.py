@@ -1,8 +1,9 @@
 """A trained network on images of any size: scaling, normalisation, windows, precision."""
 
 import math
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from mpamatch.errors import InputError, shown, unknown
 from mpamatch.images import Colour, pixels_of, read_image
-from mpamatch.inference.tiles import in_threads, pad_to_window, probabilities, segment_each
+from mpamatch.inference.tiles import Canvas, Looked, in_threads, look_each, pad_to_window, probabilities
 
 if TYPE_CHECKING:
     from mpamatch.inference.slides import SlideResult
@@ -197,10 +198,55 @@ class Segmenter:
         """
         return (most_probable(probability) for probability in self._each(images))
 
+    def probabilities_and_features(
+        self,
+        images: Iterable[np.ndarray],  # each (H, W, 3) uint8, of any size
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Computes class probabilities of each image and what the encoder makes of it, in order, as `labels` does.
+
+        Args:
+            images: as `probabilities` takes them.
+
+        Yields:
+            (C, H, W) float32, and the encoder's deepest map averaged over the image, (D,) float32: in images that are
+            larger than the window over all windows.
+
+        Raises:
+            InputError: as `probabilities` does, or the network has no encoder whose maps could be taken.
+        """
+        encoder = getattr(self.model, "encoder", None)
+        if encoder is None:
+            raise InputError("this network has no encoder whose maps could tell how alike images are: name a run.")
+        own = threading.local()  # batches run in threads
+
+        def keep(_module: nn.Module, _inputs: Any, maps: tuple[Tensor, ...]) -> None:
+            own.deepest = maps[-1]
+
+        def look(windows: Tensor) -> Looked:
+            found = probabilities(self._logits, windows)
+            return found, own.deepest.float().mean((2, 3)).to(windows.device)
+
+        handle = encoder.register_forward_hook(keep)
+        try:
+            for canvas, probability in self._looked(look, images):
+                assert canvas.feature is not None
+                yield probability, canvas.feature / len(canvas.windows)
+        finally:
+            handle.remove()
+
     def _each(
         self, images: Iterable[np.ndarray], home: torch.device | None = None, present: np.ndarray | None = None
     ) -> Iterator[Tensor]:
         """Computes class probabilities of each image, summed up on `home` or, if that is None, where there is room."""
+        told = () if present is None else (torch.from_numpy(present).to(self.device),)
+        logits = partial(self._logits, told=told)
+        looked = self._looked(lambda windows: (probabilities(logits, windows), None), images, home)
+        return (probability for _, probability in looked)
+
+    def _looked(
+        self, look: Callable[[Tensor], Looked], images: Iterable[np.ndarray], home: torch.device | None = None
+    ) -> Iterator[tuple[Canvas, Tensor]]:
+        """Looks at the windows of each image; yields its canvas and its class probabilities."""
         sizes: deque[tuple[int, int]] = deque()
 
         def prepared() -> Iterator[Tensor]:
@@ -209,9 +255,8 @@ class Segmenter:
                 sizes.append((image.shape[0], image.shape[1]))
                 yield ready.to(home or self._home(ready.shape[1] * ready.shape[2]))
 
-        told = () if present is None else (torch.from_numpy(present).to(self.device),)
-        results = segment_each(
-            partial(self._logits, told=told),
+        canvases = look_each(
+            look,
             prepared(),
             window=self.settings.window,
             overlap=self.settings.overlap,
@@ -219,8 +264,8 @@ class Segmenter:
             threads=self._threads,
         )
         with evaluating(self.model):
-            for result in results:
-                yield self._at_own_size(result, *sizes.popleft())
+            for canvas in canvases:
+                yield canvas, self._at_own_size(canvas.result(), *sizes.popleft())
 
     def predict(
         self,

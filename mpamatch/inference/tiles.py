@@ -36,17 +36,20 @@ class Canvas:
         self.windows = grid(self.padded, window, stride)
         self.missing = len(self.windows)
         self.total: Tensor | None = None  # (C, H, W) once the number of classes is known
+        self.feature: Tensor | None = None  # (D,) the sum over windows, if the model gives any
 
     def cut(self, at: Window) -> Tensor:  # (3, window, window)
         """Cuts a window out of the padded image."""
         return self.padded[:, at.top : at.top + self.side, at.left : at.left + self.side]
 
-    def add(self, at: Window, probability: Tensor) -> None:  # (C, window, window)
-        """Adds the probabilities of a window, weighted by its share."""
+    def add(self, at: Window, probability: Tensor, feature: Tensor | None) -> None:  # (C, window, window), (D,)
+        """Adds the probabilities of a window, weighted by its share, and its feature."""
         if self.total is None:
             size = (len(probability), *self.padded.shape[1:])
             self.total = torch.zeros(size, dtype=torch.float32, device=self.padded.device)
         add_window(self.total, at, probability)
+        if feature is not None:
+            self.feature = feature if self.feature is None else self.feature + feature
         self.missing -= 1
 
     def result(self) -> Tensor:  # (C, H, W) float32
@@ -119,34 +122,62 @@ def segment_each(
         InputError: overlap, window or batch is out of range (before an image is taken), an image is not (3, H, W), or
             the model's output is not (B, C, window, window).
     """
+    done = look_each(
+        lambda windows: (probabilities(model, windows), None),
+        images,
+        window=window,
+        overlap=overlap,
+        batch=batch,
+        threads=threads,
+    )
+    return (canvas.result() for canvas in done)
+
+
+Looked = tuple[Tensor, Tensor | None]  # probabilities (B, C, window, window) and features (B, D), if any
+
+
+def look_each(
+    look: Callable[[Tensor], Looked],  # at windows (B, 3, window, window)
+    images: Iterable[Tensor],  # each (3, H, W) floating point, of any size
+    *,
+    window: int,
+    overlap: float,
+    batch: int,
+    threads: int = 1,
+) -> Iterator[Canvas]:
+    """Looks at the windows of each image as `segment_each` does, and yields its canvas once the last one is done.
+
+    Raises InputError if overlap, window or batch is out of range (before an image is taken), or an image is not
+    (3, H, W).
+    """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")
     if window < 1 or batch < 1:
         raise InputError(f"window {window} and batch {batch}: both must be at least 1.")
     stride = max(1, int(window * (1 - overlap)))
-    return _in_batches(model, (Canvas(image, window, stride) for image in images), batch, threads)
+    return _in_batches(look, (Canvas(image, window, stride) for image in images), batch, threads)
 
 
 WindowBatch = list[tuple[Canvas, Window]]
 
 
 def _in_batches(
-    model: Callable[[Tensor], Tensor], canvases: Iterable[Canvas], batch: int, threads: int
-) -> Iterator[Tensor]:
-    """Runs the model over the windows of all canvases and yields each result once it is complete."""
+    look: Callable[[Tensor], Looked], canvases: Iterable[Canvas], batch: int, threads: int
+) -> Iterator[Canvas]:
+    """Looks at the windows of all canvases and yields each once it is complete."""
     begun: deque[Canvas] = deque()
 
-    def run(windows: WindowBatch) -> tuple[WindowBatch, Tensor]:
+    def run(windows: WindowBatch) -> tuple[WindowBatch, Looked]:
         device = windows[0][0].padded.device  # images may lie on two: the windows go to that of the first
         cut = torch.stack([canvas.cut(at).to(device) for canvas, at in windows])
-        return windows, probabilities(model, cut)
+        return windows, look(cut)
 
     batches = _batches(canvases, begun, batch, threads)
-    for windows, found in in_threads(run, batches, threads):
-        for (canvas, at), probability in zip(windows, found, strict=True):
-            canvas.add(at, probability)
+    for windows, (found, features) in in_threads(run, batches, threads):
+        for number, (canvas, at) in enumerate(windows):
+            canvas.add(at, found[number], None if features is None else features[number])
         while begun and not begun[0].missing:
-            yield begun.popleft().result()
+            yield begun.popleft()
 
 
 def _batches(canvases: Iterable[Canvas], begun: deque[Canvas], batch: int, threads: int) -> Iterator[WindowBatch]:
