@@ -190,6 +190,7 @@ HELP = {
     "evaluate": "score a run on one part of its data",
     "report": "a page, a model card and numbers on what a run is worth",
     "predict": "masks, overlays, outlines and areas for images and whole slides",
+    "suggest": "which images or regions of slides to label next, with the prediction to correct",
     "export": "write a run's network as an ONNX file or a bioimage.io package",
     "prototypes": "draw what the prototypes of a run see in images",
     "study": "sweep one choice over paired seeds: a table and a figure",
@@ -228,12 +229,17 @@ def _shown(text: str) -> str:
 
 
 def _split(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.usage = "mpamatch split DATA (--labelled N | --images N | --list FILE) [--seed N] [--name NAME]"
+    parser.usage = (
+        "mpamatch split DATA (--labelled N | --images N | --list FILE [--masks DIR]) [--seed N] [--name NAME]"
+    )
     parser.add_argument("data", metavar="DATA", help="a prepared folder")
     parser.add_argument("--labelled", metavar="N", help="how many patients, with all their images: 10%% or 4")
     parser.add_argument("--images", metavar="N", help="how many images, whichever patients they are of: 10%% or 8")
     parser.add_argument(
         "--list", metavar="FILE", help="the images named in it, one in a line, as published splits come"
+    )
+    parser.add_argument(
+        "--masks", metavar="DIR", help="take masks into the set, of images of the --list that have none, by their names"
     )
     parser.add_argument("--seed", type=int, help="which draw (0); smaller budgets lie within larger ones")
     parser.add_argument("--name", help="of the split of a --list (the list's own)")
@@ -315,6 +321,39 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def _suggest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.usage = "mpamatch suggest RUN DATA|INPUT… --out DIR [options]"
+    parser.epilog = "It ends with the command that brings the corrected masks or regions back."
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="a prepared folder, or images or whole slides or folders of them"
+    )
+    parser.add_argument("--out", required=True, help="folder for the table, the sheet and what to correct; a new one")
+    parser.add_argument("--count", type=int, default=20, help="how many (20)")
+    parser.add_argument(
+        "--by", choices=("entropy", "disagreement"), default="entropy",
+        help="entropy of the mean over flips, or disagreement with recoloured views (entropy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--spread", action=argparse.BooleanOptionalAction, default=True,
+        help="choose unlike ones among the most uncertain, or by uncertainty alone",
+    )  # fmt: skip
+    parser.add_argument("--per-patient", type=int, metavar="N", help="no more than N of one patient (any number)")
+    parser.add_argument("--split", help="of a prepared folder: which of its splits says what is labelled")
+    parser.add_argument("--group-regex", help="of images and slides: the part of a file name that tells the patient")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    slides = parser.add_argument_group("whole slides")
+    slides.add_argument("--annotations", metavar="DIR", help="what is annotated already, a file per slide (nothing)")
+    slides.add_argument(
+        "--slide-mpp", "--mpp", dest="mpp", type=float, help="µm per pixel of slides whose files name none"
+    )
+    slides.add_argument("--model-mpp", type=float, help="µm per pixel of the training images, if the run names none")
+    slides.add_argument("--tissue", metavar="auto|all|FILE", help="where to look; GeoJSON, a file or a folder (auto)")
+    slides.add_argument("--origin", choices=("qupath", "slide"), help="where coordinates begin, as of predict (qupath)")
+    slides.add_argument("--simplify", type=float, metavar="PIXELS", help="of outlines; 0: every corner (1)")
+    return _largest(parser)
+
+
 def _export(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.epilog = "Needs pip install 'mpamatch[export]'. The file is compared with torch before it is left there."
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -389,6 +428,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "report": _report,
     "predict": _predict,
+    "suggest": _suggest,
     "export": _export,
     "prototypes": _prototypes,
     "study": _study,

@@ -230,6 +230,21 @@ def write_png(
         Image.fromarray(array).save(temporary, format="PNG", **how)
 
 
+def write_painted_mask(
+    path: Path,
+    label: NDArray[np.uint8],  # (H, W)
+    colours: Sequence[Colour],
+) -> None:
+    """Writes a label as PNG with a palette, whole or not at all: numbers that any program shows in the class's colour.
+
+    Raises InputError if the file cannot be written.
+    """
+    image = Image.fromarray(label)
+    image.putpalette(_colour_table(colours).ravel().tolist())
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
 def colour_label(
     label: NDArray[np.uint8],  # (H, W)
     colours: Sequence[Colour],

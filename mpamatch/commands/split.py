@@ -4,8 +4,18 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+from mpamatch.data.corrected import find_masks, take_masks
+from mpamatch.data.name_lists import read_name_list
 from mpamatch.data.prepared import Prepared, load_prepared
-from mpamatch.data.splits import Split, draw_split, listed_split, read_budget, save_split
+from mpamatch.data.splits import (
+    Split,
+    check_replaces,
+    draw_split,
+    listed_split,
+    read_budget,
+    save_split,
+    split_name,
+)
 from mpamatch.errors import InputError
 
 
@@ -13,6 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Draws a split of `arguments.data` by `.labelled` or `.images` and `.seed`, or takes `.list`; returns 0."""
     _check_options(arguments)
     prepared = load_prepared(Path(arguments.data))
+    if arguments.masks is not None:
+        taken = _take(prepared, arguments)
+        print(f"{prepared.root / 'masks'}: {taken} masks taken from {arguments.masks}")
     split = _split(prepared, arguments)
     path = save_split(prepared, split)
     alone = _images_alone(prepared)
@@ -47,8 +60,23 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.list is None and arguments.name is not None:
         raise InputError(f"--name: names the split of a --list; one of {ways[0]} is named by budget and seed.")
+    if arguments.list is None and arguments.masks is not None:
+        raise InputError(f"--masks: takes masks of the images that a --list names, not with {ways[0]}.")
     if arguments.list is not None and arguments.seed is not None:
         raise InputError("--seed: nothing is drawn where --list names the images; leave it out.")
+
+
+def _take(prepared: Prepared, arguments: argparse.Namespace) -> int:
+    """Takes new masks into the set once nothing else can be wrong; returns how many there were."""
+    masks = find_masks(prepared, Path(arguments.masks))
+    path = Path(arguments.list)
+    listed = read_name_list(prepared, path, also=masks).images
+    left = sorted(set(masks) - set(listed))
+    if left:
+        raise InputError(f"{masks[left[0]]}: {path} does not name {left[0]}: add it there, or remove the mask.")
+    check_replaces(prepared, split_name(path, arguments.name), listed)
+    take_masks(prepared, masks)
+    return len(masks)
 
 
 def _split(prepared: Prepared, arguments: argparse.Namespace) -> Split:

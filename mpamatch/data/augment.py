@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from mpamatch.data.draws import ColourDraw, Geometry
+from mpamatch.data.draws import UNLABELLED, ColourDraw, DrawSettings, Geometry, draw
 
 # Optical densities of haematoxylin, eosin and their complement in RGB (Ruifrok and Johnston 2001), rows of unit length.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -94,6 +94,18 @@ def recolour(image: Tensor, colour: ColourDraw) -> Tensor:  # (3, H, W) u8 -> (3
     if colour.jpeg:
         x = decode_jpeg(encode_jpeg((x * 255).round().to(torch.uint8), quality=colour.jpeg)).float() / 255
     return x
+
+
+def strong_views(image: np.ndarray, augment: str) -> list[np.ndarray]:  # (H, W, 3) u8 -> two of the same
+    """Recolours an image in two strong ways, the same for every image: those that seed 0 draws first in training.
+
+    `augment` is histology or natural, as in DataConfig.
+    """
+    settings = DrawSettings(augment, crop=16, zoom=(1.0, 1.0), weak_colour=0.0, channels=0)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    colours = draw(settings, 0, UNLABELLED, 0, 0).strong
+    views = (recolour(pixels, colour).mul(255).round_().to(torch.uint8) for colour in colours)
+    return [view.permute(1, 2, 0).contiguous().numpy() for view in views]
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:

@@ -5,7 +5,7 @@ import difflib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +33,8 @@ class NameList:
     renamed: dict[str, str]
 
 
-def read_name_list(prepared: Prepared, path: Path) -> NameList:
-    """Reads a list of training images that have a mask, one in each line.
+def read_name_list(prepared: Prepared, path: Path, also: Iterable[str] = ()) -> NameList:
+    """Reads a list of training images that have a mask, or are in `also`, one in each line.
 
     A line holds a name as the prepared set or the raw one has it, with or without folders and ending. What follows is
     passed over: a second path, as in UniMatch's lists, or columns after a comma or tab. So are a first line of column
@@ -49,7 +49,7 @@ def read_name_list(prepared: Prepared, path: Path) -> NameList:
         InputError: the list cannot be read or names no image; or a line names no image, several, one that is not in the
             training part or has no mask, or one that another line names. The sentence has the first names and lines.
     """
-    names, masked = _Names(prepared), set(prepared.labelled("train"))
+    names, masked = _Names(prepared), {*prepared.labelled("train"), *also}
     part_of = {image: part for part, images in prepared.parts.items() for image in images}
     line_of: dict[str, int] = {}
     renamed: dict[str, str] = {}

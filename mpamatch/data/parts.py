@@ -1,8 +1,12 @@
 """Parts of a data set drawn by group: no group is in two parts, and the same names give the same parts everywhere."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mpamatch.errors import InputError
 
 
 def parts_by_group(groups: Iterable[str]) -> dict[str, str]:
@@ -42,3 +46,23 @@ def held_out(groups: Iterable[str], share: float = 0.2) -> set[str]:
     if not taken and len(order) >= 2:
         taken.add(min(order, key=lambda group: sizes[group]))
     return taken
+
+
+def group_finder(group_regex: str) -> Callable[[str, Path], str]:
+    """Makes a function that finds the group in a name: the regex's first capture group, or the whole match.
+
+    It takes the name and the file, for its sentence. Raises InputError, both do, if the regex is broken or finds none.
+    """
+    try:
+        pattern = re.compile(group_regex)
+    except re.error as error:
+        raise InputError(f"--group-regex {group_regex!r}: is no regular expression ({error}).") from error
+
+    def find(name: str, path: Path) -> str:
+        match = pattern.search(name)
+        group = match and (match[1] if pattern.groups else match[0])
+        if not group:
+            raise InputError(f"{path}: --group-regex {group_regex!r} finds no group in {name!r}.")
+        return str(group)
+
+    return find

@@ -175,10 +175,7 @@ def listed_split(prepared: Prepared, path: Path, name: str | None = None) -> Spl
         InputError: the name holds something other than letters, digits, hyphens and _ . =, or `read_name_list` refuses
             the list.
     """
-    plain = _plain(path.stem if name is None else name)
-    if name is not None and name != plain:
-        raise InputError(f"--name {name!r}: may hold letters, digits, hyphens and _ . =, such as {plain!r}.")
-    found = read_name_list(prepared, path)
+    plain, found = split_name(path, name), read_name_list(prepared, path)
     shown = _classes_shown(prepared, found.images)
     return Split(
         name=plain,
@@ -195,6 +192,22 @@ def listed_split(prepared: Prepared, path: Path, name: str | None = None) -> Spl
     )
 
 
+def split_name(path: Path, name: str | None) -> str:
+    """Returns the name of a list's split. Raises InputError as `listed_split` does."""
+    plain = _plain(path.stem if name is None else name)
+    if name is not None and name != plain:
+        raise InputError(f"--name {name!r}: may hold letters, digits, hyphens and _ . =, such as {plain!r}.")
+    return plain
+
+
+def check_replaces(prepared: Prepared, name: str, images: Iterable[str]) -> None:
+    """Raises InputError if a split of that name has other images: runs know it by its name."""
+    path = split_path(prepared, name)
+    before = read_json(path) if path.exists() else None
+    if before is not None and (not isinstance(before, dict) or before.get("labelled") != sorted(images)):
+        raise InputError(f"{path}: is there already, with other images: give another --name, or remove it first.")
+
+
 def images_by_group(prepared: Prepared) -> dict[str, list[str]]:
     """Groups the training images that have a mask. Raises InputError if there is none."""
     images_of: dict[str, list[str]] = {}
@@ -208,7 +221,7 @@ def images_by_group(prepared: Prepared) -> dict[str, list[str]]:
 def save_split(prepared: Prepared, split: Split) -> Path:
     """Writes splits/<name>.json and returns its path.
 
-    Raises InputError if a split from a list would replace one of other images: runs know it by its name.
+    Raises InputError if a split from a list would replace one of other images.
     """
     path = split_path(prepared, split.name)
     content: dict[str, Any] = {
@@ -219,9 +232,7 @@ def save_split(prepared: Prepared, split: Split) -> Path:
     }
     if split.source is not None:
         content["list"] = split.source
-        before = read_json(path) if path.exists() else content
-        if not isinstance(before, dict) or before.get("labelled") != content["labelled"]:
-            raise InputError(f"{path}: is there already, with other images: give another --name, or remove it first.")
+        check_replaces(prepared, split.name, split.images)
     write_json(path, content)
     return path
 

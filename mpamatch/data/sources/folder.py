@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpamatch.data.kinds import REGROUP, Kind, Option
+from mpamatch.data.parts import group_finder
 from mpamatch.data.prepared import Item, RawSet
 from mpamatch.data.raw import Findings
 from mpamatch.data.sources.layout import (
@@ -153,18 +154,8 @@ def _key(path: Path) -> str:
 def _groups(pairs: list[_Pair], group_regex: str | None) -> list[str]:
     if group_regex is None:
         return [pair.stem for pair in pairs]
-    try:
-        pattern = re.compile(group_regex)
-    except re.error as error:
-        raise InputError(f"--group-regex {group_regex!r}: is no regular expression ({error}).") from error
-    groups = []
-    for pair in pairs:
-        match = pattern.search(pair.image.stem)
-        group = match and (match[1] if pattern.groups else match[0])
-        if not group:
-            raise InputError(f"{pair.image}: --group-regex {group_regex!r} finds no group in {pair.image.stem!r}.")
-        groups.append(group)
-    return groups
+    find = group_finder(group_regex)
+    return [find(pair.image.stem, pair.image) for pair in pairs]
 
 
 def _parts(pairs: list[_Pair], groups: list[str], regroup: bool) -> list[str | None]:

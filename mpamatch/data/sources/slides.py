@@ -1,7 +1,6 @@
 """Whole slides with regions marked in QuPath, ASAP or ImageScope: labelled patches, and unlabelled ones of the rest."""
 
 import heapq
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from mpamatch.ahead import ahead
 from mpamatch.data.kinds import Kind, Option
+from mpamatch.data.parts import group_finder
 from mpamatch.data.prepared import with_progress
 from mpamatch.data.raw import Class, Findings, Item, RawSet
 from mpamatch.errors import InputError
@@ -264,18 +264,8 @@ def _groups(files: dict[str, Path], group_regex: str | None) -> dict[str, str]:
     """Finds the group of each slide in its name."""
     if group_regex is None:
         return {name: name for name in files}
-    try:
-        pattern = re.compile(group_regex)
-    except re.error as error:
-        raise InputError(f"--group-regex {group_regex!r}: is no regular expression ({error}).") from error
-    groups = {}
-    for name, path in files.items():
-        match = pattern.search(name)
-        group = match and (match[1] if pattern.groups else match[0])
-        if not group:
-            raise InputError(f"{path}: --group-regex {group_regex!r} finds no group in {name!r}.")
-        groups[name] = group
-    return groups
+    find = group_finder(group_regex)
+    return {name: find(name, path) for name, path in files.items()}
 
 
 def _read_regions(plans: list[_Plan], found: AnnotationFiles, names: Sequence[str], guard: _Guard) -> list[_Plan]:

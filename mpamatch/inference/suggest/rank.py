@@ -8,7 +8,7 @@ import numpy as np
 
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.inference.suggest.choice import Candidate, Choice, choose, pool_for
-from mpamatch.inference.suggest.uncertainty import By, Pixels, Views, features_of, look_at_each
+from mpamatch.inference.suggest.uncertainty import By, Look, Pixels, Views, features_of, look_at_each
 
 Key = tuple[str, int, int]  # name, and for a region of a slide its top and left
 
@@ -83,3 +83,16 @@ def rank(
         spread=wish.spread,
     )
     return Ranked(choices, pool.added)
+
+
+def looks_with_images(segmenter: Segmenter, images: Iterable[Pixels], wish: Wish) -> Iterator[tuple[Pixels, Look]]:
+    """Looks at each image again, as `rank` did, and yields it beside what was seen."""
+    held: deque[Pixels] = deque()
+
+    def keeping() -> Iterator[Pixels]:
+        for image in images:
+            held.append(image)
+            yield image
+
+    for look in look_at_each(segmenter, keeping(), wish.by, wish.strong_views):
+        yield held.popleft(), look
