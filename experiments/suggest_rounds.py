@@ -113,13 +113,13 @@ def first_images(prepared: Prepared, seed: int, count: int) -> list[str]:
 def next_images(prepared: Prepared, run: Path, split: str, strategy: str, size: int, seed: int) -> list[str]:
     """Adds images to those of a split until there are `size`, chosen by the model of the round before or at random."""
     labelled, others = training_lists(prepared, split)
+    masked = set(prepared.labelled("train"))  # the annotator here
+    others = tuple(name for name in others if name in masked)
     if strategy == "random":
         order = np.random.default_rng(1000 + seed).permutation(prepared.parts["train"]).tolist()
         return [*labelled, *(name for name in order if name in set(others))][:size]
     read = ahead(lambda name: read_image(prepared.image_path(name)), others, threads=1)
-    candidates = (
-        ((name, 0, 0), prepared.groups[name], image) for name, image in zip(others, read, strict=True)
-    )  # fmt: skip
+    candidates = (((name, 0, 0), prepared.groups[name], image) for name, image in zip(others, read, strict=True))
     known = (read_image(prepared.image_path(name)) for name in labelled)
     wish = Wish(size - len(labelled), spread=strategy == "suggest")
     found = rank(load_segmenter(run, "cpu"), candidates, known, wish)

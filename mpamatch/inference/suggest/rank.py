@@ -58,13 +58,13 @@ def rank(
     Args:
         segmenter: the model.
         candidates: what could be labelled, one after the other.
-        labelled: the images that are labelled already; they are looked at only if the choice is spread.
+        labelled: the images that are labelled already.
         wish: how many, and how.
 
     Raises:
         InputError: an image or the network cannot be used.
     """
-    known = list(features_of(segmenter, labelled)) if wish.spread else []
+    known = list(features_of(segmenter, labelled))
     pool = pool_for(wish.count, per_group=wish.per_patient, spread=wish.spread)
     who: deque[tuple[Key, str]] = deque()
 
