@@ -294,13 +294,11 @@ class _Slides(_Source):
     def following(self, out: Path, rows: Sequence[Row]) -> str:
         name, count = Counter(row.name for row in rows).most_common(1)[0]
         settings, asked = self._settings, self._asked
-        shown = {index for row in rows for index in row.classes}
-        known = [one for index, one in enumerate(settings.class_names) if asked.annotations or index in shown | {0}]
         options: list[tuple[str, object]] = [
             ("--annotations", asked.annotations or out),
             ("--mpp", f"{self._given.microns * settings.scale:.6g}"),
             ("--patch", round(settings.window / settings.scale)),
-            ("--classes", ",".join(known)),
+            ("--classes", ",".join(settings.class_names)),
             ("--slide-mpp", asked.mpp),
             ("--group-regex", asked.group_regex),
             ("--tissue", asked.tissue),

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import shapely
 
 from mpamatch.ahead import ahead
@@ -104,7 +103,7 @@ def rank_regions(segmenter: Segmenter, given: SlideSet, wish: Wish) -> Ranked:
             with given.opened(one) as (slide, view):
                 label = _label(slide, one, given, meaning)
                 tissue = chosen_tissue(slide, one.name, given.tissue, given.origin)
-                boxes = list(unlabelled_windows(view, label, tissue, side))
+                boxes = _apart(unlabelled_windows(view, label, tissue, side), side)
                 for box, pixels in _read(view, boxes):
                     if not slide.is_damaged(level_box(view, box)):
                         yield (one.name, box.y, box.x), one.patient, pixels
@@ -151,10 +150,7 @@ def write_regions(folder: Path, segmenter: Segmenter, given: SlideSet, ranked: R
             for choice, (image, look) in zip(mine, looks_with_images(at_window, images, wish), strict=True):
                 inside = _inside(view, boxes[choice.rank])
                 candidate = choice.candidate
-                row = Row(
-                    choice.rank, name, candidate.group, candidate.score, choice.distance, level_box(view, inside),
-                    tuple(np.unique(look.label[: inside.height, : inside.width]).tolist()),
-                )  # fmt: skip
+                row = Row(choice.rank, name, candidate.group, candidate.score, choice.distance, level_box(view, inside))
                 seen[choice.rank] = row, image, look
                 texts += region_features(look, inside, segmenter, place, row, given.simplify)
             write_geojson(folder / f"{fitting(name, ENDING)}{ENDING}", texts, place)
@@ -223,6 +219,14 @@ def _label(slide: Slide, one: ListedSlide, given: SlideSet, meaning: Meaning) ->
 def _read(view: View, boxes: Sequence[Box]) -> Iterable[tuple[Box, Pixels]]:
     """Reads windows row by row, a few ahead of their use."""
     return zip(boxes, ahead(lambda box: view.read(*_sides(box)), boxes, threads=READERS), strict=True)
+
+
+def _apart(boxes: Iterable[Box], side: int) -> list[Box]:
+    """Leaves out the windows at the slide's right and lower rim that overlap those before them.
+
+    Of two regions that overlap, QuPath would get some objects twice, and the annotator some tissue.
+    """
+    return [box for box in boxes if box.x % side == 0 and box.y % side == 0]
 
 
 def _sides(box: Box) -> tuple[int, int, int, int]:

@@ -24,7 +24,6 @@ class Row:
         score: how unsure the model is of it, 0 to 1.
         distance: 1 − cosine to the nearest image that is labelled or suggested before; infinite if there is none.
         box: of a region: where it lies, in pixels of the slide's level 0; None for an image.
-        classes: of a region: those that the prediction shows.
     """
 
     rank: int
@@ -33,7 +32,6 @@ class Row:
     score: float
     distance: float
     box: Box | None = None
-    classes: tuple[int, ...] = ()
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
