@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     prepared = load_prepared(Path(arguments.data))
     if arguments.masks is not None:
         taken = _take(prepared, arguments)
-        print(f"{prepared.root / 'masks'}: {taken} masks taken from {arguments.masks}")
+        print(f"{prepared.root / 'masks'}: {taken} mask{'s' if taken != 1 else ''} taken from {arguments.masks}")
     split = _split(prepared, arguments)
     path = save_split(prepared, split)
     alone = _images_alone(prepared)

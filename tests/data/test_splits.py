@@ -246,7 +246,7 @@ def test_the_name_of_a_list_is_made_plain(prepared, name, plain, tmp_path):
 
 
 def run_split(prepared, capsys, **given):
-    nothing = dict.fromkeys(("labelled", "images", "list", "name", "seed"))
+    nothing = dict.fromkeys(("labelled", "images", "list", "masks", "name", "seed"))
     assert split_command.run(argparse.Namespace(data=str(prepared.root), **{**nothing, **given})) == 0
     return capsys.readouterr().out
 
