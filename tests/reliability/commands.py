@@ -28,9 +28,10 @@ from tests.tools import warm
 SECONDS = 300.0  # that a command may take on a busy machine
 MODULES = [
     *(f"mpamatch.commands.{name}" for name in ("bench", "check", "evaluate", "export", "predict", "prepare")),
-    *(f"mpamatch.commands.{name}" for name in ("prototypes", "report", "split", "study", "train")),
+    *(f"mpamatch.commands.{name}" for name in ("prototypes", "report", "split", "study", "suggest", "train")),
     *(f"mpamatch.data.sources.{name}" for name in ("folder", "synthetic")),
-    "mpamatch.inference.slides", "mpamatch.report.figures", "mpamatch.report.study", "mpamatch.report.prototypes",
+    "mpamatch.inference.slides", "mpamatch.inference.suggest.slides",
+    "mpamatch.report.figures", "mpamatch.report.study", "mpamatch.report.prototypes",
     "mpamatch.studies.worker", "mpamatch.data.feeds.torchvision", "torch.utils.tensorboard", "torch._dynamo",
     "lightning_fabric.strategies", "tifffile", "imagecodecs", "openslide", "tests.tiny",
 ]  # fmt: skip

@@ -88,6 +88,12 @@ WRITERS = {
     "studies/scores.py": ("study",),
     "studies/sweep.py": ("study",),  # * locks; what a worker says, in the system's temporary folder
     "commands/study.py": ("study",),
+    "inference/suggest/table.py": ("suggest-set", "suggest-images", "suggest-slide"),
+    "inference/suggest/sheet.py": ("suggest-set", "suggest-images", "suggest-slide"),
+    "inference/suggest/images.py": ("suggest-images",),  # * files in the folder that `making` makes
+    "inference/suggest/slides.py": ("suggest-slide",),
+    "commands/suggest.py": ("suggest-set",),  # * the list of names in that folder
+    "data/corrected.py": ("split-masks",),
 }
 
 
@@ -144,6 +150,7 @@ MORE = {
 }
 # All methods write by the same code, and so does a study with processes; what was there before is tried in MORE.
 TRIED = ("train-mpamatch", "predict-images", "predict-slide", "prepare-synthetic", "prepare-folder", "split", "study")
+TRIED += ("suggest-set", "suggest-images", "suggest-slide", "split-masks")
 ALL = {name: SCENARIOS[name] for name in TRIED} | MORE
 
 

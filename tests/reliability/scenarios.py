@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpamatch.data.prepared import load_prepared
 from mpamatch.files import is_unfinished
 from mpamatch.methods import METHODS
 from tests.inference.slides import make_slide
@@ -131,6 +132,24 @@ def own_data(shared: Shared, folder: Path) -> None:
     shutil.copytree(shared.data, folder / "data")
 
 
+def _mask_beside(shared: Shared, folder: Path) -> None:
+    """A prepared set in which one training image has no mask, that mask in a folder, and a list of the image."""
+    own_data(shared, folder)
+    prepared = load_prepared(folder / "data")
+    name = prepared.parts["train"][-1]
+    mask = prepared.mask_path(name)
+    assert mask is not None
+    (folder / "new").mkdir()
+    mask.rename(folder / "new" / mask.name)
+    (folder / "list.txt").write_text(name)
+
+
+def _suggest(input_of: Callable[[Shared], Path], *words: str) -> Callable[[Shared], Words]:
+    return lambda shared: [
+        "suggest", str(shared.run), str(input_of(shared)), "--out", "made", "--count", "3", "--device", "cpu", *words,
+    ]  # fmt: skip
+
+
 def own_run(shared: Shared, folder: Path) -> None:
     """A run of its own."""
     shutil.copytree(shared.run, folder / "run")
@@ -147,6 +166,14 @@ SCENARIOS = {
         Scenario("predict-images", *_same(_predict(lambda shared: shared.data / "images"))),
         Scenario("predict-slide", *_same(_predict(lambda shared: shared.slide))),
         *(Scenario(f"prepare-{kind}", *_until_there(words)) for kind, words in PREPARE.items()),
+        Scenario("suggest-set", *_until_there(_suggest(lambda shared: shared.data))),
+        Scenario("suggest-images", *_until_there(_suggest(lambda shared: shared.raw / "images"))),
+        Scenario("suggest-slide", *_until_there(_suggest(lambda shared: shared.slide, "--tissue", "all"))),
+        Scenario(
+            "split-masks",
+            *_same(lambda shared: ["split", "data", "--list", "list.txt", "--masks", "new"]),
+            _mask_beside,
+        ),
         Scenario("split", *_same(lambda shared: ["split", "data", "--images", "2"]), own_data),
         Scenario("check", *_same(lambda shared: ["check", "data"]), own_data),
         Scenario("evaluate", *_same(lambda shared: ["evaluate", "run", "--device", "cpu"]), own_run),

@@ -33,6 +33,8 @@ def test_the_list_of_what_writes_is_that_of_the_code():
         ("prepare-folder", ("read-only", "user")),
         ("train-resume", ("read-only", "user")),
         ("predict-slide", ("space",)),
+        ("suggest-images", ("space", "user")),
+        ("split-masks", ("files",)),
     ],
 )
 def test_a_disk_that_fails_costs_a_sentence(name, kinds, shared, tmp_path):

@@ -11,7 +11,18 @@ from tests.reliability.scenarios import SCENARIOS, Scenario, contents, differenc
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["train-mean_teacher", "predict-slide", "predict-images", "prepare-folder", "study"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-mean_teacher",
+        "predict-slide",
+        "predict-images",
+        "prepare-folder",
+        "study",
+        "suggest-slide",
+        "split-masks",
+    ],
+)
 def test_what_was_killed_goes_on_to_the_same_bytes(name, shared, warm_python, tmp_path):
     killer, draw, found = Killer(SCENARIOS[name], shared, tmp_path, warm_python), random.Random(1), Found(name)
     killer.at_moment(draw, found)
