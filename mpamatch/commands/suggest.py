@@ -14,7 +14,7 @@ from mpamatch.data.augment import strong_views
 from mpamatch.data.parts import group_finder
 from mpamatch.data.prepared import chosen_split, load_prepared, training_lists
 from mpamatch.engine.config import load_saved
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, WriteError
 from mpamatch.files import check_free, making
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.files import list_inputs
@@ -57,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not ranked.choices:
         raise InputError(source.nothing())
     with making(out) as folder:
-        rows = source.write(folder, segmenter, ranked, wish)
+        try:
+            rows = source.write(folder, segmenter, ranked, wish)
+        except WriteError as error:  # the folder has another name until all is there
+            raise WriteError(str(error).replace(str(folder), str(out))) from error
     for remark in [*source.remarks(), *_remarks(wish, ranked, rows)]:
         say(console, f"note: {remark}")
     patients = len({row.patient for row in rows})

@@ -42,7 +42,7 @@ class Canvas:
         """Cuts a window out of the padded image."""
         return self.padded[:, at.top : at.top + self.side, at.left : at.left + self.side]
 
-    def add(self, at: Window, probability: Tensor, feature: Tensor | None) -> None:  # (C, window, window), (D,)
+    def add(self, at: Window, probability: Tensor, feature: Tensor | None = None) -> None:  # (C, window, window), (D,)
         """Adds the probabilities of a window, weighted by its share, and its feature."""
         if self.total is None:
             size = (len(probability), *self.padded.shape[1:])
