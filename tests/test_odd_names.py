@@ -71,6 +71,7 @@ def story(tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "evaluate": [run, "--device", "cpu"],
         "predict": [run, folder / "raw" / "images", "--out", folder / "out", "--device", "cpu"],
         "prototypes": [run, folder / "raw" / "images", "--out", folder / "seen", "--device", "cpu"],
+        "suggest": [run, folder / "raw" / "images", "--out", folder / "next", "--device", "cpu"],
     }
     said = {}
     for command, rest in words.items():
@@ -109,6 +110,16 @@ def test_areas_and_record_name_every_file(story):
     assert {Path(path) for path in names.values()} == set(files)
     for kind in ("masks", "overlays"):
         assert {path.stem for path in (folder / "out" / kind).iterdir()} == set(names)
+
+
+def test_suggestions_have_the_names_and_become_a_set(story):
+    folder, said = story
+    assert {path.stem for path in (folder / "next" / "masks").iterdir()} == set(STEMS)
+    assert f"are in {readable(str(folder / 'next'))}" in said["suggest"]
+    meaning = ",".join(f"{value}:{name}" for value, name in enumerate(CLASSES))
+    assert ended("prepare", "folder", folder / "next", folder / "corrected", "--mask-values", meaning) == 0
+    assert ended("suggest", folder / "run", folder / "data", "--out", folder / "more", "--device", "cpu") == 0
+    assert ended("split", folder / "data", "--list", folder / "more" / "labelled.txt", "--name", "more") == 0
 
 
 def test_markup_and_emoji_are_printed_as_they_are(story):

@@ -33,7 +33,7 @@ MODULES = [
     "mpamatch.inference.slides", "mpamatch.inference.suggest.slides",
     "mpamatch.report.figures", "mpamatch.report.study", "mpamatch.report.prototypes",
     "mpamatch.studies.worker", "mpamatch.data.feeds.torchvision", "torch.utils.tensorboard", "torch._dynamo",
-    "lightning_fabric.strategies", "tifffile", "imagecodecs", "openslide", "tests.tiny",
+    "lightning_fabric.strategies", "tifffile", "imagecodecs", "openslide", "tests.tiny", "encodings.utf_8_sig",
 ]  # fmt: skip
 LATE = ("zoneinfo", "graphlib", "onnx", "onnxscript", "onnxruntime")  # libraries import the first two within functions
 MAKES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
