@@ -3,10 +3,15 @@
 Every console and every column of a progress bar is made here, as rich reads markup and emoji in what it prints.
 """
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mpamatch.environment import show_all
+
+T = TypeVar("T")
 
 
 def new_console(*, quiet: bool = False, errors: bool = False, width: int | None = None) -> Console:
@@ -43,3 +48,11 @@ def new_bar(
         console: where; None: on standard errors.
     """
     return Progress(*columns, console=console or new_console(errors=True), disable=not shown, transient=transient)
+
+
+def with_progress(items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
+    """Yields `items` and shows a progress bar on stderr if that is a terminal; the bar goes away at the end."""
+    shown = new_console(errors=True).is_terminal
+    columns = (text_column(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with new_bar(*columns, shown=shown, transient=True) as bar:
+        yield from bar.track(items, total=total, description=what)

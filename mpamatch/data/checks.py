@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mpamatch.console import with_progress
 from mpamatch.data.parts import hash_order
 from mpamatch.data.prepared import (
     PARTS,
@@ -19,7 +20,6 @@ from mpamatch.data.prepared import (
     read_prepared,
     split_path,
     split_problems,
-    with_progress,
 )
 from mpamatch.errors import InputError
 from mpamatch.images import (

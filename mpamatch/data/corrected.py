@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mpamatch.data.prepared import Prepared, check_label, with_progress
+from mpamatch.console import with_progress
+from mpamatch.data.prepared import Prepared, check_label
 from mpamatch.data.sources.layout import by_key
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE, IGNORE_COLOUR, Colour, read_image, read_mask, read_stored_mask, write_png

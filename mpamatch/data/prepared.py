@@ -12,17 +12,16 @@ import dataclasses
 import difflib
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 
-from mpamatch.console import new_bar, new_console, text_column
+from mpamatch.console import with_progress
 from mpamatch.data.image_facts import Seen, remarks_on, size_cause
 from mpamatch.data.image_labels import names_shown, read_image_labels
 from mpamatch.data.parts import parts_by_group
@@ -36,7 +35,6 @@ MOST_MICRONS = 1e6  # a metre: what is larger is no size of a pixel
 PARTS = ("train", "validation", "test")
 IF_TURNED = "a mask drawn on the unturned picture does not fit, so look at check.png"
 COPIED = (".png", ".jpg", ".jpeg")  # how the files in images/ end
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -355,14 +353,6 @@ def write_prepared(dest: Path, raw: RawSet) -> Prepared:
             (temporary / "present.json").write_bytes(json_bytes({one.image: one.present for one in _known(written)}))
         (temporary / "splits").mkdir()
     return load_prepared(dest)
-
-
-def with_progress(items: Iterable[T], what: str, total: int | None) -> Iterable[T]:
-    """Yields `items` and shows a progress bar on stderr if that is a terminal; the bar goes away at the end."""
-    shown = new_console(errors=True).is_terminal
-    columns = (text_column(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with new_bar(*columns, shown=shown, transient=True) as bar:
-        yield from bar.track(items, total=total, description=what)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mpamatch.console import with_progress
 from mpamatch.data.name_lists import read_name_list
-from mpamatch.data.prepared import Prepared, split_path, with_progress
+from mpamatch.data.prepared import Prepared, split_path
 from mpamatch.errors import InputError
 from mpamatch.files import read_json, write_json
 from mpamatch.images import IGNORE, read_mask

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mpamatch.data.prepared import with_progress
+from mpamatch.console import with_progress
 from mpamatch.images import StoredMask, read_stored_mask
 
 BLACK, WHITE = 0x000000, 0xFFFFFF

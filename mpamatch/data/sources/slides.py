@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mpamatch.ahead import ahead
+from mpamatch.console import with_progress
 from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.parts import group_finder
-from mpamatch.data.prepared import with_progress
 from mpamatch.data.raw import Class, Findings, Item, RawSet
 from mpamatch.errors import InputError
 from mpamatch.images import IGNORE

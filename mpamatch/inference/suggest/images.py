@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpamatch.ahead import ahead
+from mpamatch.console import with_progress
 from mpamatch.errors import WriteError
 from mpamatch.images import read_image, write_painted_mask
 from mpamatch.inference.segmenter import Segmenter
@@ -61,7 +62,7 @@ def rank_images(segmenter: Segmenter, given: ImageSet, wish: Wish) -> Ranked:
 
     def candidates() -> Iterator[tuple[Key, str, Pixels]]:
         found = ahead(given.read, [one.path for one in given.images], threads=READERS)
-        for one, image in zip(given.images, found, strict=True):
+        for one, image in with_progress(zip(given.images, found, strict=True), "looking", len(given.images)):
             yield (one.name, 0, 0), one.patient, image
 
     return rank(segmenter, candidates(), ahead(given.read, given.labelled, threads=READERS), wish)

@@ -15,6 +15,7 @@ from typing import Any
 import shapely
 
 from mpamatch.ahead import ahead
+from mpamatch.console import with_progress
 from mpamatch.files import replacing
 from mpamatch.images import Colour
 from mpamatch.inference.segmenter import Segmenter
@@ -104,7 +105,7 @@ def rank_regions(segmenter: Segmenter, given: SlideSet, wish: Wish) -> Ranked:
                 label = _label(slide, one, given, meaning)
                 tissue = chosen_tissue(slide, one.name, given.tissue, given.origin)
                 boxes = _apart(unlabelled_windows(view, label, tissue, side), side)
-                for box, pixels in _read(view, boxes):
+                for box, pixels in with_progress(_read(view, boxes), one.name, len(boxes)):
                     if not slide.is_damaged(level_box(view, box)):
                         yield (one.name, box.y, box.x), one.patient, pixels
                 given.remarks.extend(_remarks(one, slide, boxes, label))
