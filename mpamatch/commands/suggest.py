@@ -295,7 +295,9 @@ class _Slides(_Source):
         return "a .geojson for each slide"
 
     def following(self, out: Path, rows: Sequence[Row]) -> str:
-        name, count = Counter(row.name for row in rows).most_common(1)[0]
+        counts = Counter(row.name for row in rows)
+        name, count = counts.most_common(1)[0]
+        others = ", the others onto theirs" if len(counts) > 1 else ""
         settings, asked = self._settings, self._asked
         options: list[tuple[str, object]] = [
             ("--annotations", asked.annotations or out),
@@ -310,7 +312,7 @@ class _Slides(_Source):
         words = [word for option in options if option[1] is not None for word in option]
         command = _shell(["mpamatch", "prepare", "slides", self._common(), "DEST", *words])
         return (
-            f"drop {name}.geojson ({count} of the regions) onto its slide in QuPath, the others onto theirs, correct "
+            f"drop {name}.geojson ({count} of the regions) onto its slide in QuPath{others}, correct "
             f"what lies in each Region*, export all objects of each slide to {options[0][1]}, then {command}"
         )
 
