@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from experiments.compare_methods import seeds_of
 from mpamatch.ahead import ahead
 from mpamatch.benchmarks.command import run_main
 from mpamatch.data.prepared import Prepared, load_prepared, split_path, training_lists
@@ -42,13 +43,17 @@ def main(words: list[str] | None = None) -> int:
     run.add_argument("data", type=Path)
     run.add_argument("out", type=Path)
     run.add_argument("--recipe", required=True)
+    run.add_argument("--rounds", default=",".join(map(str, ROUNDS)), help="labelled images, each more than before")
+    run.add_argument("--seeds", default=f"{SEEDS[0]}-{SEEDS[-1]}")
     show = commands.add_parser("summary")
     show.add_argument("out", type=Path)
     show.add_argument("--json", type=Path, required=True)
     show.add_argument("--figure", type=Path, required=True)
     arguments, flags = parser.parse_known_args(words)
     if arguments.command == "run":
-        return run_all(Sweep(str(arguments.out), str(arguments.data), arguments.recipe, test=True), flags)
+        rounds = [int(word) for word in arguments.rounds.split(",")]
+        sweep = Sweep(str(arguments.out), str(arguments.data), arguments.recipe, test=True)
+        return run_all(sweep, flags, seeds_of(arguments), rounds)
     found = summary(read_results(arguments.out))
     write_json(arguments.json, found)
     draw(found, arguments.figure)

@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(console, f"note: {remark}")
     patients = len({row.patient for row in rows})
     say(console, f"{out}: {len(rows)} of {ranked.looked_at} {source.what}, of {patients} {source.groups(patients)}")
-    say(console, f"{TABLE}, {SHEET} and {source.left_there(out)} are in {out}")
+    *names, last = TABLE, SHEET, *source.left_there()
+    say(console, f"{', '.join(names)} and {last} are in {out}")
     say(console, f"next: {source.following(out, rows)}")
     return 0
 
@@ -92,7 +93,7 @@ class _Source(ABC):
         """Says that there is nothing to label."""
 
     @abstractmethod
-    def left_there(self, out: Path) -> str:
+    def left_there(self) -> tuple[str, ...]:
         """Names what was written beside table and sheet."""
 
     @abstractmethod
@@ -180,8 +181,8 @@ class _PreparedSet(_Source):
         split = f" in split {self._split}" if self._split else ""
         return f"{self._prepared.root}: every training image is labelled{split}: there is nothing to suggest."
 
-    def left_there(self, out: Path) -> str:
-        return f"{LIST}, images/ and masks/" if self._masks else LIST
+    def left_there(self) -> tuple[str, ...]:
+        return (LIST, "images/", "masks/") if self._masks else (LIST,)
 
     def following(self, out: Path, rows: Sequence[Row]) -> str:
         name = f"{self._split or 'labelled'}-plus-{len(rows)}"
@@ -217,8 +218,8 @@ class _PlainImages(_Source):
     def remarks(self) -> Sequence[str]:
         return self._remarks
 
-    def left_there(self, out: Path) -> str:
-        return "images/ and masks/"
+    def left_there(self) -> tuple[str, ...]:
+        return ("images/", "masks/")
 
     def following(self, out: Path, rows: Sequence[Row]) -> str:
         values = ",".join(f"{index}:{name}" for index, name in enumerate(self._names))
@@ -291,8 +292,8 @@ class _Slides(_Source):
     def remarks(self) -> Sequence[str]:
         return [*self._remarks, *self._given.remarks]
 
-    def left_there(self, out: Path) -> str:
-        return "a .geojson for each slide"
+    def left_there(self) -> tuple[str, ...]:
+        return ("a .geojson for each slide",)
 
     def following(self, out: Path, rows: Sequence[Row]) -> str:
         counts = Counter(row.name for row in rows)

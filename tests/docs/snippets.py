@@ -51,7 +51,16 @@ CHECKED = {
     "make": "builds and tests for minutes; that the Makefile has the target is checked",
     "pip": "asks an index of packages; that the extra exists is checked",
 }
-SHORTER = {"--steps": "2", "--engine.steps": "2", "--seeds": "1", "--jobs": "0", "--size": "1024", "--seconds": "1"}
+SHORTER = {
+    "--steps": "2",
+    "--engine.steps": "2",
+    "--seeds": "1",
+    "--rounds": "2,3,4",
+    "--count": "2",
+    "--jobs": "0",
+    "--size": "1024",
+    "--seconds": "1",
+}
 
 
 class Fault(AssertionError):

@@ -192,6 +192,13 @@ def made(folder: Path) -> None:
     silently("split", str(folder), "--labelled", "2")
 
 
+def of_slides(folder: Path) -> None:
+    """A set prepared from slides and their annotations."""
+    bring(["slides", "qupath"], workshop())
+    names = [str(workshop() / name) for name in ("slides", "qupath")]
+    silently("prepare", "slides", names[0], str(folder), "--annotations", names[1], "--patch", "128")
+
+
 def trained(recipe: str, data: str, *flags: str) -> Callable[[Path], None]:
     """A finished run; `data` is a name of GIVEN."""
 
@@ -199,7 +206,7 @@ def trained(recipe: str, data: str, *flags: str) -> Callable[[Path], None]:
         bring([data], workshop())
         silently("train", "--recipe", recipe, "--data.root", str(workshop() / data), "--run", str(folder), *flags)
 
-    return copied(make, f"run-{recipe}-{'-'.join(flags)}")
+    return copied(make, f"run-{recipe}-{Path(data).name}-{'-'.join(flags)}")
 
 
 def copied(make: Callable[[Path], None], name: str | None = None) -> Callable[[Path], None]:
@@ -232,6 +239,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "UNI.bin": uni,
     "CONCH.bin": conch_file,
     "data/made": copied(made),
+    "data/slides": copied(of_slides, "slides-prepared"),
     "data/glas": prepared("glas", "Warwick_QU"),
     "data/mine": prepared("folder", "mine", "--mask-values", "0:background,255:gland", "--group-regex", r"^(slide\d+)"),
     "data/gland": prepared("ebhi-seg", EBHI, "--task", "gland"),
@@ -239,6 +247,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "data/ebhi-weak": prepared("ebhi-seg", EBHI, "--task", "weak"),
     "runs/glas-001": trained("glas", "data/glas"),
     "runs/folder-001": trained("folder", "data/mine"),
+    "runs/slides-001": trained("folder", "data/slides"),
     "runs/mpamatch": trained("glas", "data/glas"),
     "runs/supervised": trained("glas", "data/glas", "--method.name", "supervised"),
 }
