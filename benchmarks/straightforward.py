@@ -97,7 +97,7 @@ def passes(method: MPAMatch, batch: Batch) -> tuple[Views, Tensor]:
     # the published code drops channels of the labelled images too and then leaves them aside
     noise = torch.cat([u.channel_noise.new_ones(n, u.channel_noise.shape[1]), u.channel_noise])
     dropped = method.drop(maps, noise)
-    logits, embedding = model.decode(tuple(torch.cat(pair) for pair in zip(maps, dropped, strict=True)), size)
+    logits, embedding, _ = model.decode(tuple(torch.cat(pair) for pair in zip(maps, dropped, strict=True)), size)
     clean, perturbed = logits.chunk(2)
     strong1, strong2 = model(torch.cat(strong)).logits.chunk(2)
     first, weak = Prediction(clean[:n], embedding[:n]), Prediction(clean[n:], embedding[n : len(clean)])

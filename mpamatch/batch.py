@@ -15,11 +15,13 @@ class Labelled(NamedTuple):
         label: class of each pixel, 255 = ignore; 255 everywhere for a method that learns from image-level labels.
         present: image-level label for such a method: 1 if the image shows the class; column 0, the background, says
             nothing. None for other methods.
+        border: 1 on the border of an object, 0 elsewhere, 255 = ignore; None unless the network learns it.
     """
 
     image: Tensor  # (B, 3, H, W) f32
     label: Tensor  # (B, H, W) u8
     present: Tensor | None = None  # (B, C) f32
+    border: Tensor | None = None  # (B, H, W) u8
 
 
 class Unlabelled(NamedTuple):

@@ -20,6 +20,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 IGNORE = 255
 SMALLEST_SIDE = 16
+MOST_OBJECTS = 65_535  # of an image, as files number them by 16 bits; 0 is none
 
 Colour = tuple[int, int, int]
 
@@ -147,6 +148,19 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     return _on_white(ImageOps.exif_transpose(image))[0]
 
 
+def pixels_from(image: NDArray[np.uint8] | Image.Image | str | Path) -> NDArray[np.uint8]:
+    """Returns the pixels (H, W, 3) of an array, a picture of Pillow or a file. Raises InputError for anything else."""
+    if isinstance(image, Image.Image):
+        return pixels_of(image)
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, np.ndarray):
+        return image
+    raise InputError(
+        f"image of type {type(image).__name__}: give an array (H, W, 3) uint8, a picture of Pillow or a path."
+    )
+
+
 def read_mask(path: Path, most_megapixels: float | None = None) -> NDArray[np.uint8] | NDArray[np.int32]:
     """Reads the values stored in a mask.
 
@@ -214,16 +228,16 @@ def plain_size(path: Path, mode: str) -> tuple[int, int] | None:
 
 def write_png(
     path: Path,
-    array: NDArray[np.uint8],  # (H, W) or (H, W, 3)
+    array: NDArray[np.uint8] | NDArray[np.uint16],  # (H, W), or (H, W, 3) uint8
 ) -> None:
     """Writes `array` as PNG, whole or not at all.
 
     Raises:
         InputError: the file cannot be written.
-        TypeError: `array` is not uint8.
+        TypeError: `array` is neither uint8 nor greys of uint16.
     """
-    if array.dtype != np.uint8:
-        raise TypeError(f"a PNG is written from uint8, not from {array.dtype}.")
+    if array.dtype != np.uint8 and not (array.dtype == np.uint16 and array.ndim == 2):
+        raise TypeError(f"a PNG is written from uint8, or greys of uint16, not from {array.dtype}.")
     # zlib finds no repetitions in tissue: runs alone (Z_RLE) take 4.2 instead of 9.7 ms for 224² pixels, 110 KB both.
     how: dict[str, int] = {"compress_level": 1, "compress_type": zlib.Z_RLE} if array.ndim == 3 else {}
     with replacing(path) as temporary:

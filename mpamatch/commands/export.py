@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         checked = export_onnx(segmenter, out, windows, facts.record())
     else:
         checked = export_bioimage(segmenter, out, windows, facts)
+    if segmenter.tells_objects_apart:
+        say(console, "left out: the border of objects; the file gives the probabilities of classes.")
     for line in told(checked, where):
         say(console, line)
     return 0

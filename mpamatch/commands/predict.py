@@ -61,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
             tell=facts.extend,
         )
     remarks = [*inputs.remarks, *remarks_on([Seen(*one) for one in facts], "mask and overlay are turned too")]
+    if slides and segmenter.tells_objects_apart:
+        remarks.append(
+            "regions of slides are those of classes: objects that touch are told apart in plain images alone."
+        )
     if options is not None:
         from mpamatch.inference.slides import predict_slides
 
@@ -75,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         problems = list({str(error): error for _, errors, _ in met for error in errors}.values())
         remarks += [remark for _, _, told in met for remark in told]
         console.print(summary(areas, segmenter))
-    return _end(console, out, bool(slides), problems, remarks)
+    kinds = "masks, overlays, objects" if segmenter.tells_objects_apart else "masks, overlays"
+    return _end(console, out, "" if slides else kinds, problems, remarks)
 
 
 def _options(arguments: argparse.Namespace, slides: Sequence[Path]) -> "SlideOptions | None":
@@ -118,16 +123,16 @@ def _unread(out: Path, one: Areas) -> InputError | None:
     return InputError(f"{one.file}: {tiles} cannot be decoded and counted as white: copy it again.") if count else None
 
 
-def _end(console: Console, out: Path, has_slides: bool, problems: Sequence[InputError], remarks: Sequence[str]) -> int:
-    """Says what is missing and where the results are; returns the exit code."""
+def _end(console: Console, out: Path, of_images: str, problems: Sequence[InputError], remarks: Sequence[str]) -> int:
+    """Says what is missing and where the results are; returns the exit code. `of_images`: empty if there are slides."""
     for remark in remarks:
         say(console, f"note: {remark}")
     for problem in problems:
         say(console, f"not predicted: {problem}")
-    if has_slides:
-        say(console, f"mask.ome.tif, regions.geojson.gz and thumbnail.jpg of each slide, and areas.csv, are in {out}")
+    if of_images:
+        say(console, f"{of_images} and areas.csv are in {out}")
     else:
-        say(console, f"masks, overlays and areas.csv are in {out}")
+        say(console, f"mask.ome.tif, regions.geojson.gz and thumbnail.jpg of each slide, and areas.csv, are in {out}")
     return 1 if problems else 0
 
 

@@ -20,7 +20,7 @@ DENSITY_FLOOR = 1 / 256  # keeps log finite at black
 
 def cut(
     image: np.ndarray,  # (H, W, 3) u8
-    label: np.ndarray | None,  # (H, W) u8
+    label: np.ndarray | None,  # (H, W) u8, or (H, W, K) for K planes
     geometry: Geometry,
     crop: int,
     scale: float,
@@ -30,14 +30,15 @@ def cut(
     A region larger than the image is filled up by reflection.
 
     Returns:
-        image (3, crop, crop) u8; label (crop, crop) u8, ignore (255) outside the image or without a label; valid
-        (crop, crop) bool, False outside the image.
+        image (3, crop, crop) u8; label (crop, crop) u8, or (K, crop, crop), ignore (255) outside the image or without a
+        label; valid (crop, crop) bool, False outside the image.
     """
     height, width = image.shape[:2]
     top, left, side = geometry.region(height, width, crop, scale)
     x = torch.from_numpy(np.ascontiguousarray(image[top : top + side, left : left + side])).permute(2, 0, 1)
     y = torch.full((height, width), 255, dtype=torch.uint8) if label is None else torch.from_numpy(label)
-    y = y[top : top + side, left : left + side]
+    y = y if y.ndim == 2 else y.permute(2, 0, 1)
+    y = y[..., top : top + side, left : left + side]
     inside = torch.ones(x.shape[1:], dtype=torch.uint8)
     below, right = side - x.shape[1], side - x.shape[2]
     if below or right:
@@ -48,7 +49,7 @@ def cut(
         size = (crop, crop)
         x = functional.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
         nearest = torch.from_numpy(nearest_pixels(side, crop))
-        y, inside = (t[nearest][:, nearest] for t in (y, inside))
+        y, inside = (t[..., nearest, :][..., nearest] for t in (y, inside))
 
     def turn(t: Tensor) -> Tensor:
         t = t.flip(-1) if geometry.flip else t

@@ -1,11 +1,13 @@
 """A reader of the images and labels of a prepared set that keeps as many as its memory holds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.instances import border_of, read_instances
 from mpamatch.data.prepared import Prepared, check_label
 from mpamatch.errors import InputError
 from mpamatch.images import read_image, read_mask
@@ -38,6 +40,26 @@ class ImageCache:
         """Reads image and label. Raises InputError if there is no mask or it does not fit the image or the classes."""
         image = self.image(name)
         return image, self._remember(("label", name), lambda: self._label(name, image))
+
+    def bordered(
+        self, name: str, width: float
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:  # (H, W, 3), (H, W), (H, W)
+        """Reads image and label, and marks the border of its objects as `border_of` does.
+
+        Raises InputError as `labelled` does, or if it has no numbers of objects, or they do not fit the label.
+        """
+        image, label = self.labelled(name)
+        border = self._remember((f"border {width}", name), lambda: border_of(self.instances(name, label), label, width))
+        return image, label, border
+
+    def instances(self, name: str, label: NDArray[np.uint8]) -> NDArray[np.uint16]:  # (H, W)
+        """Reads the numbers of the objects in a label. Raises InputError if there are none or they do not fit it."""
+        path = self.prepared.instances_path(name)
+        if path is None:
+            raise InputError(
+                f"{self.prepared.image_path(name)}: has no numbers of objects (instances/{Path(name).stem}.png)."
+            )
+        return read_instances(path, label)
 
     def _label(self, name: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         mask = self.prepared.mask_path(name)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mpamatch.console import with_progress
+from mpamatch.data.instances import instances_problem
 from mpamatch.data.parts import hash_order
 from mpamatch.data.prepared import (
     PARTS,
@@ -155,6 +156,10 @@ class _Files:
         elif turn != mask.turn:
             told = f"is turned as its EXIF orientation ({turn}) says, and its mask is not: look whether the mask fits"
             self.problems.append(Problem(file.relative_to(self.prepared.root).as_posix(), told, blocking=False))
+        numbers = self.prepared.instances_path(name)
+        objects = None if numbers is None else self._decoded(numbers, read_numbered_mask)
+        if numbers is not None and objects is not None and (problem := instances_problem(objects.values, label)):
+            self._add(numbers, problem)
         self._look_at_palette(path, mask)
         self._look_at_values(name, path, label)
 
@@ -284,13 +289,18 @@ def _unlike_present(prepared: Prepared, classes_of: dict[str, tuple[int, ...]]) 
 
 
 def _strays(prepared: Prepared) -> list[Problem]:
-    """Finds files in images/ and masks/ that belong to no listed image."""
+    """Finds files in images/, masks/ and instances/ that belong to no listed image."""
     listed = {name for names in prepared.parts.values() for name in names}
     stems = {Path(name).stem for name in listed}
     problems = []
     for path in _files_in(prepared.root / "images"):
         if path.name not in listed:
             problems.append(Problem(f"images/{path.name}", "is in no part of parts.json", blocking=False))
+    for path in _files_in(prepared.root / "instances"):
+        if path.suffix.lower() != ".png":
+            problems.append(Problem(f"instances/{path.name}", "is no PNG, so it is not read", blocking=False))
+        elif not (prepared.root / "masks" / path.name).is_file():
+            problems.append(Problem(f"instances/{path.name}", "numbers objects of no mask", blocking=False))
     for path in _files_in(prepared.root / "masks"):
         if path.suffix.lower() != ".png":
             told = "is no PNG, so its image counts as unlabelled"

@@ -3,6 +3,7 @@
 dataset.json     name, classes with colours, microns per pixel, source, licence, whether 255 marks what nobody annotated
 images/*         8-bit RGB, PNG or JPEG
 masks/*.png      uint8 class index, 255 = ignore; an image without one is unlabelled
+instances/*.png  uint16 number of the object that each pixel of a mask is of, 0 in the background; if they are known
 parts.json       train, validation and test by image name, the group (patient) of each image
 present.json     image-level labels, if there are any: image name → names of the classes that it shows
 splits/*.json    which training images count as labelled
@@ -24,6 +25,7 @@ from PIL import Image
 from mpamatch.console import with_progress
 from mpamatch.data.image_facts import Seen, remarks_on, size_cause
 from mpamatch.data.image_labels import names_shown, read_image_labels
+from mpamatch.data.instances import instances_problem
 from mpamatch.data.parts import parts_by_group
 from mpamatch.data.raw import Class, Item, RawSet
 from mpamatch.errors import InputError, shown, unknown
@@ -82,6 +84,11 @@ class Prepared:
     def mask_path(self, name: str) -> Path | None:
         """Finds the mask of an image; None if the image is unlabelled."""
         path = self.root / "masks" / f"{Path(name).stem}.png"
+        return path if path.is_file() else None
+
+    def instances_path(self, name: str) -> Path | None:
+        """Finds the numbers of the objects in an image; None if it has none."""
+        path = self.root / "instances" / f"{Path(name).stem}.png"
         return path if path.is_file() else None
 
     def labelled(self, part: str) -> tuple[str, ...]:
@@ -399,9 +406,20 @@ def _write_item(root: Path, item: Item, classes: tuple[Class, ...]) -> _Written:
     if item.label is not None:
         check_label(where, image, item.label, len(classes), facts.turn)
         Image.fromarray(item.label).save(mask)
+        if item.instances is not None:
+            _write_instances(root / "instances" / mask.name, item.label, item.instances, where)
     present = None if item.present is None else names_shown(where, item.present, [one.name for one in classes])
     shortened, seen = stem != same(item.stem), Seen(where, facts)
     return _Written(target.name, item.group, item.part, item.label is not None, present, seen, shortened)
+
+
+def _write_instances(path: Path, label: NDArray[np.uint8], numbers: NDArray[np.uint16], where: Path | str) -> None:
+    """Writes the numbers of the objects in a label. Raises InputError, about `where`, if they do not fit it."""
+    problem = instances_problem(numbers, label)
+    if problem:
+        raise InputError(f"{where}: its numbers of objects do not fit: the file that would be written {problem}.")
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(numbers).save(path)
 
 
 def check_label(

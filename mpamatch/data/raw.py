@@ -27,6 +27,7 @@ class Item:
         image: (H, W, 3) uint8 RGB, or a file that `read_image` reads.
         label: (H, W) uint8 class index, 255 = ignore; None: unlabelled.
         present: image-level label: indices of the foreground classes that it shows; None: not known.
+        instances: (H, W) uint16, which object each pixel of a class is of, 0 in the background; None: not known.
     """
 
     stem: str
@@ -35,6 +36,7 @@ class Item:
     image: Path | NDArray[np.uint8]
     label: NDArray[np.uint8] | None
     present: tuple[int, ...] | None = None
+    instances: NDArray[np.uint16] | None = None
 
 
 @dataclass

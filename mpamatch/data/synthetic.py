@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from mpamatch.data.crowded import own_depth, pressed
 from mpamatch.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -44,13 +45,24 @@ def synthesize(
     Raises:
         InputError: a negative index or seed, or a size below 16.
     """
+    image, number = synthesize_glands(index, seed, size)
+    return image, (number > 0).astype(np.uint8)
+
+
+def synthesize_glands(
+    index: int, seed: int, size: int = 128, *, crowded: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:  # (size, size, 3), (size, size)
+    """Makes the image that `synthesize` makes, and numbers its glands, from 1; 0 is none. Raises InputError as it does.
+
+    Of `crowded` tissue glands touch, back to back, each with its own epithelium; otherwise stroma lies between them.
+    """
     _check("index", index, 0)
     _check("seed", seed, 0)
     _check("size", size, SMALLEST)
     patient = _patient(np.random.default_rng([seed, 1, index // IMAGES_PER_PATIENT]))
     rng = np.random.default_rng([seed, 0, index, size])
     side = size + 2 * MARGIN
-    content = _content(rng, patient)
+    content = _content(rng, patient, crowded)
     tissue = _tissue(rng, side)
     glands = _glands(rng, patient, content, tissue)
     decoys = _decoys(rng, content, glands, tissue)
@@ -61,7 +73,7 @@ def synthesize(
     slide.clear = np.maximum(slide.clear, _cover(-tissue))
     inner = slice(MARGIN, MARGIN + size)
     image = _photograph(slide.stain[:, inner, inner] * (1 - slide.clear[inner, inner]), rng, patient)
-    return image, (glands.number[inner, inner] > 0).astype(np.uint8)
+    return image, glands.number[inner, inner]
 
 
 def group_of(index: int) -> str:
@@ -120,20 +132,20 @@ class _Content:
     """What lies in one field of view; numbers of things are per 128 x 128 pixels."""
 
     glands: float
-    gap: float  # least stroma between two glands, pixels
+    gap: float  # least stroma between two glands, pixels; below 0: how far they may press into each other
     follicles: float
     vessels: float
     fat: float
     tears: float
 
 
-def _content(rng: Generator, patient: _Patient) -> _Content:
-    """Draws a field of view: submucosa, sparse glands or mucosa."""
+def _content(rng: Generator, patient: _Patient, crowded: bool) -> _Content:
+    """Draws a field of view: submucosa, sparse glands or mucosa, whose glands touch in most if crowded."""
     kind = rng.choice(["submucosa", "sparse", "mucosa"], p=[0.12, 0.23, 0.65])
     deep = kind == "submucosa"
     return _Content(
         glands={"submucosa": 0.0, "sparse": 2.0, "mucosa": 13.0}[kind],
-        gap=rng.uniform(2.5, 9) * (1 - 0.6 * patient.grade),
+        gap=rng.uniform(-5, 2) if crowded else rng.uniform(2.5, 9) * (1 - 0.6 * patient.grade),
         follicles=rng.choice([0, 1, 2], p=[0.45, 0.35, 0.2]),
         vessels=rng.choice([0, 1, 3], p=[0.4, 0.35, 0.25]) + deep,
         fat=rng.choice([0, 5], p=[0.3, 0.7] if deep else [0.9, 0.1]),
@@ -228,10 +240,12 @@ def _glands(rng: Generator, patient: _Patient, content: _Content, tissue: Floats
         if space < SMALLEST_GLAND:
             continue
         field = _gland(rng, patient, side, centre, space)
-        if not np.any((field > -content.gap) & (room < 0)):
-            number[field > 0] = attempt + 1
+        apart = content.gap >= 0
+        here = pressed(field > 0, number, tissue) if not apart else field > 0
+        if here.any() and not (apart and np.any((field > -content.gap) & (room < 0))):
+            number[here] = attempt + 1
             room = np.minimum(room, -field)
-    depth, foot = ndimage.distance_transform_edt(number > 0, return_indices=True)
+    depth, foot = own_depth(number)
     if not number.any():
         return _Glands(number, depth, np.full((side, side), float(side)), (foot[0], foot[1]))
     return _Glands(number, depth, ndimage.distance_transform_edt(number == 0), (foot[0], foot[1]))

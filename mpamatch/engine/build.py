@@ -137,6 +137,7 @@ def build_feed(
         rank=rank,
         ranks=ranks,
         image_labels=method.image_labels,
+        border_width=method.model.border_width,
         device=device,
     )
 

@@ -1,9 +1,11 @@
 """Evaluation of a model on one part of a prepared set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mpamatch import ranks
 from mpamatch.data.cache import ImageCache
@@ -15,6 +17,7 @@ from mpamatch.engine.metrics import SegmentationMetrics
 from mpamatch.errors import InputError, unknown
 from mpamatch.files import write_json
 from mpamatch.inference.checkpoint import load_segmenter
+from mpamatch.inference.objects import label_and_objects
 from mpamatch.inference.segmenter import Segmenter
 
 TOGETHER = 8  # images whose windows share batches
@@ -120,16 +123,21 @@ def _of_chunk(
 ) -> list[ImageScores]:
     """Scores a chunk of images, whose windows share batches unless image-level labels differ from image to image."""
     pairs = [images.labelled(name) for name in names]
+    borders: Iterable[Tensor | None] = [None] * len(names)
     if known:
         shown = (images.prepared.present_row(name) for name in names)
         found = [segmenter.probabilities(image, one) for one, (image, _) in zip(shown, pairs, strict=True)]
+    elif objects and segmenter.tells_objects_apart:
+        found, borders = zip(*segmenter.with_borders(image for image, _ in pairs), strict=True)  # type: ignore[assignment]
     else:
         found = segmenter.probabilities([image for image, _ in pairs])
     scored = []
-    for name, probability, (_, label) in zip(names, found, pairs, strict=True):
+    for name, probability, border, (_, label) in zip(names, found, borders, pairs, strict=True):
         confidence, predicted = probability.max(0)
         metrics = SegmentationMetrics(images.prepared.class_names, objects=objects)
-        metrics.update(predicted, label)
+        numbers = None if border is None else label_and_objects(probability, border, segmenter.settings.scale)[1]
+        has_numbers = objects and images.prepared.instances_path(name) is not None
+        metrics.update(predicted, label, numbers, images.instances(name, label) if has_numbers else None)
         counts = None if edges is None else Confidence.count(edges, confidence, predicted, label)
         scored.append(ImageScores(name, metrics, counts))
     return scored

@@ -35,8 +35,8 @@ class SegmentationMetrics:
 
     Args:
         class_names: of the C classes, the background first.
-        objects: whether to compute the object-level scores too. An object is an 8-connected region of one class other
-            than 0; touching glands are therefore one object.
+        objects: whether to compute the object-level scores too. An object is what has one number or, without numbers,
+            an 8-connected region of one class other than 0; touching glands are one object then.
         ignore: the true label of pixels that do not count.
         smallest_object: regions of fewer pixels are dropped from both labels (none by default, as in the challenge).
 
@@ -66,6 +66,8 @@ class SegmentationMetrics:
         self,
         label_pred: Tensor | NDArray[Any],  # (H, W) class index
         label_true: Tensor | NDArray[Any],  # (H, W) class index, or ignore
+        numbers_pred: NDArray[np.integer] | None = None,  # (H, W) of predicted objects, 0 for none; None: regions
+        numbers_true: NDArray[np.integer] | None = None,  # (H, W) of true objects
     ) -> None:
         """Adds an image. Pixels whose true label is ignore count nowhere, whatever was predicted there.
 
@@ -92,7 +94,10 @@ class SegmentationMetrics:
         self.mean_sums += torch.stack([means.nan_to_num(), means.isfinite()])
         if self.objects:
             for index in range(1, classes):
-                found = [find_objects((label == index).numpy(), self.smallest_object) for label in (true, pred)]
+                found = [
+                    find_objects((label == index).numpy(), self.smallest_object, numbers)
+                    for label, numbers in ((true, numbers_true), (pred, numbers_pred))
+                ]
                 self.object_sums += object_sums(*found)
 
     def merge(self, other: "SegmentationMetrics") -> None:
@@ -181,10 +186,14 @@ class Objects:
 def find_objects(
     mask: NDArray[np.bool_],  # (H, W)
     smallest: int,
+    numbers: NDArray[np.integer] | None = None,  # (H, W)
 ) -> Objects:
-    """Finds the 8-connected regions of `mask` of at least `smallest` pixels."""
-    numbered = measure.label(mask, connectivity=2)
-    kept = np.bincount(numbered.ravel()) >= smallest
+    """Finds the objects in `mask` of at least `smallest` pixels: what has one of `numbers`, or 8-connected regions."""
+    if numbers is None:
+        numbered = measure.label(mask, connectivity=2)
+    else:
+        numbered = np.where(mask, numbers, 0).astype(np.int64)
+    kept = np.bincount(numbered.ravel()) >= max(1, smallest)
     kept[0] = False
     numbered = (np.cumsum(kept) * kept)[numbered]
     boxes = [(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(numbered)]

@@ -16,7 +16,16 @@ from mpamatch.ahead import ahead
 from mpamatch.console import new_bar, text_column
 from mpamatch.errors import InputError
 from mpamatch.files import replacing
-from mpamatch.images import IMAGE_SUFFIXES, Facts, overlay, read_image_and_facts, read_mask, write_png
+from mpamatch.images import (
+    IMAGE_SUFFIXES,
+    MOST_OBJECTS,
+    Facts,
+    overlay,
+    read_image_and_facts,
+    read_mask,
+    write_png,
+)
+from mpamatch.inference.objects import INSIDE, SMALLEST, label_and_objects
 from mpamatch.inference.record import Record, check_place, made_with
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.names import check_link, passed_over, visible
@@ -77,6 +86,8 @@ def predict_files(
 
     - `masks/<name>.png`: the label, uint8 class index, at the image's own size;
     - `overlays/<name>.png`: the image with the classes painted over it;
+    - `objects/<name>.png`: uint16 number of the object at each pixel, 0 in the background, if the network has learned
+      the border of objects;
     - `areas.csv`: one row per image with file, name, width, height, and for each class its pixels, its share (0 to 1)
       and, if the segmenter knows the microns per pixel, its mm²;
     - `images.json`: what they were made with.
@@ -113,7 +124,8 @@ def predict_files(
     """
     files = list_images(inputs)
     check_place(out)
-    record = Record(out / "images.json", made_with(segmenter, {}), files)
+    separation = {"objects": [INSIDE, SMALLEST]} if segmenter.tells_objects_apart else {}
+    record = Record(out / "images.json", made_with(segmenter, separation), files)
     gather(None)  # no rank writes before all have looked
     share, mine, skipped = record.named[rank::ranks], list[Areas](), list[InputError]()
     facts: list[tuple[Path, Facts]] = []
@@ -151,12 +163,14 @@ def predict_each(
     skip: Callable[[InputError], None] | None = None,
     tell: Callable[[tuple[Path, Facts]], None] | None = None,
 ) -> Iterator[Areas]:
-    """Predicts each (file, name), writes mask and overlay under that name, and yields the areas, those done before
-    first; `tell` is called with each file that was read and what was done to it.
+    """Predicts each (file, name), writes its results under that name, and yields the areas, those done before first.
+
+    `tell` is called with each file that was read and what was done to it.
 
     Raises InputError at the first file that cannot be read, once all before it are done, unless `skip` takes it.
     """
-    done = [one for one in files if all(path.is_file() for path in _results(out, one[1]))]
+    apart = segmenter.tells_objects_apart
+    done = [one for one in files if all(path.is_file() for path in _results(out, one[1], apart))]
     yield from ahead(lambda one: _areas_of(*one, segmenter, out), done, threads=READERS)
     todo = [one for one in files if one not in set(done)]
     unreadable: list[InputError] = []
@@ -178,12 +192,17 @@ def predict_each(
             else:
                 skip(image)
 
-    def write(found: tuple[tuple[Path, str, np.ndarray], Tensor]) -> Areas:
-        (file, name, image), label = found
+    def write(found: tuple[tuple[Path, str, np.ndarray], tuple[Tensor, ...]]) -> Areas:
+        (file, name, image), predicted = found
+        if apart:
+            label, objects = label_and_objects(predicted[0], predicted[1], segmenter.settings.scale)
+        else:
+            label, objects = predicted[0].cpu().numpy(), None
         record.write()
-        return _write(file, name, image, label.cpu().numpy(), segmenter, out)
+        return _write(file, name, image, label, objects, segmenter, out)
 
-    results = ((images.popleft(), label) for label in segmenter.labels(read()))
+    predicted = segmenter.with_borders(read()) if apart else ((label,) for label in segmenter.labels(read()))
+    results = ((images.popleft(), one) for one in predicted)
     yield from ahead(write, results, threads=min(MOST_WRITERS, os.cpu_count() or 1))
     if unreadable:
         raise unreadable[0]
@@ -197,9 +216,10 @@ def _image_or_error(file: Path) -> tuple[np.ndarray, Facts] | InputError:
         return error
 
 
-def _results(out: Path, name: str) -> tuple[Path, Path]:
-    """The files of an image, the one that is written first in front."""
-    return out / "masks" / f"{name}.png", out / "overlays" / f"{name}.png"
+def _results(out: Path, name: str, objects: bool) -> tuple[Path, ...]:
+    """The files of an image, in the order in which they are written."""
+    folders = ("masks", "overlays", "objects") if objects else ("masks", "overlays")
+    return tuple(out / folder / f"{name}.png" for folder in folders)
 
 
 def _write(
@@ -207,19 +227,30 @@ def _write(
     name: str,
     image: np.ndarray,  # (H, W, 3) uint8
     label: np.ndarray,  # (H, W) uint8
+    objects: np.ndarray | None,  # (H, W) int32
     segmenter: Segmenter,
     out: Path,
 ) -> Areas:
-    """Writes mask and overlay of an image and counts its pixels by class."""
-    mask, painted = _results(out, name)
+    """Writes the results of an image and counts its pixels by class.
+
+    Raises InputError if it has more objects than 16 bits number.
+    """
+    mask, painted, *numbered = _results(out, name, objects is not None)
+    if objects is not None and objects.max() > MOST_OBJECTS:
+        raise InputError(
+            f"{file}: has {objects.max()} objects, and a file of objects holds {MOST_OBJECTS}: cut the image into "
+            "smaller ones."
+        )
     write_png(mask, label)
     write_png(painted, overlay(image, label, segmenter.settings.colours))
+    if objects is not None:
+        write_png(numbered[0], objects.astype(np.uint16))
     return _counted(file, name, label, segmenter)
 
 
 def _areas_of(file: Path, name: str, segmenter: Segmenter, out: Path) -> Areas:
     """Counts the pixels of an image that was predicted before, by its mask."""
-    return _counted(file, name, read_mask(_results(out, name)[0]).astype(np.uint8), segmenter)
+    return _counted(file, name, read_mask(_results(out, name, objects=False)[0]).astype(np.uint8), segmenter)
 
 
 def _counted(file: Path, name: str, label: np.ndarray, segmenter: Segmenter) -> Areas:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpamatch.errors import InputError, shown, unknown
-from mpamatch.images import Colour, pixels_of, read_image
+from mpamatch.images import Colour, pixels_from
+from mpamatch.inference.objects import label_and_objects
 from mpamatch.inference.tiles import Canvas, Looked, in_threads, look_each, pad_to_window, probabilities
 
 if TYPE_CHECKING:
@@ -143,6 +144,11 @@ class Segmenter:
         return bool(getattr(self.model, "takes_image_labels", False))
 
     @property
+    def tells_objects_apart(self) -> bool:
+        """Whether the network has learned the border of objects (`model.boundary`)."""
+        return bool(getattr(self.model, "border_width", 0))
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's parameters; the CPU for a model without any."""
         parameter = next(self.model.parameters(), None)
@@ -177,6 +183,25 @@ class Segmenter:
             return self.probabilities([image], present)[0]
         home = self._home(sum(math.prod(scaled(one.shape[:2], self.settings.scale)) for one in image))
         return list(self._each(image, home, present))
+
+    def with_borders(
+        self,
+        images: Iterable[np.ndarray],  # each (H, W, 3) uint8, of any size
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Computes the probabilities of the classes and of the border in each image, as `labels` goes through them.
+
+        Args:
+            images: as `probabilities` takes them; for a network that `tells_objects_apart`.
+
+        Yields:
+            (C, H, W) and (H, W) float32, both 0 to 1.
+
+        Raises:
+            InputError: as `probabilities` does, or the network has learned no border.
+        """
+        if not self.tells_objects_apart:
+            raise InputError("the model has learned no border of objects: train it with --model.boundary true.")
+        return ((found[:-1], found[-1]) for found in self._each(images, border=True))
 
     def labels(
         self,
@@ -223,7 +248,7 @@ class Segmenter:
             own.deepest = maps[-1]
 
         def look(windows: Tensor) -> Looked:
-            found = probabilities(self._logits, windows)
+            found = probabilities(self._scores, windows)
             return found, own.deepest.float().mean((2, 3)).to(windows.device)
 
         handle = encoder.register_forward_hook(keep)
@@ -235,12 +260,19 @@ class Segmenter:
             handle.remove()
 
     def _each(
-        self, images: Iterable[np.ndarray], home: torch.device | None = None, present: np.ndarray | None = None
+        self,
+        images: Iterable[np.ndarray],
+        home: torch.device | None = None,
+        present: np.ndarray | None = None,
+        border: bool = False,
     ) -> Iterator[Tensor]:
-        """Computes class probabilities of each image, summed up on `home` or, if that is None, where there is room."""
+        """Computes class probabilities of each image, summed up on `home` or, if that is None, where there is room.
+
+        If `border`, the border's are the last channel.
+        """
         told = () if present is None else (torch.from_numpy(present).to(self.device),)
-        logits = partial(self._logits, told=told)
-        looked = self._looked(lambda windows: (probabilities(logits, windows), None), images, home)
+        scores = partial(self._scores, told=told, border=border)
+        looked = self._looked(lambda windows: (probabilities(scores, windows), None), images, home)
         return (probability for _, probability in looked)
 
     def _looked(
@@ -284,17 +316,26 @@ class Segmenter:
             InputError: a file or picture cannot be read as an image, `image` is none of these, or as `probabilities`
                 does.
         """
-        if isinstance(image, Image.Image):
-            pixels = pixels_of(image)
-        elif isinstance(image, str | Path):
-            pixels = read_image(Path(image))
-        elif isinstance(image, np.ndarray):
-            pixels = image
-        else:
-            raise InputError(
-                f"image of type {type(image).__name__}: give an array (H, W, 3) uint8, a picture of Pillow or a path."
-            )
-        return most_probable(self.probabilities(pixels)).cpu().numpy()
+        return most_probable(self.probabilities(pixels_from(image))).cpu().numpy()
+
+    def predict_objects(
+        self,
+        image: np.ndarray | Image.Image | str | Path,  # as `predict` takes it
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the label of an image and numbers the objects in it.
+
+        Args:
+            image: as `predict` takes it.
+
+        Returns:
+            (H, W) uint8, the label as `predict` gives it, and (H, W) int32: 1, 2, 3, … in each object, 0 in the
+            background and in specks (of fewer than 20 pixels of the scaled image).
+
+        Raises:
+            InputError: as `predict` does, or the network has learned no border.
+        """
+        probability, border = next(self.with_borders([pixels_from(image)]))
+        return label_and_objects(probability, border, self.settings.scale)
 
     def predict_slide(
         self,
@@ -358,23 +399,29 @@ class Segmenter:
             ready = normalised(pixels, settings.mean, settings.std)
             if min(ready.shape[2:]) < settings.window:
                 ready = torch.stack([pad_to_window(one, settings.window) for one in ready])
-            return probabilities(self._logits, ready)
+            return probabilities(self._scores, ready)
 
         with evaluating(self.model):
             yield from in_threads(run, iter(batches), self._threads, always=True)
 
-    def _logits(self, windows: Tensor, told: tuple[Tensor, ...] = ()) -> Tensor:
-        """Runs the model on its device, in the precision of the settings; `told`: the image-level label, if any."""
+    def _scores(
+        self, windows: Tensor, told: tuple[Tensor, ...] = (), border: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs the model on its device, in the precision of the settings.
+
+        Returns its logits, with the border's if `border`; `told`: the image-level label, if any.
+        """
         device = self.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"):
             x = windows.to(device, torch.float64 if self.settings.precision == "64" else windows.dtype)
-            logits = self.model(x, *told).logits
+            found = self.model(x, *told)
+        logits = found.logits
         if logits.shape[1] != len(self.class_names):
             raise InputError(
                 f"the model gives {logits.shape[1]} classes, but {len(self.class_names)} are named: "
                 f"{', '.join(self.class_names)}."
             )
-        return logits
+        return (logits, found.border) if border else logits
 
     @property
     def _threads(self) -> int:

@@ -212,7 +212,7 @@ def predict_slides(
     model_microns(segmenter, options.model_mpp)  # told before anything is written
     check_place(out)
     made = made_with(segmenter, options.record())
-    record = Record(out / "slides.json", made, files, taken=("masks", "overlays"))
+    record = Record(out / "slides.json", made, files, taken=("masks", "overlays", "objects"))
     record.write()
     found = []
     for file, name in record.named:

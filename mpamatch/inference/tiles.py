@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from mpamatch.ahead import ahead
 from mpamatch.errors import InputError
 
+# (B, 3, window, window) -> logits (B, C, window, window), or these and those of the border (B, 1, window, window)
+Model = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+
 
 class Window(NamedTuple):
     """A window of an image: where it starts, and its share in the result along each side."""
@@ -89,7 +92,7 @@ def origins(length: int, window: int, stride: int) -> list[int]:
 
 
 def segment_each(
-    model: Callable[[Tensor], Tensor],  # (B, 3, window, window) -> logits (B, C, window, window)
+    model: Model,
     images: Iterable[Tensor],  # each (3, H, W) floating point, of any size
     *,
     window: int,
@@ -116,7 +119,7 @@ def segment_each(
             divided among them.
 
     Yields:
-        (C, H, W) float32 probabilities.
+        (C, H, W) float32 probabilities; (C + 1, H, W) with that of the border.
 
     Raises:
         InputError: overlap, window or batch is out of range (before an image is taken), an image is not (3, H, W), or
@@ -229,18 +232,25 @@ def in_threads(
 
 
 def probabilities(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     windows: Tensor,  # (B, 3, w, w)
 ) -> Tensor:  # (B, C, w, w) float32, on the windows' device
-    """Computes softmax probabilities of windows. Raises InputError if the model's output does not match them."""
+    """Computes softmax probabilities of windows; the border's, a sigmoid, is the last channel if the model gives it.
+
+    Raises InputError if the model's output does not match the windows.
+    """
     with torch.inference_mode():
-        logits = model(windows)
+        found = model(windows)
+        logits, *border = found if isinstance(found, tuple) else (found,)
         if logits.ndim != 4 or len(logits) != len(windows) or logits.shape[2:] != windows.shape[2:]:
             raise InputError(
                 f"the model turned windows {tuple(windows.shape)} into {tuple(logits.shape)}: "
                 "must be logits (B, C, H, W) of the same B, H and W."
             )
-        return logits.float().softmax(dim=1).to(windows.device)
+        probability = logits.float().softmax(dim=1)
+        if border:
+            probability = torch.cat([probability, border[0].float().sigmoid()], dim=1)
+        return probability.to(windows.device)
 
 
 def grid(image: Tensor, window: int, stride: int) -> list[Window]:

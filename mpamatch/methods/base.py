@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mpamatch.batch import Batch
+from mpamatch.batch import Batch, Labelled
 from mpamatch.errors import InputError
+from mpamatch.methods.losses import border_loss, labelled_loss
 from mpamatch.methods.towers import Tower
-from mpamatch.models.network import Network
+from mpamatch.models.network import Network, Prediction
 from mpamatch.models.transunet import TransUNet
 from mpamatch.registry import Registry
 
@@ -37,12 +38,13 @@ class Method(nn.Module, ABC):
         losses: the parts of the loss that it logs, unweighted; the curves show them.
         progress: those of `losses` that the progress line shows; None: all.
         shares: the fractions, 0 to 1, that it logs, such as that of confident pixels.
+        borders: whether its labelled loss is that of `supervised`, so that a network learns borders by it.
         model: the network that is trained, a `network`.
         config: its settings, a `configuration`.
         identities: of each tower, name, source and sha256 of its weights, which a checkpoint keeps in their place.
 
     Raises:
-        InputError: `model` is no `network`.
+        InputError: `model` is no `network`, or learns borders and the method does not.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,7 @@ class Method(nn.Module, ABC):
     losses: ClassVar[tuple[str, ...]] = ()
     progress: ClassVar[tuple[str, ...] | None] = None
     shares: ClassVar[tuple[str, ...]] = ()
+    borders: ClassVar[bool] = False
     model: Any
     config: Any
 
@@ -65,6 +68,8 @@ class Method(nn.Module, ABC):
             raise InputError(
                 f"method.name: {self.name} trains a {self.network.__name__}, got a {type(model).__name__}."
             )
+        if model.border_width and not self.borders:
+            raise InputError(f"model.boundary: {self.name} does not learn the borders of objects; leave it off.")
         self.model = model
         self.config = config
         built = {name: tower for name, tower in towers.items() if tower is not None}
@@ -81,6 +86,22 @@ class Method(nn.Module, ABC):
         Returns:
             0-d tensors by name: `loss`, whose gradient trains, and all of `losses` and `shares`, detached.
         """
+
+    def supervised(self, prediction: Prediction, labelled: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes what every method learns from masks: `labelled_loss`, and the border's term if the network has one.
+
+        Args:
+            prediction: of the labelled images.
+            labelled: their labels and, for a network that learns borders, these.
+
+        Returns:
+            The loss, (), and what is to be logged of it: {} or the border's term, unweighted.
+        """
+        loss = labelled_loss(prediction.logits, labelled.label, self.config.labelled_loss)
+        if prediction.border is None or labelled.border is None:
+            return loss, {}
+        border = border_loss(prediction.border, labelled.border)
+        return loss + self.model.border_weight * border, {"border": border.detach()}
 
     def after_step(self, step: Tensor) -> None:
         """Does what follows the optimizer's step, such as moving an EMA teacher; nothing unless overridden.

@@ -8,7 +8,7 @@ from torch import Tensor
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.consistency import cutmix, cutmix_targets, inside
-from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
+from mpamatch.methods.losses import share, unlabelled_loss
 from mpamatch.methods.pseudo_labels import PseudoLabelling, TeacherSettings
 from mpamatch.settings import settings
 
@@ -31,6 +31,7 @@ class FixMatch(PseudoLabelling):
     mixes = True
     losses = ("labelled", "strong")
     shares = ("confident",)
+    borders = True
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
@@ -39,15 +40,15 @@ class FixMatch(PseudoLabelling):
         mixed = inside(u.box1, *u.valid.shape[1:])
         sees = self.teacher is None or "student" in self.asked  # does the student see the weak view?
         views = [u.weak[: m * sees], cutmix(u.strong1, mixed)]
-        logits = self.model(torch.cat([x.image, *views])).logits
-        labelled, weak, strong1 = logits.split([len(x.image), m * sees, m])
-        clean = self.pseudo_labels(batch, weak)
+        labelled, weak, strong1 = self.model(torch.cat([x.image, *views])).split([len(x.image), m * sees, m])
+        clean = self.pseudo_labels(batch, weak.logits)
 
-        supervised = labelled_loss(labelled, x.label, self.config.labelled_loss)
-        strong = unlabelled_loss(strong1, *cutmix_targets(clean, mixed), self.config.unlabelled_loss)
+        supervised, parts = self.supervised(labelled, x)
+        strong = unlabelled_loss(strong1.logits, *cutmix_targets(clean, mixed), self.config.unlabelled_loss)
         return {
             "loss": (supervised + self.grown(step) * strong) / 2,
             "labelled": supervised.detach(),
             "strong": strong.detach(),
+            **parts,
             "confident": share(clean.weight, u.valid),
         }

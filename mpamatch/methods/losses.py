@@ -9,8 +9,10 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from mpamatch import ops
+from mpamatch.ops.unit import working
 from mpamatch.ranks import all_ranks
 from mpamatch.settings import settings
 
@@ -63,6 +65,19 @@ def labelled_loss(
     cross_entropy, overlap = ops.segmentation_loss(logits, label)
     mean = weighted_mean(cross_entropy, (label != ops.IGNORE).sum())
     return mean if kind == "ce" else (mean + dice(over_ranks(overlap))) / 2
+
+
+def border_loss(
+    logit: Tensor,  # (B, 1, H, W)
+    border: Tensor,  # (B, H, W) u8: 1 on a border, 0 elsewhere, 255 = ignore
+) -> Tensor:
+    """Computes (BCE + Dice)/2 of the border over the pixels that are not ignored."""
+    known = border != ops.IGNORE
+    x, true = working(logit[:, 0]), (border == 1).to(working(logit).dtype)
+    cross_entropy = functional.binary_cross_entropy_with_logits(x, true, weight=known.to(x.dtype), reduction="sum")
+    probability = x.sigmoid() * known
+    overlap = torch.stack([(probability * true).sum(), probability.square().sum(), true.sum()])[:, None]
+    return (weighted_mean(cross_entropy, known.sum()) + dice(over_ranks(overlap))) / 2
 
 
 def unlabelled_loss(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS
-from mpamatch.methods.losses import LabelledSettings, labelled_loss, weighted_mean
+from mpamatch.methods.losses import LabelledSettings, weighted_mean
 from mpamatch.methods.teacher import Taught, ema_
 from mpamatch.settings import Count, Fraction, NonNegative, settings
 
@@ -37,20 +37,21 @@ class MeanTeacher(Taught):
     config: MeanTeacherConfig
     strong_views = 1
     losses = ("labelled", "consistency")
+    borders = True
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
         x, u = batch.labelled, batch.unlabelled
         with torch.no_grad():
             wanted = self.teacher(u.weak).logits.float().softmax(1)
-        logits = self.model(torch.cat([x.image, u.strong1])).logits
-        supervised = labelled_loss(logits[: len(x.image)], x.label, self.config.labelled_loss)
-        difference = (logits[len(x.image) :].float().softmax(1) - wanted).square().mean(1)
+        labelled, strong = self.model(torch.cat([x.image, u.strong1])).split([len(x.image), len(u.strong1)])
+        supervised, parts = self.supervised(labelled, x)
+        difference = (strong.logits.float().softmax(1) - wanted).square().mean(1)
         consistency = weighted_mean((difference * u.valid).sum(), u.valid.sum())
         progress = (step / self.config.ramp).clamp(max=1)
         weight = self.config.weight * torch.exp(-5 * (1 - progress).square())
         loss = supervised + weight * consistency
-        return {"loss": loss, "labelled": supervised.detach(), "consistency": consistency.detach()}
+        return {"loss": loss, "labelled": supervised.detach(), "consistency": consistency.detach(), **parts}
 
     def after_step(self, step: Tensor) -> None:
         ema_(self.teacher, self.model, step, self.config.decay)

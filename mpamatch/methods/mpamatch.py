@@ -10,7 +10,7 @@ from mpamatch.batch import Batch, Labelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.embedding import cell_cosines, centre_sample, pixel_embeddings, projection
-from mpamatch.methods.losses import labelled_loss, share, weighted_mean
+from mpamatch.methods.losses import share, weighted_mean
 from mpamatch.methods.pseudo_labels import Opinion, Targets, growth, softmax
 from mpamatch.methods.towers import TEXT, TextSettings
 from mpamatch.methods.unimatch import UniMatch, UniMatchConfig, Views
@@ -120,7 +120,7 @@ class MPAMatch(UniMatch):
 
         heads = self.heads(seen, z, words)
         targets = self.targets(seen, heads, batch, begun)
-        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label, self.config.labelled_loss)
+        supervised, of_border = self.supervised(seen.labelled, batch.labelled)
         strong, feature = self.consistency(seen, targets)
         unlabelled = config.weight_strong * strong + config.weight_feature * feature
         prototype, parts = self.prototype_terms(seen, z, words, targets, batch, begun)
@@ -139,6 +139,7 @@ class MPAMatch(UniMatch):
             "strong": strong.detach(),
             "feature": feature.detach(),
             **parts,
+            **of_border,
             "confident": share(targets.weight, targets.valid),
         }
 

@@ -12,7 +12,7 @@ from mpamatch.batch import Batch, Unlabelled
 from mpamatch.errors import InputError
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.embedding import cell_cosines, centre_sample, pixel_embeddings, projection
-from mpamatch.methods.losses import LabelledSettings, labelled_loss, share, weighted_mean
+from mpamatch.methods.losses import LabelledSettings, share, weighted_mean
 from mpamatch.methods.pccs_terms import (
     consistency,
     entropy,
@@ -109,6 +109,7 @@ class PCCS(Taught):
     strong_views = 1
     losses = ("labelled", "consistency", "entropy", "level_contrast", "auxiliary")
     shares = ("agreed",)
+    borders = True
 
     def __init__(self, model: Network, config: PCCSConfig):
         super().__init__(model, config)
@@ -120,9 +121,9 @@ class PCCS(Taught):
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         assert batch.unlabelled is not None
         config, x, u = self.config, batch.labelled, batch.unlabelled
-        logits, embedding = self.model(torch.cat([x.image, u.strong1]))
-        supervised = labelled_loss(logits[: len(x.image)], x.label, config.labelled_loss)
-        logits, embedding = logits[len(x.image) :], embedding[len(x.image) :]
+        labelled, strong = self.model(torch.cat([x.image, u.strong1])).split([len(x.image), len(u.strong1)])
+        supervised, of_border = self.supervised(labelled, x)
+        logits, embedding = strong.logits, strong.embedding
         z = pixel_embeddings(self.project, embedding)  # (N, D)
         taught = self.teach(u)
 
@@ -150,13 +151,14 @@ class PCCS(Taught):
             "entropy": entropies,
             "level_contrast": contrast,
             "auxiliary": auxiliary,
+            **of_border,
         }
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, "agreed": share(agreed, known)}
 
     @torch.no_grad()
     def teach(self, u: Unlabelled) -> Lesson:
         """Computes the teacher's pseudo-label, probability, uncertainty and embedding of the weak view."""
-        logits, embedding = self.teacher(u.weak)
+        logits, embedding, _ = self.teacher(u.weak)
         size = (embedding.shape[-2], embedding.shape[-1])
         cells = centre_sample(logits.flatten(0, 1), size).reshape(*logits.shape[:2], *size)
         label, _ = ops.pseudo_label(cells)

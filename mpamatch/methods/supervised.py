@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS, Method
-from mpamatch.methods.losses import LabelledSettings, labelled_loss
+from mpamatch.methods.losses import LabelledSettings
 from mpamatch.settings import settings
 
 
@@ -24,7 +24,8 @@ class Supervised(Method):
     name = "supervised"
     configuration = SupervisedConfig
     config: SupervisedConfig
+    borders = True
 
     def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
-        logits = self.model(batch.labelled.image).logits
-        return {"loss": labelled_loss(logits, batch.labelled.label, self.config.labelled_loss)}
+        loss, parts = self.supervised(self.model(batch.labelled.image), batch.labelled)
+        return {"loss": loss, **parts}

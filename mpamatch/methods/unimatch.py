@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.consistency import cutmix, cutmix_targets, inside
-from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
+from mpamatch.methods.losses import share, unlabelled_loss
 from mpamatch.methods.pseudo_labels import Opinion, PseudoLabelling, Targets, TeacherSettings, softmax
 from mpamatch.models.layers import ChannelDropout
 from mpamatch.models.network import Network, Prediction
@@ -63,6 +63,7 @@ class UniMatch(PseudoLabelling):
     mixes = True
     losses: ClassVar[tuple[str, ...]] = ("labelled", "strong", "feature")
     shares = ("confident",)
+    borders = True
 
     def __init__(self, model: Network, config: UniMatchConfig, **towers: nn.Module | None):
         super().__init__(model, config, **towers)
@@ -72,7 +73,7 @@ class UniMatch(PseudoLabelling):
         assert batch.unlabelled is not None
         seen = self.see(batch)
         targets = self.pseudo_labels(batch, seen.weak.logits, self.opinions(seen))
-        supervised = labelled_loss(seen.labelled.logits, batch.labelled.label, self.config.labelled_loss)
+        supervised, parts = self.supervised(seen.labelled, batch.labelled)
         strong, feature = self.consistency(seen, targets)
         unlabelled = self.config.weight_strong * strong + self.config.weight_feature * feature
         return {
@@ -80,6 +81,7 @@ class UniMatch(PseudoLabelling):
             "labelled": supervised.detach(),
             "strong": strong.detach(),
             "feature": feature.detach(),
+            **parts,
             "confident": share(targets.weight, targets.valid),
         }
 
@@ -99,9 +101,8 @@ class UniMatch(PseudoLabelling):
         maps = self.model.encode(images)
         dropped = self.drop(tuple(level[n : n + m] for level in maps), u.channel_noise)
         maps = tuple(torch.cat(pair) for pair in zip(maps, dropped, strict=True))
-        logits, embedding = self.model.decode(maps, (x.shape[-2], x.shape[-1]))
-        labelled, weak, strong1, strong2, feature = logits.split([n, m, m, m, m])
-        clean, pseudo = Prediction(labelled, embedding[:n]), Prediction(weak, embedding[n : n + m])
+        clean, pseudo, *rest = self.model.decode(maps, (x.shape[-2], x.shape[-1])).split([n, m, m, m, m])
+        strong1, strong2, feature = (one.logits for one in rest)
         return Views(clean, pseudo, strong1, strong2, feature, mixed1, mixed2)
 
     def opinions(self, seen: Views) -> dict[str, Opinion]:

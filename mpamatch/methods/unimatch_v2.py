@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mpamatch.batch import Batch
 from mpamatch.methods.base import METHODS
 from mpamatch.methods.consistency import cutmix, cutmix_targets, inside
-from mpamatch.methods.losses import labelled_loss, share, unlabelled_loss
+from mpamatch.methods.losses import share, unlabelled_loss
 from mpamatch.methods.pseudo_labels import PseudoLabelling, PseudoLabelSettings
 from mpamatch.models.layers import ComplementaryDropout
 from mpamatch.models.network import Network
@@ -51,6 +51,7 @@ class UniMatchV2(PseudoLabelling):
     mixes = True
     losses: ClassVar[tuple[str, ...]] = ("labelled", "strong")
     shares = ("confident",)
+    borders = True
 
     def __init__(self, model: Network, config: UniMatchV2Config, **towers: nn.Module | None):
         super().__init__(model, config, **towers)
@@ -72,18 +73,18 @@ class UniMatchV2(PseudoLabelling):
             )
             first, second = self.drop(first, second, u.channel_noise)
             maps = tuple(torch.cat(parts) for parts in zip(clean, first, second, strict=True))
-        logits, _ = self.model.decode(maps, (images.shape[-2], images.shape[-1]))
-        labelled, strong1, strong2 = logits.split([n, m, m])
+        labelled, strong1, strong2 = self.model.decode(maps, (images.shape[-2], images.shape[-1])).split([n, m, m])
         targets = self.pseudo_labels(batch, None)
 
-        supervised = labelled_loss(labelled, x.label, self.config.labelled_loss)
+        supervised, parts = self.supervised(labelled, x)
         kind = self.config.unlabelled_loss
-        s1 = unlabelled_loss(strong1, *cutmix_targets(targets, mixed1), kind)
-        s2 = unlabelled_loss(strong2, *cutmix_targets(targets, mixed2), kind)
+        s1 = unlabelled_loss(strong1.logits, *cutmix_targets(targets, mixed1), kind)
+        s2 = unlabelled_loss(strong2.logits, *cutmix_targets(targets, mixed2), kind)
         strong = (s1 + s2) / 2
         return {
             "loss": (supervised + self.grown(step) * strong) / 2,
             "labelled": supervised.detach(),
             "strong": strong.detach(),
+            **parts,
             "confident": share(targets.weight, u.valid),
         }

@@ -1,6 +1,7 @@
 """The base class of networks: an encoder, how it is tuned, and what a network predicts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -72,10 +73,26 @@ class Prediction(NamedTuple):
         logits: unnormalised class scores, at the images' size.
         embedding: the map that methods take pixel embeddings from: of TransUNet the output of the second ×2 block, at
             stride 4 if the encoder's deepest map has stride 16; of PrototypeMaps the class maps.
+        border: unnormalised score of a pixel being on the border of an object, at the images' size; None for a network
+            that does not learn it (`model.boundary`).
     """
 
     logits: Tensor  # (B, C, H, W)
     embedding: Tensor  # (B, D, h, w)
+    border: Tensor | None = None  # (B, 1, H, W)
+
+    def split(self, sizes: Sequence[int]) -> list["Prediction"]:
+        """Splits what is predicted for a batch into that for parts of it.
+
+        Args:
+            sizes: how many images each part has, in order; B in all.
+
+        Returns:
+            A Prediction for each part.
+        """
+        border = [None] * len(sizes) if self.border is None else self.border.split(list(sizes))
+        parts = zip(self.logits.split(list(sizes)), self.embedding.split(list(sizes)), border, strict=True)
+        return [Prediction(*part) for part in parts]
 
 
 class Network(nn.Module, ABC):
@@ -94,6 +111,8 @@ class Network(nn.Module, ABC):
         takes_image_labels: class attribute: whether `forward` also takes image-level labels, `present`.
         frozen: whether the encoder is frozen; it stays in eval mode then.
         mixed_layout: whether the encoder alone works channels-last.
+        border_width: width of the borders that it learns, in pixels of the image it sees; 0: it learns none.
+        border_weight: of their term beside the labelled loss.
     """
 
     name: ClassVar[str]
@@ -105,6 +124,7 @@ class Network(nn.Module, ABC):
         self.encoder, self.classes, self.config = encoder, classes, config
         self.frozen = config.tuning == "frozen"
         self.mixed_layout = False
+        self.border_width, self.border_weight = 0, 0.0
         # what stays in eval mode; a tuple, so that these are no submodules a second time
         self.still: tuple[nn.Module, ...] = (encoder,) if self.frozen else ()
 

@@ -14,7 +14,7 @@ from mpamatch.models.encoders import Encoder
 from mpamatch.models.layers import conv_norm
 from mpamatch.models.network import NETWORKS, Network, NetworkConfig, Prediction
 from mpamatch.models.recompute import recomputed
-from mpamatch.settings import Count, settings
+from mpamatch.settings import Count, OnlyIf, Positive, settings
 
 
 @settings("model")
@@ -29,12 +29,19 @@ class TransUNetConfig(NetworkConfig):
         head_kernel: size of the head, the last convolution: 1 (MPAMatch) or 3 (TransUNet).
         align_corners: how the blocks enlarge: true matches the centres of the corner pixels, as TransUNet's public code
             does; false keeps every pixel on its share of the image, where methods read the embedding's labels.
+        boundary: whether one more output learns the border of objects, by which those that touch are told apart in
+            prediction (docs/OBJECTS.md); the labelled images need numbers of objects.
+        boundary_width: pixels of the scaled image on either side of an object's edge that are border.
+        boundary_weight: of the border's term, (BCE + Dice)/2, beside the labelled loss.
     """
 
     decoder_width: Count = 512
     decoder_channels: Annotated[list[Count], Len(4, 5)] = field(default_factory=lambda: [256, 128, 64, 16])
     head_kernel: Literal[1, 3] = 1
     align_corners: bool = False
+    boundary: bool = False
+    boundary_width: Annotated[Count, OnlyIf("boundary")] = 3
+    boundary_weight: Annotated[Positive, OnlyIf("boundary")] = 1.0
 
     @property
     def deepest(self) -> int:
@@ -101,6 +108,11 @@ class Decoder(nn.Module):
             for i, o, skip in zip(inputs, channels, self.skip_index, strict=True)
         )
         self.head = nn.Conv2d(channels[-1], classes, config.head_kernel, padding=config.head_kernel // 2)
+        self.border: nn.Module | None = None
+        if config.boundary:  # built last, so that the network's other weights start as they do without it
+            self.border = nn.Sequential(
+                conv_norm(channels[-1], channels[-1], config.norm), nn.Conv2d(channels[-1], 1, 1)
+            )
         self.checkpointing = config.checkpointing
 
     def forward(self, maps: tuple[Tensor, ...]) -> Prediction:
@@ -112,7 +124,7 @@ class Decoder(nn.Module):
             x = recomputed(block, x, beside) if self.checkpointing else block(x, beside)
             if depth == self.embeds:
                 embedding = x
-        return Prediction(self.head(x), embedding)
+        return Prediction(self.head(x), embedding, None if self.border is None else self.border(x))
 
 
 def blocks_of(encoder: Encoder, config: TransUNetConfig) -> list[int]:
@@ -158,6 +170,8 @@ class TransUNet(Network):
         super().__init__(encoder, classes, config)
         self.decoder = Decoder(encoder, classes, config)
         self.embedding_width = self.decoder.embedding_width
+        if config.boundary:
+            self.border_width, self.border_weight = config.boundary_width, config.boundary_weight
         self.tune()
 
     def decode(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Prediction:
@@ -168,12 +182,14 @@ class TransUNet(Network):
             size: (H, W) of the image, which the logits are resized to.
 
         Returns:
-            logits (B, C, H, W) and embedding (B, D, h, w).
+            logits (B, C, H, W), embedding (B, D, h, w) and, if it is learned, border (B, 1, H, W).
         """
-        logits, embedding = self.decoder(maps)
+        logits, embedding, border = self.decoder(maps)
         if logits.shape[-2:] != size:  # four ×2 blocks bring a patch of 14 from a grid of 18 to 288
             logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return Prediction(logits, embedding)
+            if border is not None:
+                border = functional.interpolate(border, size=size, mode="bilinear", align_corners=False)
+        return Prediction(logits, embedding, border)
 
     def forward(self, image: Tensor) -> Prediction:
         return self.decode(self.encode(image), (image.shape[-2], image.shape[-1]))

@@ -54,4 +54,5 @@ def flat(views):  # name, tensor
         if isinstance(value, Tensor):
             yield name, value.to(torch.float64)
         else:
-            yield from ((f"{name}.{part}", tensor) for part, tensor in value._asdict().items())
+            parts = value._asdict().items()
+            yield from ((f"{name}.{part}", tensor) for part, tensor in parts if tensor is not None)

@@ -14,6 +14,7 @@ from mpamatch.data.feeds import Feed, feed_class
 from mpamatch.data.feeds.torchvision import TorchvisionFeed
 from mpamatch.data.prepared import Prepared
 from mpamatch.data.synthetic import synthesize
+from mpamatch.images import read_mask
 from tests.data.places import NAMES, SHARED, feed_of, label_of, make_places, prepared_at, told, write
 
 pytestmark = pytest.mark.slow
@@ -97,7 +98,7 @@ def test_a_thousand_resized_draws_show_the_label_of_their_colour(kind, tmp_path)
     feed = feed_of(prepared_at(tmp_path), config, kind, strong_views=0)
     pure = 0
     for step in range(125):
-        image, label, _ = feed[step].labelled
+        image, label, *_ = feed[step].labelled
         near = (image[:, None] * 255 - torch.from_numpy(colours)[:, :, None, None]).abs().amax(2) < 0.01  # (B, 5, H, W)
         own = near.any(1) & (label != 255)
         assert torch.equal(near.int().argmax(1)[own], label.long()[own])
@@ -128,6 +129,54 @@ def test_both_feeds_agree_on_geometry_to_the_pixel(augment, scale, odd):
             assert apart.max() < 12 * LEVEL
             assert apart.mean() < 0.35 * LEVEL
     assert padded > 20
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.7])
+def test_borders_are_cut_with_their_labels(scale, odd, tmp_path):
+    """Both feeds, to the pixel, crops with reflections among them: a border is there where the label is known, and the
+    label of a batch is the one without borders."""
+    for name in ODD:
+        label = read_mask(odd.mask_path(name))
+        (tmp_path / "instances").mkdir(exist_ok=True)
+        Image.fromarray(label.astype(np.uint16)).save(tmp_path / "instances" / f"{name.partition('.')[0]}.png")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).symlink_to(odd.root / folder)
+    prepared = replace(odd, root=tmp_path)
+    config = replace(SHARED, crop=40, scale=scale, zoom=[0.4, 2.5], batch=8)
+    changes: Any = {"labelled": ODD, "unlabelled": ODD, "strong_views": 0}
+    ours, theirs = (
+        feed_of(prepared, config, class_of(name), border_width=2, **changes) for name in ("dali", "torchvision")
+    )
+    without = feed_of(prepared, config, class_of("torchvision"), **changes)
+    borders = 0
+    for step in range(8):
+        one, other, plain = ours[step].labelled, theirs[step].labelled, without[step].labelled
+        assert plain.border is None
+        assert torch.equal(one.label, plain.label)
+        assert torch.equal(other.label, plain.label)
+        assert torch.equal(other.image, plain.image)
+        assert one.border is not None
+        assert torch.equal(one.border, other.border)
+        assert one.border.dtype == torch.uint8
+        assert torch.equal(one.border == 255, plain.label == 255)
+        borders += int((one.border == 1).sum())
+    assert borders > 1000
+
+
+def test_a_border_has_its_width_in_pixels_of_the_scaled_image(kind, tmp_path):
+    """Halves of an image: 2 · width columns of the crop are border, whatever the scale."""
+    for name in NAMES:
+        label = np.zeros((96, 96), np.uint8)
+        label[:, 48:] = 1
+        write(tmp_path, name, np.zeros((96, 96, 3), np.uint8), label)
+        (tmp_path / "instances").mkdir(exist_ok=True)
+        Image.fromarray(label.astype(np.uint16)).save(tmp_path / "instances" / name)
+    for scale, crop in ((1.0, 96), (0.5, 48), (0.25, 24)):
+        feed = feed_of(
+            prepared_at(tmp_path), replace(SHARED, crop=crop, scale=scale), kind, strong_views=0, border_width=3
+        )
+        border = feed[0].labelled.border
+        assert (border == 1).sum((1, 2)).tolist() == [6 * crop] * 4
 
 
 def test_boxes_of_very_flat_images_are_those_of_the_draws_and_lie_in_the_crop(kind, tmp_path):

@@ -79,6 +79,37 @@ def test_folder_with_instances(plain):
         folder.raw_set(plain, instances=True, mask_values="0:a,1:b")
 
 
+def test_folder_keeps_the_numbers_of_instances(plain):
+    mask(plain / "masks" / "p1_a.png", [0, 700, 70], dtype=np.uint16)
+    prepare.run(arguments(kind="folder", source=plain, dest=plain / "out", instances=True))
+    prepared = load_prepared(plain / "out")
+    numbers = {name: prepared.instances_path(name) for name in prepared.groups}
+    assert {name for name, path in numbers.items() if path is None} == {"p3_a.png"}  # it has no mask
+    assert read_mask(numbers["p1_a.png"])[0, :4].tolist() == [0, 2, 1, 0]
+    assert np.unique(read_mask(numbers["p1_b.jpg"])).tolist() == [0, 1]
+
+
+def test_folder_keeps_no_numbers_that_tell_nothing_apart(plain, capsys):
+    assert all(one.instances is None for one in folder.raw_set(plain, instances=True).items)
+    prepare.run(arguments(kind="folder", source=plain, dest=plain / "out", instances=True))
+    assert "tell no objects apart (no mask holds two of them)" in " ".join(capsys.readouterr().out.split())
+    assert not (plain / "out" / "instances").exists()
+    mask(plain / "masks" / "p1_a.png", [0, 1, 2])
+    mask(plain / "masks" / "p1_b.png", [0] * 8 + [200] * 8).rename(plain / "masks" / "p1_b.jpg")
+    Image.open(plain / "masks" / "p1_b.jpg").save(plain / "masks" / "p1_b.jpg", "JPEG")
+    raw = folder.raw_set(plain, instances=True)
+    assert any("p1_b.jpg is JPEG, which smears them" in remark for remark in raw.remarks)
+    assert all(one.instances is None for one in raw.items)
+
+
+def test_folder_refuses_more_objects_than_16_bits_number(plain):
+    values = np.arange(300 * 300, dtype=np.int32).reshape(300, 300)
+    Image.fromarray(values).save(plain / "masks" / "p1_a.tif")
+    (plain / "masks" / "p1_a.png").unlink()
+    with pytest.raises(InputError, match=r"p1_a\.tif: holds 89999 numbers of objects"):
+        list(folder.raw_set(plain, instances=True).items)
+
+
 def test_folder_several_values_for_one_class_and_ignore(plain):
     for stem in ("p1_a", "p1_b", "p2_a"):
         mask(plain / "masks" / f"{stem}.png", [0, 50, 100, 9])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mpamatch.commands import prepare
@@ -48,6 +49,24 @@ def test_glas_official_parts(warwick):
     assert not {items[s].group for s in parts["validation"]} & {items[s].group for s in parts["train"]}
     assert items["train_3"].group == items["testA_2"].group == "patient-2"
     assert labels(glas.raw_set(warwick))["testB_1"] == [0, 1]
+
+
+def test_glas_keeps_the_numbers_of_its_glands(warwick, tmp_path):
+    """Training masks hold 1 and 7; of test masks that hold 200 alone it is the one gland."""
+    for task in ("gland", "grade"):
+        items = {one.stem: one for one in glas.raw_set(warwick, task).items}
+        assert items["train_1"].instances[0, :4].tolist() == [0, 1, 2, 0]
+        assert items["testB_1"].instances[0, :3].tolist() == [0, 1, 0]
+        assert all(np.array_equal(one.instances > 0, one.label > 0) for one in items.values())
+
+
+def test_glas_masks_that_tell_no_glands_apart_give_no_numbers(warwick):
+    inner = warwick / "Warwick_QU_Dataset"
+    for i in range(10):
+        mask(inner / f"train_{i + 1}_anno.bmp", [0, 255])
+    raw = glas.raw_set(warwick)
+    assert all(one.instances is None for one in raw.items)
+    assert any("no mask holds two numbers" in one for one in raw.findings.remarks)
 
 
 def test_glas_grades(warwick):

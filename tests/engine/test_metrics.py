@@ -350,3 +350,31 @@ def test_settings_refused() -> None:
         SegmentationMetrics(("gland",), objects=False)
     with pytest.raises(InputError, match="ignore index 1"):
         SegmentationMetrics(TWO, objects=False, ignore=1)
+
+
+def test_numbers_tell_objects_apart_that_regions_do_not() -> None:
+    """Two squares that touch: as numbers both are found, as one region one is, and its Dice is that of the larger."""
+    label = np.zeros((10, 20), dtype=np.uint8)
+    label[2:8, 2:14] = 1
+    numbers = np.zeros(label.shape, dtype=np.uint16)
+    numbers[2:8, 2:8], numbers[2:8, 8:14] = 7, 40_000
+    apart, merged = (SegmentationMetrics(("background", "gland"), objects=True) for _ in range(2))
+    apart.update(label, label, numbers, numbers)
+    merged.update(label, label, None, numbers)
+    assert apart.compute()["objects"] == {"f1": 1, "dice": 1, "hausdorff": 0}
+    assert merged.object_sums[:3].tolist() == [1, 0, 1]
+    assert merged.compute()["objects"]["f1"] == pytest.approx(2 / 3)
+    assert merged.compute()["objects"]["dice"] == pytest.approx(2 * 36 / (36 + 72))
+
+
+def test_an_object_in_two_pieces_is_one_and_ignored_pixels_are_of_none() -> None:
+    label = np.zeros((10, 20), dtype=np.uint8)
+    label[2:8, 2:6] = label[2:8, 10:14] = 1
+    numbers = (3 * label).astype(np.uint16)
+    metrics = SegmentationMetrics(("background", "gland"), objects=True)
+    metrics.update(label, label, numbers, numbers)
+    assert metrics.object_sums[:3].tolist() == [1, 0, 0]
+    ignored = np.where(numbers > 0, 255, 0)
+    nothing = SegmentationMetrics(("background", "gland"), objects=True)
+    nothing.update(label, ignored, numbers, numbers)
+    assert nothing.object_sums.tolist() == [0] * 9

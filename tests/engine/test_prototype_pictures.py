@@ -52,7 +52,7 @@ def test_cosines_of_one_window_are_those_of_plain_numpy(runs):
     x = prepare_image(pixels(), settings.scale, settings.mean, settings.std)[None]
     tensors, _ = read_checkpoint(runs["mpamatch"] / "checkpoints" / "last.safetensors")
     with torch.no_grad():
-        logits, embedding = method.model(x)
+        logits, embedding, _ = method.model(x)
         z = method.project(embedding.movedim(1, -1)).numpy()[0].astype(np.float64)  # (h, w, D)
     prototypes = tensors["method/bank.prototypes"].numpy().astype(np.float64)  # (C, K, D)
     cosine = np.einsum("hwd,ckd->ckhw", z / np.linalg.norm(z, axis=-1, keepdims=True), prototypes)

@@ -91,7 +91,7 @@ def batch(
     views: int = 2,  # strong views, 0: no unlabelled images; channel noise comes with the second
     seed: int = 0,
 ) -> Batch:
-    """Random images and labels; the share of ignored and of valid pixels differs from image to image."""
+    """Random images and labels, class 1 as border; the share of ignored and of valid pixels differs by image."""
     g = torch.Generator().manual_seed(seed)
 
     def image() -> Tensor:
@@ -105,7 +105,8 @@ def batch(
     present = torch.zeros(n, CLASSES)
     for i in range(n):
         present[i, 1 + i % (CLASSES - 1)] = 1
-    labelled = Labelled(image(), label, present)
+    border = torch.where(label == 255, label, (label == 1).to(torch.uint8))
+    labelled = Labelled(image(), label, present, border)
     if views == 0:
         return Batch(labelled, None)
     weak, strong1, strong2 = image(), image(), image()

@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "opinion_of": ["student", "mirror"],
         },
     ),
+    "unimatch, borders": ("unimatch", {"model": {"boundary": True}}),
     "unimatch_v2, mirror": ("unimatch_v2", {**MANY, "threshold": "adaptive", "second_opinion": "average"}),
     "mpamatch, heads": (
         "mpamatch",

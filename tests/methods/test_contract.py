@@ -66,7 +66,7 @@ def test_networks_stand_beside_each_other():
         assert type(model) in NETWORKS.values()
         assert type(model.config) is model.configuration
         assert [m.shape[-1] for m in model.encode(image)] == [48 // stride for stride in model.encoder.strides]
-        logits, embedding = model(image)
+        logits, embedding, _ = model(image)
         assert logits.shape == (2, 3, 32, 48)
         assert embedding.dim() == 4
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -54,6 +55,33 @@ def test_labelled_loss_by_hand() -> None:
     torch.testing.assert_close(losses.labelled_loss(logits, label), wanted)
     torch.testing.assert_close(losses.labelled_loss(logits, label, "ce_dice"), wanted)
     torch.testing.assert_close(losses.labelled_loss(logits, label, "ce"), cross_entropy)
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("absent", [False, True])
+def test_border_loss_is_that_of_plain_numpy(ignored: float, absent: bool) -> None:
+    rng = np.random.default_rng(2)
+    logit, border = rng.normal(0, 3, (2, 5, 7)), rng.integers(0, 1 if absent else 2, (2, 5, 7)).astype(np.uint8)
+    border[rng.random(border.shape) < ignored] = 255
+    known, p = border != 255, 1 / (1 + np.exp(-logit))
+    true = border == 1
+    cross_entropy = -np.where(true, np.log(p), np.log1p(-p))[known].sum() / max(known.sum(), 1)
+    overlap = 1 - (2 * p[true].sum() + 1e-5) / ((p[known] ** 2).sum() + true.sum() + 1e-5)
+    wanted = (cross_entropy + overlap * true.any()) / 2
+    x = torch.from_numpy(logit)[:, None].requires_grad_()
+    ours = losses.border_loss(x, torch.from_numpy(border))
+    ours.backward()
+    assert float(ours.detach()) == pytest.approx(wanted, abs=1e-12)
+    assert x.grad is not None
+    assert (x.grad[:, 0].numpy()[~known] == 0).all()
+    if ignored < 1:  # by differences of the loss itself
+        at = tuple(np.argwhere(known)[0])
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = torch.from_numpy(logit.copy())[:, None]
+            moved[at[0], 0, at[1], at[2]] += step
+            ends.append(float(losses.border_loss(moved, torch.from_numpy(border))))
+        assert float(x.grad[at[0], 0, at[1], at[2]]) == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-8)
 
 
 def test_dice_of_a_perfect_and_of_an_opposite_prediction() -> None:

@@ -60,6 +60,12 @@ def test_no_sync_with_cross_entropy_alone(name: str) -> None:
     assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "lpd"])
+def test_no_sync_with_borders(name: str) -> None:
+    ours = method(name, dtype=torch.float32, model={"boundary": True})
+    assert_no_sync(_step, ours, batch(dtype=torch.float32), at(3))
+
+
 EVERYTHING = {"align_classes": True, "unlabelled_start": 2, "unlabelled_ramp": 4}
 
 

@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"prototype_width": 128},
     },
     "supervised, cross-entropy": {"name": "supervised", "labelled_loss": "ce"},
+    "fixmatch, borders": {"name": "fixmatch", "model": {"boundary": True, "boundary_weight": 0.7}},
 }
 Run = dict[str, dict[str, Tensor]]  # by step: parts of the loss and gradients; "state": parameters and buffers
 

@@ -38,7 +38,7 @@ def image(height: int, width: int, count: int = 2) -> Tensor:
 def test_logits_have_the_size_of_any_image(encoder, size):
     model = model_of(encoder).eval()
     with torch.no_grad():
-        logits, embedding = model(image(*size))
+        logits, embedding, _ = model(image(*size))
     assert logits.shape == (2, CLASSES, *size)
     assert logits.isfinite().all()
     multiple = model.encoder.multiple
@@ -53,7 +53,7 @@ def test_the_r50_hybrid_uses_three_skips():
     model = model_of("narrow_hybrid", norm="group").eval()  # an untrained BatchNorm fades its input in eval mode
     with torch.no_grad():
         maps = model.encode(image(37, 45, 1))
-        logits, embedding = model.decode(maps, (37, 45))
+        logits, embedding, _ = model.decode(maps, (37, 45))
         assert [x.shape[1] for x in maps] == [64, 256, 512, 32]
         assert logits.shape == (1, CLASSES, 37, 45)
         assert embedding.shape == (1, 8, 8, 12)  # of an image resized to 32×48
@@ -105,7 +105,7 @@ def test_an_image_between_two_grids_is_resized_to_the_nearest_and_its_logits_bac
     with torch.no_grad():
         resized = functional.interpolate(x, size=inner, mode="bilinear", align_corners=False)
         raw = model.decoder(model.encoder(resized))
-        logits, embedding = model(x)
+        logits, embedding, _ = model(x)
     multiple = model.encoder.multiple
     assert raw.logits.shape[-2:] == tuple(16 * side // multiple for side in inner)
     assert torch.equal(embedding, raw.embedding)
@@ -136,7 +136,7 @@ def test_a_patch_of_sixteen_is_not_resized():
 
 def test_forward_is_encode_then_decode_and_trains_every_parameter():
     model = model_of()
-    logits, embedding = model(image(32, 32))
+    logits, embedding, _ = model(image(32, 32))
     (logits.square().mean() + embedding.square().mean()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -164,7 +164,7 @@ def test_the_head_and_the_widths_are_chosen():
     assert model.decoder.head.weight.shape == (CLASSES, 4, 3, 3)
     assert model_of().decoder.head.weight.shape == (CLASSES, 8, 1, 1)
     assert model.decoder.first[0].weight.shape == (24, 128, 3, 3)
-    logits, embedding = model(image(32, 32))
+    logits, embedding, _ = model(image(32, 32))
     assert logits.shape == (2, CLASSES, 32, 32)
     assert embedding.shape[1] == model.embedding_width == 12
 

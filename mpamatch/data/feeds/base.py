@@ -4,10 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mpamatch.batch import Batch
+from mpamatch.data.cache import ImageCache
 from mpamatch.data.config import DataConfig
 from mpamatch.data.draws import LABELLED, DrawSettings, SampleDraw, draw, image_index
 from mpamatch.data.prepared import Prepared
@@ -44,6 +47,7 @@ class Feed(ABC):
         rank: int = 0,
         ranks: int = 1,
         image_labels: bool = False,  # image-level labels in place of labels: no mask is read
+        border_width: float = 0,  # of the borders of objects, in pixels of the scaled image; 0: none are wanted
         device: torch.device | None = None,  # that the batches are for; None: the CPU
     ):
         _check(config, ranks)
@@ -58,6 +62,9 @@ class Feed(ABC):
         self.labelled, self.unlabelled, self.strong_views = labelled, unlabelled, strong_views
         self.mean, self.std = mean, std
         self.image_labels = image_labels
+        self.border_width = border_width / config.scale  # in pixels of the image
+        if border_width:
+            check_instances(prepared, labelled)
         self.rank, self.ranks, self.device = rank, ranks, device or torch.device("cpu")
         self.skipped: dict[str, str] = {}
 
@@ -72,6 +79,16 @@ class Feed(ABC):
     def has_label(self, stream: int) -> bool:
         """Tells whether the masks of a stream are read."""
         return stream == LABELLED and not self.image_labels
+
+    def read_labelled(self, images: ImageCache, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Reads an image (H, W, 3) and what is cut with it: the label (H, W), or label and border (H, W, 2).
+
+        Raises InputError if the image cannot be used.
+        """
+        if not self.border_width:
+            return images.labelled(name)
+        image, label, border = images.bordered(name, self.border_width)
+        return image, np.stack([label, border], axis=-1)
 
     def present(self, names: Sequence[str]) -> Tensor | None:  # (B, C) f32
         """Builds the image-level labels of a batch, for Labelled.present; None if the method learns from labels."""
@@ -122,6 +139,17 @@ class Feed(ABC):
 
     def _global_batch(self, stream: int) -> int:
         return self.config.batch if stream == LABELLED else self.config.unlabelled_batch
+
+
+def check_instances(prepared: Prepared, labelled: Sequence[str]) -> None:
+    """Raises InputError if a labelled image has no numbers of objects, which a border is learned from."""
+    without = [name for name in labelled if prepared.instances_path(name) is None]
+    if without:
+        raise InputError(
+            f"model.boundary: {prepared.root} has no numbers of objects (instances/) for {len(without)} of "
+            f"{len(labelled)} labelled images, {without[0]} the first: prepare it from masks that number them "
+            "(--instances for a folder), or leave model.boundary off."
+        )
 
 
 def _check(config: DataConfig, ranks: int) -> None:

@@ -129,7 +129,7 @@ class DaliFeed(Feed):
         for stream, names in sent.names.items():
             for name in names:
                 try:
-                    self.reader.labelled(name) if self.has_label(stream) else self.reader.image(name)
+                    self.read_labelled(self.reader, name) if self.has_label(stream) else self.reader.image(name)
                 except InputError as unfit:
                     self.refuse(name, unfit)
                 if self.decoder[stream][self.places[name]] == BY_DALI:
@@ -143,8 +143,9 @@ class DaliFeed(Feed):
     def _batch(self, sent: "_StepInputs", made: dict[int, list[Tensor]]) -> Batch:
         """Makes the batch of a step from its tensors."""
         image, *label = made[LABELLED]
-        known = label[0].squeeze(-1) if label else image.new_full(image[:, 0].shape, IGNORE, dtype=torch.uint8)
-        labelled = Labelled(image, known, self.present(sent.names[LABELLED]))
+        planes = label[0] if label else image.new_full((*image[:, 0].shape, 1), IGNORE, dtype=torch.uint8)
+        known, *border = (plane.contiguous() for plane in planes.unbind(-1))
+        labelled = Labelled(image, known, self.present(sent.names[LABELLED]), *border)
         if not self.strong_views:
             return Batch(labelled, None)
         weak, *strong = made[UNLABELLED]
@@ -197,7 +198,8 @@ class DaliFeed(Feed):
     def _decoded(self, stream: int, name: str, given: Given, twice: bool) -> Given:
         """Decodes the region by the ordinary reader; with its reflection if that is more than the graph can do."""
         if self.has_label(stream):
-            image, label = self._images(name).labelled(name)
+            image, label = self.read_labelled(self._images(name), name)
+            label = label.reshape(*label.shape[:2], -1)  # (H, W, 1), with the border (H, W, 2)
         else:
             image, label = self._images(name).image(name), None
         (top, left), (height, width), (side, _) = given["start"], given["inside"], given["side"]
@@ -206,16 +208,17 @@ class DaliFeed(Feed):
         if twice:
             raw = np.pad(raw, ((0, side - height), (0, side - width), (0, 0)), mode="symmetric")
             found |= {"rows_from": side, "columns_from": side}
-        return found | {"raw": raw} | ({} if label is None else {"raw_mask": label[here][..., None]})
+        return found | {"raw": raw} | ({} if label is None else {"raw_mask": label[here]})
 
     def _look(self, stream: int, name: str) -> None:
         """Notes size and decoder of an image at its first use and checks its label in full."""
         size = plain_size(self.prepared.image_path(name), "RGB")
         plain = size is not None
         if self.has_label(stream):
-            self._images(name).labelled(name)
+            self.read_labelled(self._images(name), name)
             mask = self.prepared.mask_path(name)
-            plain = plain and mask is not None and plain_size(mask, "L") is not None
+            # a border is computed, not decoded
+            plain = plain and not self.border_width and mask is not None and plain_size(mask, "L") is not None
         place = self.places[name]
         self.sizes[stream][place] = size or self._images(name).image(name).shape[:2]
         self.decoder[stream][place] = BY_DALI if plain else BY_READER

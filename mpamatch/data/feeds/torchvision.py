@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class TorchvisionFeed(Feed):
 
     def __getitem__(self, step: int) -> Batch:
         names, images, labels = zip(*(self._labelled(step, slot) for slot in self.slots(LABELLED)), strict=True)
-        labelled = Labelled(torch.stack(images), torch.stack(labels), self.present(names))
+        label, *border = torch.stack(labels).unbind(1) if self.border_width else (torch.stack(labels),)
+        labelled = Labelled(torch.stack(images), label, self.present(names), *border)
         if not self.strong_views:
             return Batch(labelled, None)
         samples = [self._unlabelled(step, slot) for slot in self.slots(UNLABELLED)]
@@ -75,7 +77,8 @@ class TorchvisionFeed(Feed):
     def _labelled(self, step: int, slot: int) -> tuple[str, Tensor, Tensor]:
         drawn = self.draw(LABELLED, step, slot)
         if self.has_label(LABELLED):
-            name, (image, label) = self.readable(LABELLED, step, slot, self.images.labelled)
+            read = partial(self.read_labelled, self.images)
+            name, (image, label) = self.readable(LABELLED, step, slot, read)
         else:
             name, image = self.readable(LABELLED, step, slot, self.images.image)
             label = None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.instances import Numbers, numbered
 from mpamatch.data.sources.mask_survey import Look, counted, is_grey, packed, peaks, seen, survey, written
 from mpamatch.data.sources.soft_masks import CLEAR, Moved, areas, looks_drawn
 from mpamatch.errors import InputError
@@ -87,18 +88,20 @@ class DrawnMasks:
 
 
 class NumberedMasks:
-    """Reads masks that number their objects as drawn or not: what is above 0 is, but soft edges are cut at half.
+    """Reads masks that number their objects: what is above 0 is drawn, but soft edges are cut at half.
 
     Edges are soft if nearly all pixels hold 0 and one other value, and the rest lie between them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, masks: Sequence[Path]) -> None:
+        self._masks = list(masks)
+        self._told_apart: bool | None = None  # whether some mask numbers several objects, once one was asked for
         self._moved = Moved()
         self._gaps: list[str] = []  # masks whose numbers are not 1, 2, 3, …
         self._inverted = 0
 
-    def read(self, path: Path) -> NDArray[np.bool_]:  # (H, W)
-        """Reads a mask; True is drawn.
+    def read(self, path: Path) -> tuple[NDArray[np.bool_], Numbers | None]:  # both (H, W)
+        """Reads a mask: what is drawn, and the numbers of its objects from 1, or None if masks tell none apart.
 
         Raises InputError, naming the file, if it cannot be read, is coloured, shows another colour than black for 0, or
         is a JPEG of numbers, which it cannot keep apart.
@@ -117,14 +120,18 @@ class NumberedMasks:
         drawn = peaks(Counter(dict(zip(found.tolist(), counts.tolist(), strict=True))))
         if drawn is not None and len(drawn) == 2 and min(drawn) == 0 and self._is_soft(values, found, counts, drawn):
             self._moved.add(path, int(counts[~np.isin(found, drawn)].sum()), values.size)
-            return 2 * values.astype(np.int64) > max(drawn)
+            return 2 * values.astype(np.int64) > max(drawn), None
         self._moved.add(path, 0, values.size)
         if mask.format in ("JPEG", "MPO") and len(found) > 2:
             raise InputError(f"{path}: is a JPEG, which smears numbers of objects: save it as PNG or BMP.")
         numbers = found[found > 0]
         if len(numbers) > 1 and len(numbers) < numbers[-1]:
             self._gaps.append(path.name)
-        return values > 0
+        if len(numbers) > 1:
+            self._told_apart = True
+        elif self._told_apart is None:
+            self._told_apart = any(len(look.numbers - {0}) > 1 for look in survey(self._masks))
+        return values > 0, numbered(values, path) if self._told_apart else None
 
     @staticmethod
     def _is_soft(
@@ -142,6 +149,8 @@ class NumberedMasks:
                 f"{len(self._gaps)} masks, {self._gaps[0]} the first, hold other numbers than 1, 2, 3, … without a "
                 "gap: all above 0 was read as drawn."
             )
+        if self._told_apart is False:
+            told.append("no mask holds two numbers, so they tell no objects apart, and none were kept.")
         soft = self._moved.told("they were cut at half, not counted as numbers of objects")
         return [*told, *inverted(self._inverted), *([soft] if soft else [])]
 

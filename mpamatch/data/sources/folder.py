@@ -33,7 +33,7 @@ KIND = Kind(
     module=__name__,
     options=(
         Option("--mask-values", "what masks show, as 0:background,255:gland or '#000000:background,#ff0000:gland'"),
-        Option("--instances", "masks hold instance ids; all above 0 is one class", bool),
+        Option("--instances", "masks number their objects; all above 0 is one class, and the numbers are kept", bool),
         Option("--group-regex", "the part of a file name that tells the patient"),
         REGROUP,
     ),
@@ -56,7 +56,7 @@ def raw_set(
         mask_values: what one sees in the masks means, "0:background,255:gland" or "#000000:background,#ff0000:gland";
             the name `ignore` marks what is not to be learned. Without it the values must be 0 to C − 1, or 255 for
             ignore.
-        instances: whether any value above 0 is the one class "object".
+        instances: whether any value above 0 is the number of an object, of the one class "object".
         group_regex: finds the group (patient) in the file's name without suffix: its first capture group or the whole
             match. Without it each image is its own group.
         regroup: whether the parts are drawn by group even if images/ has folders for them.
@@ -169,8 +169,11 @@ def _items(
     pairs: list[_Pair], groups: list[str], meaning: Meaning, parts: list[str | None], findings: Findings
 ) -> Iterator[Item]:
     for pair, group, part in zip(pairs, groups, parts, strict=True):
-        label = None if pair.mask is None else meaning.label_of(pair.mask)
-        yield Item(pair.stem, group, part, pair.image, label)
+        if pair.mask is None:
+            yield Item(pair.stem, group, part, pair.image, None)
+            continue
+        label, objects = meaning.label_of(pair.mask), meaning.objects_of(pair.mask)
+        yield Item(pair.stem, group, part, pair.image, label, instances=objects)
     findings.remarks += meaning.findings()
 
 

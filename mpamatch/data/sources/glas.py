@@ -141,13 +141,14 @@ def _items(
     grades: dict[str, _Row] | None,
     findings: Findings,
 ) -> Iterator[Item]:
-    glands = NumberedMasks()
+    glands = NumberedMasks(list(masks.values()))
     for stem, image in images.items():
-        label = None
+        label = numbers = None
         if stem in masks:
             index = 1 if grades is None else _grade_index(grades, stem)
-            label = np.where(glands.read(masks[stem]), index, 0).astype(np.uint8)
-        yield Item(stem, groups[stem], parts[stem], image, label)
+            drawn, numbers = glands.read(masks[stem])
+            label = np.where(drawn, index, 0).astype(np.uint8)
+        yield Item(stem, groups[stem], parts[stem], image, label, instances=numbers)
     findings.remarks += glands.findings()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mpamatch.data.instances import Numbers, numbered
 from mpamatch.data.raw import Class
 from mpamatch.data.sources.mask_advice import (
     Advice,
@@ -40,6 +41,7 @@ class Meaning:
         reading: of a pixel: numbers, greys or colours, as `mask_survey.seen` takes them.
         one_bit_white: whether the 1 of a 1-bit mask counts as 255.
         instances: whether all above 0 is one class.
+        told_apart: whether these numbers tell objects apart, so that they are kept.
         remarks: what the user should know of the choice.
         moved: counts pixels while labels are read.
     """
@@ -49,6 +51,7 @@ class Meaning:
     reading: str = "numbers"
     one_bit_white: bool = False
     instances: bool = False
+    told_apart: bool = False
     remarks: tuple[str, ...] = ()
     moved: Moved = field(default_factory=Moved)
 
@@ -65,6 +68,15 @@ class Meaning:
             )
         coloured, lossy = self.reading == "colours", mask.format in ("JPEG", "MPO")
         return nearest(path, values, self.index, coloured=coloured, lossy=lossy, moved=self.moved)
+
+    def objects_of(self, path: Path) -> Numbers | None:
+        """Reads the numbers of the objects in a mask, anew from 1; None if masks have none that are to be kept.
+
+        Raises InputError if there are too many of them.
+        """
+        if not self.told_apart:
+            return None
+        return numbered(seen(read_stored_mask(path), self.reading, self.one_bit_white), path)
 
     def findings(self) -> list[str]:
         """Says what came out once all labels were read."""
@@ -173,7 +185,21 @@ def _read_as(look: Look, reading: str) -> Look:
 
 
 def _objects(looks: Sequence[Look], reading: str, remarks: list[str]) -> Meaning:
+    """Takes all above 0 as one class, and keeps the numbers if they may be those of objects."""
     found = peaks(total(looks))
+    several = any(len(look.numbers - {0}) > 1 for look in looks)
+    lossy = [look for look in looks if look.format in ("JPEG", "MPO")]
+    why = (
+        "no mask holds two of them"
+        if not several
+        else f"{named(lossy)} {'are' if len(lossy) > 1 else 'is'} JPEG, which smears them"
+        if lossy
+        else "they look like soft edges"
+        if found is not None
+        else ""
+    )
+    if why:
+        remarks = [*remarks, f"the numbers in the masks tell no objects apart ({why}), so none were kept."]
     if found is not None:
         line = Advice.of_values(sorted(found)).line
         remarks = [
@@ -182,7 +208,7 @@ def _objects(looks: Sequence[Look], reading: str, remarks: list[str]) -> Meaning
             f"{' or '.join(map(str, sorted(found)))}: if these are no numbers of objects, give {line} instead.",
         ]
     return Meaning(
-        classes_of(["background", "object"]), {}, reading, one_bit_white=False, instances=True, remarks=tuple(remarks)
+        classes_of(["background", "object"]), {}, reading, instances=True, told_apart=not why, remarks=tuple(remarks)
     )
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from mpamatch.data.instances import numbered
 from mpamatch.data.kinds import Kind, Option
 from mpamatch.data.prepared import Class, Item, RawSet
-from mpamatch.data.synthetic import group_of, synthesize
+from mpamatch.data.synthetic import group_of, synthesize_glands
 from mpamatch.errors import InputError
 from mpamatch.images import default_colour
 
@@ -16,14 +17,17 @@ KIND = Kind(
         Option("--images", "how many (200)", int),
         Option("--size", "their side in pixels (128)", int),
         Option("--seed", "which tissue (0)", int),
+        Option("--crowded", "glands touch, as they do in much of GlaS", bool),
     ),
     recipes={"synthetic": "demo"},
     takes_source=False,
 )
 
 
-def raw_set(images: int = 200, size: int = 128, seed: int = 0) -> RawSet:
-    """Makes `images` squares of `size` pixels of background and gland, the same for the same `seed`.
+def raw_set(images: int = 200, size: int = 128, seed: int = 0, crowded: bool = False) -> RawSet:
+    """Makes `images` squares of `size` pixels of background and gland, with numbers, the same for the same `seed`.
+
+    Glands are apart, or touch if `crowded`.
 
     Raises InputError for fewer than 12 images (three patients), or a size outside 32..4096.
     """
@@ -36,15 +40,17 @@ def raw_set(images: int = 200, size: int = 128, seed: int = 0) -> RawSet:
     return RawSet(
         name="synthetic",
         classes=(Class("background", default_colour(0)), Class("gland", default_colour(1))),
-        items=_items(images, size, seed),
+        items=_items(images, size, seed, crowded),
         count=images,
         microns_per_pixel=None,
-        source=f"mpamatch prepare synthetic --images {images} --size {size} --seed {seed}",
+        source=f"mpamatch prepare synthetic --images {images} --size {size} --seed {seed}{' --crowded' * crowded}",
         licence="none needed: computed, not photographed",
     )
 
 
-def _items(images: int, size: int, seed: int) -> Iterator[Item]:
+def _items(images: int, size: int, seed: int, crowded: bool) -> Iterator[Item]:
     for index in range(images):
-        image, label = synthesize(index, seed, size)
-        yield Item(f"tissue-{index:05d}", group_of(index), None, image, label)
+        stem = f"tissue-{index:05d}"
+        image, glands = synthesize_glands(index, seed, size, crowded=crowded)
+        label, numbers = (glands > 0).astype("uint8"), numbered(glands, stem)
+        yield Item(stem, group_of(index), None, image, label, instances=numbers)

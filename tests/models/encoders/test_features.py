@@ -93,7 +93,7 @@ def test_a_decoder_of_five_blocks_begins_at_stride_32():
     model = build_model(config, 2).eval()
     assert model.encoder.strides == (2, 4, 8, 16, 32)
     with torch.no_grad():
-        logits, embedding = model(image(64))
+        logits, embedding, _ = model(image(64))
     assert logits.shape == (2, 2, 64, 96)
     assert embedding.shape == (2, 6, 16, 24)
     assert model.embedding_width == 6
