@@ -220,6 +220,7 @@ def slides(ready: Path) -> Path:
     return ready / "slides"
 
 
+@pytest.mark.slow
 def test_regions_come_back_through_qupath_bit_for_bit(ready, slides, tmp_path, capsys) -> None:
     out = tmp_path / "next"
     words = ["suggest", ready / "run", slides, "--out", out, "--count", 6, "--tissue", "all", "--simplify", 0, *CPU]
@@ -259,6 +260,7 @@ def test_regions_come_back_through_qupath_bit_for_bit(ready, slides, tmp_path, c
         assert float(row["score"]) == pytest.approx(look.score, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_outlines_are_simplified_by_a_pixel_unless_told_otherwise(ready, slides, tmp_path) -> None:
     words = ["suggest", ready / "run", slides / "s0.tif", "--count", 4, "--tissue", "all", *CPU]
     assert ended(*words, "--out", tmp_path / "one") == 0
@@ -268,6 +270,7 @@ def test_outlines_are_simplified_by_a_pixel_unless_told_otherwise(ready, slides,
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.slow
 def test_what_is_annotated_already_is_not_suggested_again(ready, slides, tmp_path, capsys) -> None:
     words = ["suggest", ready / "run", slides, "--count", 5, "--tissue", "all", *CPU]
     assert ended(*words, "--out", tmp_path / "first") == 0
@@ -278,6 +281,7 @@ def test_what_is_annotated_already_is_not_suggested_again(ready, slides, tmp_pat
     assert f"--annotations {tmp_path / 'first'}" in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_annotations_without_a_region_are_warned_of(ready, slides, tmp_path, capsys) -> None:
     marks = tmp_path / "marks"
     ring = [[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]
