@@ -35,7 +35,8 @@ from mpamatch.benchmarks.measure import Timed, Timing
 from mpamatch.benchmarks.pretend import pretended
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import Colour, overlay, read_image
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, most_probable, precision_on, scaled, to_predict
+from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled, to_predict
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.inference.tiles import origins
 from mpamatch.models.build import build_model
 from mpamatch.models.encoders.preset import IMAGENET

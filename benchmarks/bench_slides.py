@@ -70,7 +70,8 @@ def measure(slide: Path, window: int, out: Path, *, noise: bool, runs_network: b
     from torch.nn import functional
 
     from mpamatch.benchmarks.bench_predict import MODELS, random_network
-    from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, to_predict
+    from mpamatch.inference.segmenter import Segmenter, to_predict
+    from mpamatch.inference.settings import SegmenterSettings
     from mpamatch.inference.slides import SlideOptions, predict_slide
     from mpamatch.slides.reader import open_slide
 

@@ -83,7 +83,8 @@ def tensor(images: np.ndarray) -> Tensor:  # (B, H, W, 3) uint8 -> (B, 3, H, W) 
 
 
 def by_mpamatch(slide: Path, model: Small, window: int, overlap: float, out: Path) -> Call:
-    from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, to_predict
+    from mpamatch.inference.segmenter import Segmenter, to_predict
+    from mpamatch.inference.settings import SegmenterSettings
     from mpamatch.inference.slides import SlideOptions, predict_slide
 
     settings = SegmenterSettings(

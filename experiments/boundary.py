@@ -23,6 +23,7 @@ from skimage import measure
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
+from experiments.compare_methods import seeds_of
 from mpamatch.benchmarks.command import run_main
 from mpamatch.benchmarks.measure import machine
 from mpamatch.data.cache import ImageCache
@@ -58,7 +59,7 @@ def main(words: list[str] | None = None) -> int:
     run.add_argument("data", type=Path)
     run.add_argument("out", type=Path)
     run.add_argument("--methods", default="supervised,fixmatch")
-    run.add_argument("--seeds", type=int, default=5)
+    run.add_argument("--seeds", default="0-4")
     run.add_argument("--steps", type=int, default=500)
     cut = commands.add_parser("shape")
     cut.add_argument("data", type=Path)
@@ -96,7 +97,7 @@ def main(words: list[str] | None = None) -> int:
 def run_all(arguments: argparse.Namespace) -> int:
     """Does every run that has no result yet; the exit code is 1 if one failed."""
     prepared = load_prepared(arguments.data)
-    drawn = draw_splits(prepared, [LABELLED], range(arguments.seeds))
+    drawn = draw_splits(prepared, [LABELLED], seeds_of(arguments))
     splits = {seed: save_split(prepared, split).stem for (_, seed), split in drawn.items()}
     sweep = Sweep(str(arguments.out), str(arguments.data), "demo", test=True)
     runs = list(make_runs(arguments.methods.split(","), splits, ("--engine.steps", str(arguments.steps))))

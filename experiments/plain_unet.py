@@ -24,7 +24,8 @@ from mpamatch.data.prepared import load_prepared
 from mpamatch.data.splits import draw_splits
 from mpamatch.engine.config import load_config
 from mpamatch.engine.evaluation import evaluate
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.models.encoders import presets
 from mpamatch.models.encoders.sources import published_state
 from mpamatch.models.network import Prediction

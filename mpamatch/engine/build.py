@@ -10,7 +10,8 @@ from mpamatch.data.kinds import kinds
 from mpamatch.data.prepared import Prepared, chosen_split, load_prepared, training_lists, weak_training_lists
 from mpamatch.engine.config import Config, load_config
 from mpamatch.errors import InputError, shown
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.methods import Method, build_method
 from mpamatch.methods.towers import TEXT
 from mpamatch.models.build import build_model, settled_model

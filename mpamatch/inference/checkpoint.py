@@ -7,7 +7,8 @@ from typing import Any
 from mpamatch.device import choose_device
 from mpamatch.errors import InputError
 from mpamatch.inference.export.runtime import SUFFIX, load_onnx
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, precision_on, to_predict
+from mpamatch.inference.segmenter import Segmenter, precision_on, to_predict
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.models.adapters import merge_adapters
 from mpamatch.models.build import build_model, network_config
 from mpamatch.models.encoders import Preset, preset_of

@@ -12,7 +12,8 @@ from torch import nn
 from mpamatch.claims import LOCK, alone
 from mpamatch.errors import SHOWN, InputError, shown
 from mpamatch.files import read_json, write_json
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.models.weights import digest
 from mpamatch.names import fitting, is_file_name, same, visible
 

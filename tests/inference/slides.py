@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from tests.slides.files import write_slide
 
 CLASSES = ("background", "gland", "stroma")

@@ -20,7 +20,8 @@ from mpamatch.images import Facts
 from mpamatch.inference import files as module
 from mpamatch.inference.files import list_images, predict_files
 from mpamatch.inference.record import named_apart
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 
 
 class Bright(nn.Module):

@@ -22,7 +22,8 @@ from mpamatch.images import read_mask
 from mpamatch.inference.checkpoint import load_segmenter
 from mpamatch.inference.files import predict_files
 from mpamatch.inference.objects import separate
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from tests.data.test_instances import two_discs
 from tests.tiny import tiny_flags
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mpamatch.errors import InputError
 from mpamatch.inference import segmenter as module
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, evaluating, precision_on, prepare_image
+from mpamatch.inference.segmenter import Segmenter, evaluating, precision_on, prepare_image
+from mpamatch.inference.settings import SegmenterSettings
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0)}
 

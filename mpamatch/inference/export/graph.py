@@ -11,7 +11,8 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 
 FINEST = 1000  # the largest denominator of a scale: above it the window alone says what the scale is
 

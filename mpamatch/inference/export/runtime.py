@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mpamatch.errors import InputError
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 
 SUFFIX = ".onnx"
 IMAGE, PROBABILITIES = "image", "probabilities"

@@ -8,7 +8,8 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from mpamatch.inference.export.graph import Deployed, Frame, PaddedConv, fix_padding, frame_for
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings, prepare_image
+from mpamatch.inference.segmenter import Segmenter, prepare_image
+from mpamatch.inference.settings import SegmenterSettings
 
 
 class Toy(nn.Module):

@@ -17,7 +17,8 @@ from mpamatch.inference.export import onnx_file
 from mpamatch.inference.export.graph import Frame
 from mpamatch.inference.export.onnx_file import Checked, batches, check_close, export_onnx
 from mpamatch.inference.export.runtime import OnnxNetwork, load_onnx, open_session
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.models.adapters import MARK
 from mpamatch.models.build import build_model
 from mpamatch.models.prototype_maps import PrototypeMapsConfig

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpamatch.inference.segmenter import Segmenter, SegmenterSettings
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.settings import SegmenterSettings
 from mpamatch.models.network import Prediction
 
 CLASSES = ("background", "gland", "stroma")
