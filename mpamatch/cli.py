@@ -342,6 +342,10 @@ def _suggest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--split", help="of a prepared folder: which of its splits says what is labelled")
     parser.add_argument("--group-regex", help="of images and slides: the part of a file name that tells the patient")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"),
+        help="at a file that cannot be read: stop, or name it in the end and go on (images: stop, slides: skip)",
+    )  # fmt: skip
     slides = parser.add_argument_group("whole slides")
     slides.add_argument("--annotations", metavar="DIR", help="what is annotated already, a file per slide (nothing)")
     slides.add_argument(

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,9 @@ LIST = "labelled.txt"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Suggests what of `arguments.inputs` to label next into the new folder `arguments.out`; returns 0.
+    """Suggests what of `arguments.inputs` to label next into the new folder `arguments.out`.
+
+    Returns 0, or 1 if some of them could not be read (on_error skip).
 
     Raises InputError if the run, the inputs or an option cannot be used, or there is nothing to label.
     """
@@ -51,11 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     augment = load_saved(run_folder / "config.yaml").data.augment if arguments.by == "disagreement" else ""
     views = partial(strong_views, augment=augment) if augment else None
     wish = Wish(arguments.count, arguments.by, arguments.spread, arguments.per_patient, views)
+    console, problems = new_console(), list[InputError]()
+    if (arguments.on_error or source.on_error) == "skip":
+        source.skip = problems.append
     source.prepare(segmenter)
-    console = new_console()
     ranked = source.rank(segmenter, wish)
     if not ranked.choices:
-        raise InputError(source.nothing())
+        raise problems[0] if problems else InputError(source.nothing())
     with making(out) as folder:
         try:
             rows = source.write(folder, segmenter, ranked, wish)
@@ -63,12 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise WriteError(str(error).replace(str(folder), str(out))) from error
     for remark in [*source.remarks(), *_remarks(wish, ranked, rows)]:
         say(console, f"note: {remark}")
+    for problem in problems:
+        say(console, f"not looked at: {problem}")
     patients = len({row.patient for row in rows})
     say(console, f"{out}: {len(rows)} of {ranked.looked_at} {source.what}, of {patients} {source.groups(patients)}")
     *names, last = TABLE, SHEET, *source.left_there()
     say(console, f"{', '.join(names)} and {last} are in {out}")
     say(console, f"next: {source.following(out, rows)}")
-    return 0
+    return 1 if problems else 0
 
 
 class _Source(ABC):
@@ -76,6 +82,8 @@ class _Source(ABC):
 
     what: str  # is looked at, in the plural
     group: str = "patient"
+    on_error: str = "stop"  # what is done at one that cannot be read, unless the user says
+    skip: Callable[[InputError], None] | None = None
 
     def prepare(self, segmenter: Segmenter) -> None:  # noqa: B027  # most have nothing to check
         """Checks that the model fits. Raises InputError if it does not."""
@@ -164,7 +172,8 @@ class _PreparedSet(_Source):
             Listed(Path(one).stem, prepared.image_path(one), prepared.groups[one], prepared.mask_path(one) is None)
             for one in self._others
         ]
-        return ImageSet(images, [prepared.image_path(one) for one in self._labelled], MOST_PREPARED)
+        labelled = [prepared.image_path(one) for one in self._labelled]
+        return ImageSet(images, labelled, MOST_PREPARED, self.skip)
 
     def rank(self, segmenter: Segmenter, wish: Wish) -> Ranked:
         return rank_images(segmenter, self._given, wish)
@@ -202,8 +211,12 @@ class _PlainImages(_Source):
         find = None if group_regex is None else group_finder(group_regex)
         named = named_apart(files)
         images = [Listed(name, path, name if find is None else find(path.stem, path)) for path, name in named]
-        self._given, self._remarks, self._regex = ImageSet(images), remarks, group_regex
+        self._images, self._remarks, self._regex = images, remarks, group_regex
         self.group = "image" if find is None else "patient"
+
+    @property
+    def _given(self) -> ImageSet:
+        return ImageSet(self._images, skip=self.skip)
 
     def rank(self, segmenter: Segmenter, wish: Wish) -> Ranked:
         return rank_images(segmenter, self._given, wish)
@@ -236,6 +249,7 @@ class _Slides(_Source):
     """Windows of tissue on slides."""
 
     what = "windows of tissue"
+    on_error = "skip"
 
     def __init__(self, files: Sequence[Path], remarks: Sequence[str], arguments: argparse.Namespace) -> None:
         for name in ("shapely", "tifffile"):
@@ -273,7 +287,7 @@ class _Slides(_Source):
         asked = {name: getattr(self._asked, name) for name in ("tissue", "origin", "simplify")}
         given = {name: value for name, value in asked.items() if value is not None}
         microns = model_microns(segmenter, self._asked.model_mpp)
-        self._given = SlideSet(slides, microns, self._asked.mpp, **given)
+        self._given = SlideSet(slides, microns, self._asked.mpp, **given, skip=self.skip)
 
     def rank(self, segmenter: Segmenter, wish: Wish) -> Ranked:
         from mpamatch.inference.suggest.slides import rank_regions

@@ -1,13 +1,13 @@
 """Suggestions among images: which to label next, and for each the mask that the model would paint, to be corrected."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpamatch.ahead import ahead
 from mpamatch.console import with_progress
-from mpamatch.errors import WriteError
+from mpamatch.errors import InputError, WriteError
 from mpamatch.images import read_image, write_painted_mask
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.inference.suggest.rank import Key, Ranked, Wish, looks_with_images, rank
@@ -45,27 +45,46 @@ class ImageSet:
         images: that could be labelled.
         labelled: files of those that are labelled already.
         most_megapixels: the largest that is read; None: as `read_image` has it.
+        skip: is called for each image that cannot be read, and the rest goes on; None: the first one ends the ranking.
     """
 
     images: Sequence[Listed]
     labelled: Sequence[Path] = ()
     most_megapixels: float | None = None
+    skip: Callable[[InputError], None] | None = None
 
     def read(self, path: Path) -> Pixels:
         """Reads an image. Raises InputError if it cannot be read."""
         check_link(path)
         return read_image(path, self.most_megapixels)
 
+    def each(self, paths: Sequence[Path]) -> Iterator[tuple[int, Pixels]]:
+        """Reads images ahead and yields each with its place among `paths`. Raises InputError unless `skip` takes it."""
+
+        def read(path: Path) -> Pixels | InputError:
+            try:
+                return self.read(path)
+            except InputError as error:
+                return error
+
+        for at, found in enumerate(ahead(read, paths, threads=READERS)):
+            if not isinstance(found, InputError):
+                yield at, found
+            elif self.skip is None:
+                raise InputError(f"{str(found).rstrip('.')}; --on-error skip goes on without it.")
+            else:
+                self.skip(found)
+
 
 def rank_images(segmenter: Segmenter, given: ImageSet, wish: Wish) -> Ranked:
     """Looks at all images and chooses; the keys of the choices begin with names. Raises InputError as `rank` does."""
 
     def candidates() -> Iterator[tuple[Key, str, Pixels]]:
-        found = ahead(given.read, [one.path for one in given.images], threads=READERS)
-        for one, image in with_progress(zip(given.images, found, strict=True), "looking", len(given.images)):
-            yield (one.name, 0, 0), one.patient, image
+        found = given.each([one.path for one in given.images])
+        for at, image in with_progress(found, "looking", len(given.images)):
+            yield (given.images[at].name, 0, 0), given.images[at].patient, image
 
-    return rank(segmenter, candidates(), ahead(given.read, given.labelled, threads=READERS), wish)
+    return rank(segmenter, candidates(), (image for _, image in given.each(given.labelled)), wish)
 
 
 def write_images(folder: Path, segmenter: Segmenter, given: ImageSet, ranked: Ranked, wish: Wish) -> list[Row]:

@@ -6,7 +6,7 @@ a region that comes back annotated is one patch.
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import shapely
 
 from mpamatch.ahead import ahead
 from mpamatch.console import with_progress
+from mpamatch.errors import InputError
 from mpamatch.files import replacing
 from mpamatch.images import Colour
 from mpamatch.inference.segmenter import Segmenter
@@ -68,6 +69,7 @@ class SlideSet:
         origin: where coordinates begin, of what is read and written: qupath or slide.
         simplify: tolerance of the outlines in pixels of the network; 0 keeps every corner.
         remarks: are added while slides are read, in sentences.
+        skip: is called for each slide that cannot be read, and the rest goes on; None: the first one ends the ranking.
     """
 
     slides: Sequence[ListedSlide]
@@ -77,6 +79,7 @@ class SlideSet:
     origin: str = "qupath"
     simplify: float = 1.0
     remarks: list[str] = field(default_factory=list)
+    skip: Callable[[InputError], None] | None = None
 
     @contextmanager
     def opened(self, one: ListedSlide) -> Iterator[tuple[Slide, View]]:
@@ -98,9 +101,10 @@ def rank_regions(segmenter: Segmenter, given: SlideSet, wish: Wish) -> Ranked:
     at_window = Segmenter(segmenter.model, replace(segmenter.settings, scale=1.0))
     side = segmenter.settings.window
     meaning = Meaning(segmenter.class_names, segmenter.settings.colours)
+    readable = [one for one in given.slides if _is_readable(one, given, meaning)]
 
     def candidates() -> Iterator[tuple[Key, str, Pixels]]:
-        for one in given.slides:
+        for one in readable:
             with given.opened(one) as (slide, view):
                 label = _label(slide, one, given, meaning)
                 tissue = chosen_tissue(slide, one.name, given.tissue, given.origin)
@@ -111,7 +115,7 @@ def rank_regions(segmenter: Segmenter, given: SlideSet, wish: Wish) -> Ranked:
                 given.remarks.extend(_remarks(one, slide, boxes, label))
 
     def labelled() -> Iterator[Pixels]:
-        for one in given.slides:
+        for one in readable:
             if one.annotations:
                 with given.opened(one) as (slide, view):
                     label = _label(slide, one, given, meaning)
@@ -238,6 +242,20 @@ def _inside(view: View, box: Box) -> Box:
     """Returns the part of a window that lies on the slide: a slide may be smaller than a window."""
     width, height = view.size
     return Box(box.x, box.y, min(box.width, width - box.x), min(box.height, height - box.y))
+
+
+def _is_readable(one: ListedSlide, given: SlideSet, meaning: Meaning) -> bool:
+    """Opens a slide and reads its annotations and where to look. Raises InputError unless `skip` takes it."""
+    try:
+        with given.opened(one) as (slide, _):
+            _label(slide, one, given, meaning)
+            chosen_tissue(slide, one.name, given.tissue, given.origin)
+    except InputError as error:
+        if given.skip is None:
+            raise
+        given.skip(error)
+        return False
+    return True
 
 
 def _remarks(one: ListedSlide, slide: Slide, boxes: Sequence[Box], label: SlideLabel | None) -> list[str]:

@@ -385,3 +385,39 @@ def test_an_image_that_is_broken_is_named_and_nothing_is_left(ready, unlabelled,
     path.write_bytes(path.read_bytes()[:100])
     said = refused(capsys, tmp_path, ready / "run", unlabelled.root, "--out", tmp_path / "out")
     assert str(path) in said
+    assert "--on-error skip goes on without it." in said
+
+
+def test_an_image_that_is_broken_is_skipped_by_name_and_the_rest_ranked(ready, unlabelled, tmp_path, capsys) -> None:
+    labelled, others = training_lists(unlabelled, None)
+    words = (ready / "run", unlabelled.root, "--count", 99, "--on-error", "skip")
+    for name in (others[3], labelled[0]):
+        path = unlabelled.image_path(name)
+        path.write_bytes(path.read_bytes()[:100])
+    assert ended("suggest", *words, "--out", tmp_path / "out", "--device", "cpu") == 1
+    said = capsys.readouterr().out
+    for name in (others[3], labelled[0]):
+        assert said.count(f"not looked at: {unlabelled.image_path(name)}: ") == 1
+    assert {row["name"] for row in rows(tmp_path / "out")} == {Path(one).stem for one in others} - {
+        Path(others[3]).stem
+    }
+
+
+def test_where_nothing_can_be_read_the_first_is_named(ready, tmp_path, capsys) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"none")
+    words = (ready / "run", tmp_path / "a.png", tmp_path / "b.png", "--on-error", "skip", "--out", tmp_path / "out")
+    assert "a.png: " in refused(capsys, tmp_path, *words)
+
+
+@pytest.mark.slow
+def test_a_slide_that_is_broken_is_skipped_unless_told_otherwise(ready, slides, tmp_path, capsys) -> None:
+    folder = tmp_path / "slides"
+    shutil.copytree(slides, folder)
+    good = next(path for path in sorted(folder.iterdir()) if path.suffix == ".tif")
+    (folder / "0.svs").write_bytes(good.read_bytes()[:1000])
+    words = (ready / "run", folder, "--count", 2, "--model-mpp", 0.5, "--device", "cpu")
+    assert "0.svs: " in refused(capsys, tmp_path, *words, "--on-error", "stop", "--out", tmp_path / "out")
+    assert ended("suggest", *words, "--out", tmp_path / "out") == 1
+    assert f"not looked at: {folder / '0.svs'}: " in capsys.readouterr().out
+    assert {row["name"] for row in rows(tmp_path / "out")} <= {path.stem for path in folder.glob("*.tif")}
