@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from skimage import measure
 from skimage.morphology import h_maxima
@@ -50,6 +51,7 @@ SCORES: dict[str, tuple[tuple[str, ...], float, int]] = {
 HEIGHT = 3.0  # of a maximum of the distance that is a seed; chosen as the border's settings were
 SHOWN = 4  # images of the picture
 ENLARGED = 2
+HEADINGS = ("image", "true objects", "objects without the border", "objects with it")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -189,7 +191,17 @@ def picture(data: Path, out: Path, method: str) -> NDArray[np.uint8]:
         regions = measure.label(arms[0].predict(image) > 0, connectivity=2)
         objects = (images.instances(name, label), regions, arms[1].predict_objects(image)[1])
         rows.append(_beside([image, *(painted(one) for one in objects)]))
-    return np.concatenate(rows).repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+    return headed(np.concatenate(rows).repeat(ENLARGED, 0).repeat(ENLARGED, 1))
+
+
+def headed(panels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Puts a line above columns of equal width that says what they show."""
+    width = panels.shape[1]
+    line = Image.new("RGB", (width, 24), "white")
+    for number, heading in enumerate(HEADINGS):
+        place = (number * width // len(HEADINGS) + 2, 3)
+        ImageDraw.Draw(line).text(place, heading, fill="black", font=ImageFont.load_default(size=15))
+    return np.concatenate([np.asarray(line), panels])
 
 
 def painted(numbers: NDArray[np.integer]) -> NDArray[np.uint8]:  # (H, W) -> (H, W, 3)
