@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage import measure
 from torch import Tensor
 
 INSIDE = 0.15  # border probability below which a pixel is inside an object
@@ -31,7 +30,7 @@ def separate(
         inside: border probability below which a pixel is inside.
         smallest: least pixels, of the scaled image, of a seed and of a region without one.
     """
-    from skimage.segmentation import watershed  # half a second, and only runs that learn borders need it
+    from skimage import measure, segmentation  # half a second, and only runs that learn borders need it
 
     numbers = np.zeros(label.shape, dtype=np.int32)
     for index in range(1, int(label.max(initial=0)) + 1):
@@ -48,7 +47,7 @@ def separate(
         whole = ~seeded & (np.bincount(regions.ravel()) * scale**2 >= smallest)
         whole[0] = False
         seeds[whole[regions]] = seeds.max() + regions[whole[regions]]
-        found = watershed(border, seeds, mask=of_class, connectivity=2)
+        found = segmentation.watershed(border, seeds, mask=of_class, connectivity=2)
         numbers[found > 0] = numbers.max() + found[found > 0]
     return _without_gaps(numbers)
 

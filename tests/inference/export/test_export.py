@@ -185,7 +185,7 @@ def test_the_example_of_the_page_runs_without_torch(model, tmp_path, size) -> No
     (tmp_path / "tile.py").write_text(example())
     pixels = image(*size)
     Image.fromarray(pixels).save(tmp_path / "patch.png")
-    (command,) = re.findall(r"    python (tile\.py .*)", PAGE)
+    (command,) = re.findall(r"^python (tile\.py .*)", PAGE, re.MULTILINE)
     words = [str(model) if word == "gland.onnx" else word for word in command.split()]
     subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
     label = np.asarray(Image.open(tmp_path / "mask.png"))
@@ -194,7 +194,7 @@ def test_the_example_of_the_page_runs_without_torch(model, tmp_path, size) -> No
 
 
 def test_every_command_of_the_page_is_there() -> None:
-    commands = re.findall(r"^    mpamatch (\w+) (\S+) (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^mpamatch (\w+) (\S+) (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
     assert [(word, of) for word, of, _ in commands] == [
         ("export", "runs/glas-001"),
         ("export", "runs/glas-001"),
