@@ -300,9 +300,16 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--overlap", type=float, help="share of a window that neighbours overlap (as in the run's validation)"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
+    slides = _of_slides(parser)
+    slides.add_argument("--shard", metavar="I/N|auto", help="the I-th of N shares; auto: by SLURM's array or torchrun")
+    return parser
+
+
+def _of_slides(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the options of images and slides that predict and suggest share; returns the group of those for slides."""
     parser.add_argument(
         "--on-error", choices=("stop", "skip"),
-        help="at a file that cannot be predicted: stop, or name it in the end and go on (images: stop, slides: skip)",
+        help="at a file that cannot be read: stop, or name it in the end and go on (images: stop, slides: skip)",
     )  # fmt: skip
     slides = parser.add_argument_group("whole slides")
     slides.add_argument(
@@ -315,10 +322,9 @@ def _predict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="where coordinates begin: as QuPath shows the slide, or at its corner as with --no-crop (qupath)",
     )  # fmt: skip
     slides.add_argument(
-        "--simplify", type=float, metavar="PIXELS", help="of the mask, for outlines; 0: every corner (1)"
+        "--simplify", type=float, metavar="PIXELS", help="of outlines, in pixels of the network; 0: every corner (1)"
     )
-    slides.add_argument("--shard", metavar="I/N|auto", help="the I-th of N shares; auto: by SLURM's array or torchrun")
-    return parser
+    return slides
 
 
 def _suggest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -342,19 +348,8 @@ def _suggest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--split", help="of a prepared folder: which of its splits says what is labelled")
     parser.add_argument("--group-regex", help="of images and slides: the part of a file name that tells the patient")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
-    parser.add_argument(
-        "--on-error", choices=("stop", "skip"),
-        help="at a file that cannot be read: stop, or name it in the end and go on (images: stop, slides: skip)",
-    )  # fmt: skip
-    slides = parser.add_argument_group("whole slides")
+    slides = _of_slides(parser)
     slides.add_argument("--annotations", metavar="DIR", help="what is annotated already, a file per slide (nothing)")
-    slides.add_argument(
-        "--slide-mpp", "--mpp", dest="mpp", type=float, help="µm per pixel of slides whose files name none"
-    )
-    slides.add_argument("--model-mpp", type=float, help="µm per pixel of the training images, if the run names none")
-    slides.add_argument("--tissue", metavar="auto|all|FILE", help="where to look; GeoJSON, a file or a folder (auto)")
-    slides.add_argument("--origin", choices=("qupath", "slide"), help="where coordinates begin, as of predict (qupath)")
-    slides.add_argument("--simplify", type=float, metavar="PIXELS", help="of outlines; 0: every corner (1)")
     return _largest(parser)
 
 
