@@ -38,10 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
         say(console, f"left out: {failure}")
     recipe = kind.recipes.get(prepared.name, "folder")
     split = f"      mpamatch split {dest} --labelled 10%        (count few of the images as labelled)\n"
+    few = 2 * len(prepared.labelled("train")) < len(prepared.parts["train"])  # as of slides: such labels are for use
     say(
         console,
         f"next: mpamatch check {dest}\n"
-        f"{'' if prepared.present else split}"
+        f"{'' if prepared.present or few else split}"
         f"      mpamatch-train --recipe {recipe} --data.root {dest}",
     )
     return 1 if raw.findings.failed else 0

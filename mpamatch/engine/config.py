@@ -14,6 +14,7 @@ import yaml
 from annotated_types import Ge, Lt
 
 from mpamatch.data.config import DataConfig
+from mpamatch.data.kinds import kinds
 from mpamatch.device import on_gpu
 from mpamatch.errors import InputError, shown, unknown
 from mpamatch.files import read_json, read_yaml, replacing
@@ -27,7 +28,6 @@ START = "_start"  # in the folder of recipes: what all others start from, unless
 OF_ENCODER = ("encoder_norm", "frozen_stages", "skips")  # what a recipe says of its own encoder alone
 OPTIONS = ("recipe", "config", "run", "resume", "data")  # of `mpamatch train` beside the fields
 SECTIONS = ("data", "model", "method", "engine")
-_OF_NO_SET = {"demo", "folder", "paper"}  # recipes that are for no one published set
 _UNLABELLED = {"data.unlabelled_batch"}  # fields that do nothing for a method without unlabelled images
 Content = dict[str, dict[str, Any]]  # section → field → value
 
@@ -142,17 +142,17 @@ def load_config(recipe: str | None = None, file: Path | None = None, flags: Sequ
 def recipe_for(flags: Sequence[str]) -> str:
     """Names the recipe for the data that the flags give: `demo` without data.root.
 
-    A prepared set that is named as one of the published sets has its recipe, `glas-grade` that of glas; any other has
-    `folder`. Raises InputError if dataset.json is no JSON, or for flags as `full_names` does.
+    A prepared set has the recipe that its kind names for it (`Kind.recipes`), any other `folder`. Raises InputError if
+    dataset.json is no JSON, or for flags as `full_names` does.
     """
     root = dict(_pairs(flags)).get("data.root")
     if root is None:
         return "demo"
     about = Path(root) / "dataset.json"
     content = read_json(about) if about.is_file() else {}  # a folder that is no prepared set is refused when it is read
-    name = f"{content.get('name')}-" if isinstance(content, dict) else ""
-    fitting = [one for one in recipes() if one not in _OF_NO_SET and name.startswith(f"{one}-")]
-    return "demo" if name == "synthetic-" else max(fitting, key=len, default="folder")
+    name = content.get("name") if isinstance(content, dict) else None
+    known = {str(name): recipe for kind in kinds().values() for name, recipe in kind.recipes.items()}
+    return known.get(str(name), "folder")
 
 
 def load_saved(path: Path) -> Config:

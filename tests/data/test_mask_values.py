@@ -420,3 +420,14 @@ def test_a_tiff_that_pillow_lacks_names_the_library_that_may_read_it(folder, ref
     said = refused(source)
     assert "a0.tif: is a TIFF that Pillow cannot decode" in said
     assert "pip install 'mpamatch[slides]'" in said
+
+
+@pytest.mark.parametrize(("masks", "splits"), [(4, True), (1, False)])
+def test_a_split_is_offered_where_most_images_have_masks(tmp_path, folder, capsys, masks, splits):
+    def write(seed, path):
+        if seed < masks:
+            saved(drawn(seed).astype(np.uint8), path.with_suffix(".png"))
+
+    source = folder(write)
+    assert main(["prepare", "folder", str(source), str(tmp_path / "out")]) == 0
+    assert ("mpamatch split" in capsys.readouterr().out) is splits
