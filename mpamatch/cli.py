@@ -276,7 +276,7 @@ def _train(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _evaluate(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--data", help="a prepared folder (the one it was trained on)")
-    parser.add_argument("--part", default="test", help="train, validation or test (test)")
+    parser.add_argument("--part", help="train, validation or test (test; validation if no image of test is labelled)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
     return parser
 
@@ -286,7 +286,7 @@ def _report(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders; several are compared with the first")
     parser.add_argument("--out", help="folder for the three files (that of the run, if it is one)")
     parser.add_argument("--data", help="a prepared folder to score on (the one a run was trained on)")
-    parser.add_argument("--part", default="test", help="train, validation or test (test)")
+    parser.add_argument("--part", help="train, validation or test (test; validation if no image of test is labelled)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (auto)")
     return parser
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mpamatch import ranks
 from mpamatch.console import new_console, say
-from mpamatch.engine.evaluation import evaluate_run
+from mpamatch.engine.evaluation import evaluate_run, remarks_on_part
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,8 +21,10 @@ def run(arguments: argparse.Namespace) -> int:
         for line in summary(scores):
             say(console, line)
 
-    evaluate_run(Path(arguments.run), data, arguments.part, arguments.device, show)
-    say(console, f"wrote {Path(arguments.run) / f'evaluation-{arguments.part}.json'}")
+    part = evaluate_run(Path(arguments.run), data, arguments.part, arguments.device, show)["part"]
+    for remark in remarks_on_part(part, arguments.part):
+        say(console, f"note: {remark}")
+    say(console, f"wrote {Path(arguments.run) / f'evaluation-{part}.json'}")
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpamatch import ranks
 from mpamatch.console import new_console, say
+from mpamatch.engine.evaluation import remarks_on_part
 from mpamatch.engine.judgement import Judged, compared, examples, judge, predicted_label
 from mpamatch.engine.prototype_gallery import Gallery, gather_prototypes, summarised
 from mpamatch.errors import InputError
@@ -37,8 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     console = new_console()
     judged = []
     for one in runs:
-        say(console, f"scoring {one} on its {arguments.part} part")
+        say(console, f"scoring {one}")
         judged.append(judge(one, data, arguments.part, arguments.device))
+        for remark in remarks_on_part(judged[-1].summary["part"], arguments.part):
+            say(console, f"note: {remark}")
     _name_apart(judged, runs)
     comparison = compared(judged) if len(judged) > 1 else []
     contents = [

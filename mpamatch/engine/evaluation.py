@@ -98,7 +98,9 @@ def score_images(
         raise unknown("part", part, PARTS)
     names = prepared.labelled(part)
     if not names:
-        raise InputError(f"{prepared.root}: the {part} part has no labelled image.")
+        others = [f"--part {one}" for one in PARTS if prepared.labelled(one)]
+        instead = f"; {' and '.join(others)} can be scored" if others else ""
+        raise InputError(f"{prepared.root}: the {part} part has no labelled image{instead}.")
     chunks = list(_chunks(names))
     mine = {
         index: _of_chunk(segmenter, images, chunks[index], objects, known, edges)
@@ -167,15 +169,32 @@ def open_run(run: Path, data: Path | None, device: str) -> tuple[Config, Segment
     return config, segmenter, prepared
 
 
+def part_of(prepared: Prepared, part: str | None) -> str:
+    """Returns the part to score: `part`, or the test part, or if that has no labelled image the validation part."""
+    if part is not None:
+        return part
+    return "validation" if prepared.labelled("validation") and not prepared.labelled("test") else "test"
+
+
+def remarks_on_part(part: str, asked: str | None) -> list[str]:
+    """Says that another part than the test part was scored, if nobody asked for it."""
+    if asked is not None or part == "test":
+        return []
+    return [
+        f"no image of the test part is labelled, so the {part} part was scored, by which the checkpoint was chosen: "
+        "expect less of new patients, and label some for the test part."
+    ]
+
+
 def evaluate_run(
-    run: Path, data: Path | None, part: str, device: str, show: Callable[[dict[str, Any]], None] | None = None
+    run: Path, data: Path | None, part: str | None, device: str, show: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run and writes RUN/evaluation-PART.json.
 
     Args:
         run: the run folder.
         data: a prepared set; None: the one that the run was trained on.
-        part: train, validation or test.
+        part: train, validation or test; None: as `part_of` says.
         device: auto, cpu or cuda.
         show: is called with the scores before they are written, as the run may lie where nobody can write.
 
@@ -187,7 +206,7 @@ def evaluate_run(
         InputError: no such run, no trained model, a part that cannot be scored, or classes other than the run's.
     """
     _, segmenter, prepared = open_run(run, data, device)
-    images = ImageCache(prepared, cache_mb=0)
+    images, part = ImageCache(prepared, cache_mb=0), part_of(prepared, part)
     scores = evaluate(segmenter, images, part, objects=True)
     if takes_image_labels(segmenter, prepared, part):
         told = evaluate(segmenter, images, part, objects=False, known=True)

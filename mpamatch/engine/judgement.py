@@ -21,7 +21,7 @@ from mpamatch.engine.calibration import (
     expected_calibration_error,
     reliability,
 )
-from mpamatch.engine.evaluation import ImageScores, open_run, pooled, score_images, takes_image_labels
+from mpamatch.engine.evaluation import ImageScores, open_run, part_of, pooled, score_images, takes_image_labels
 from mpamatch.engine.evaluation import evaluate as evaluate_part
 from mpamatch.engine.intervals import DRAWS, FEW, Statistic, bootstrap
 from mpamatch.engine.metrics import MEANS, OBJECT_SCORES, by_name, class_errors, class_scores, mean_scores, object_means
@@ -56,20 +56,20 @@ class Judged:
         return [one.name for one in self.scored]
 
 
-def judge(run: Path, data: Path | None, part: str, device: str) -> Judged:
+def judge(run: Path, data: Path | None, part: str | None, device: str) -> Judged:
     """Scores the best checkpoint of a run as `mpamatch evaluate` does, with intervals and calibration.
 
     Args:
         run: the run folder.
         data: a prepared set; None: the one that the run was trained on.
-        part: train, validation or test.
+        part: train, validation or test; None: as `part_of` says.
         device: auto, cpu or cuda.
 
     Raises:
         InputError: as `open_run` and `evaluate` do.
     """
     config, segmenter, prepared = open_run(run, data, device)
-    images = ImageCache(prepared, cache_mb=0)
+    images, part = ImageCache(prepared, cache_mb=0), part_of(prepared, part)
     account = account_of(run, prepared, config)
     own = account["threshold"] if isinstance(account["threshold"], float) else None
     scored = score_images(segmenter, images, part, objects=True, edges=edges_with(own))

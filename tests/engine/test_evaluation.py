@@ -1,11 +1,13 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from mpamatch.cli import main
 from mpamatch.data.cache import ImageCache
 from mpamatch.data.prepared import load_prepared
 from mpamatch.engine.evaluation import evaluate, evaluate_run
@@ -109,6 +111,22 @@ def test_a_part_without_labels_is_refused(run, prepared, tmp_path):
         path.unlink()
     with pytest.raises(InputError, match="the test part has no labelled image"):
         evaluate_run(run, own, "test", "cpu")
+
+
+def test_validation_stands_in_where_no_test_image_is_labelled(run, prepared, tmp_path, capsys):
+    own = shutil.copytree(prepared.root, tmp_path / "own")
+    for name in prepared.parts["test"]:
+        (own / "masks" / f"{Path(name).stem}.png").unlink()
+    with pytest.raises(InputError, match=r"the test part has no labelled image; .*--part validation can be scored"):
+        evaluate_run(run, own, "test", "cpu")
+    copy = shutil.copytree(run, tmp_path / "run")
+    for command in ("evaluate", "report"):
+        assert main([command, str(copy), "--data", str(own), "--device", "cpu"]) == 0
+        assert "note: no image of the test part is labelled, so the validation part" in capsys.readouterr().out
+    assert (copy / "evaluation-validation.json").is_file()
+    assert json.loads((copy / "summary.json").read_text())["runs"][0]["part"] == "validation"
+    assert main(["evaluate", str(copy), "--data", str(own), "--part", "validation", "--device", "cpu"]) == 0
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_other_classes_are_refused(run, prepared, tmp_path):
