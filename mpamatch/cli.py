@@ -210,6 +210,9 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         reads: dict[str, Any] = {"action": "store_true"} if option.type is bool else {"type": option.type}
         parser.add_argument(option.flag, help=_shown(option.help), **reads)
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
+    parser.add_argument(
+        "--parts-of", metavar="DATA", help="a prepared set whose patients keep their parts; others train"
+    )
     return _largest(parser)
 
 

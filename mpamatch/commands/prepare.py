@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mpamatch.console import new_console, say
 from mpamatch.data.kinds import Kind, every_option, kind_named, kinds
-from mpamatch.data.prepared import PARTS, Prepared, write_prepared
+from mpamatch.data.prepared import PARTS, Prepared, load_prepared, with_parts_of, write_prepared
 from mpamatch.data.raw import Findings, RawSet
 from mpamatch.errors import InputError
 from mpamatch.files import check_free
@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     dest = Path(arguments.dest)
     check_free(dest)  # before the minutes that reading may take
     raw = _raw_set(kind, arguments)
+    if arguments.parts_of is not None:
+        raw = replace(raw, items=with_parts_of(load_prepared(Path(arguments.parts_of)), raw.items))
     prepared = write_prepared(dest, raw)
     console = new_console()
     console.print(_table(prepared))

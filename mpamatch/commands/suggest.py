@@ -12,7 +12,7 @@ from mpamatch import ranks
 from mpamatch.console import new_console, say
 from mpamatch.data.augment import strong_views
 from mpamatch.data.parts import group_finder
-from mpamatch.data.prepared import chosen_split, load_prepared, training_lists
+from mpamatch.data.prepared import chosen_split, load_prepared, parts_of_groups, training_lists
 from mpamatch.engine.config import load_saved
 from mpamatch.errors import InputError, WriteError
 from mpamatch.files import check_free, making
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in problems:
         say(console, f"not looked at: {problem}")
     patients = len({row.patient for row in rows})
-    say(console, f"{out}: {len(rows)} of {ranked.looked_at} {source.what}, of {patients} {source.groups(patients)}")
+    chosen = f"{len(rows)} of {ranked.looked_at} {source.what}"
+    say(console, f"suggested: {chosen}, of {patients} {source.groups(patients)}")
     *names, last = TABLE, SHEET, *source.left_there()
     say(console, f"{', '.join(names)} and {last} are in {out}")
     say(console, f"next: {source.following(out, rows)}")
@@ -323,6 +324,7 @@ class _Slides(_Source):
             ("--group-regex", asked.group_regex),
             ("--tissue", asked.tissue),
             ("--origin", asked.origin),
+            ("--parts-of", self._trained_on()),
         ]
         words = [word for option in options if option[1] is not None for word in option]
         command = _shell(["mpamatch", "prepare", "slides", self._common(), "DEST", *words])
@@ -330,6 +332,15 @@ class _Slides(_Source):
             f"drop {name}.geojson ({count} of the regions) onto its slide in QuPath{others}, correct "
             f"what lies in each Region*, export all objects of each slide to {options[0][1]}, then {command}"
         )
+
+    def _trained_on(self) -> Path | None:
+        """Returns the set of the run if its slides can keep their parts: those suggested are for training."""
+        root = Path(load_saved(Path(self._asked.run) / "config.yaml").data.root)
+        try:
+            known = parts_of_groups(load_prepared(root))
+        except InputError:  # it is elsewhere now, or has one annotated slide, which is in all parts
+            return None
+        return root if known.keys() & set(self._patients.values()) else None
 
     def _common(self) -> Path:
         """Returns the folder that all slides lie in, or the one slide."""

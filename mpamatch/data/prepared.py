@@ -13,8 +13,8 @@ import dataclasses
 import difflib
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +420,29 @@ def _write_instances(path: Path, label: NDArray[np.uint8], numbers: NDArray[np.u
         raise InputError(f"{where}: its numbers of objects do not fit: the file that would be written {problem}.")
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(numbers).save(path)
+
+
+def parts_of_groups(prepared: Prepared) -> dict[str, str]:
+    """Tells the part of each group. Raises InputError if a group is in several."""
+    found: dict[str, str] = {}
+    for part, names in prepared.parts.items():
+        for name in names:
+            group = prepared.groups[name]
+            if found.setdefault(group, part) != part:
+                raise InputError(
+                    f"{prepared.root}: the group {group!r} is in {found[group]} and {part}: its parts cannot be kept."
+                )
+    return found
+
+
+def with_parts_of(prepared: Prepared, items: Iterable[Item]) -> Iterator[Item]:
+    """Yields items in the parts that their groups have in a prepared set; others where they are, or else in train.
+
+    So a set that grows keeps what it is scored on, and what is labelled next is learned from. Raises InputError, before
+    an item is taken, if a group of `prepared` is in several parts.
+    """
+    known = parts_of_groups(prepared)
+    return (replace(item, part=known.get(item.group) or item.part or "train") for item in items)
 
 
 def check_label(

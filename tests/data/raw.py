@@ -34,4 +34,4 @@ def labels(raw: RawSet) -> dict[str, list[int] | None]:
 def arguments(**given) -> argparse.Namespace:
     """What `prepare` is given: `given`, and no other option of any kind."""
     nothing = {option.keyword: False if option.type is bool else None for option in every_option()}
-    return argparse.Namespace(**({"source": None, "microns_per_pixel": None} | nothing | given))
+    return argparse.Namespace(**({"source": None, "microns_per_pixel": None, "parts_of": None} | nothing | given))

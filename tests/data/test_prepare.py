@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from mpamatch.cli import main
 from mpamatch.commands import prepare
 from mpamatch.data import sources
 from mpamatch.data.kinds import REGROUP, Kind, Option, declared, every_option, kinds
-from mpamatch.data.prepared import Class, Item, RawSet, load_prepared
+from mpamatch.data.prepared import Class, Item, Prepared, RawSet, load_prepared, parts_of_groups
 from mpamatch.errors import InputError
 from tests.data.raw import arguments, image, mask
 
@@ -158,3 +159,47 @@ def test_a_terminal_without_our_letters_is_written_to(tmp_path, monkeypatch):
     assert main(["prepare", "synthetic", str(tmp_path / "sét"), "--images", "12", "--size", "48"]) == 0
     sys.stdout.flush()
     assert b"s\\xe9t" in shown.getvalue()
+
+
+# Parts that are kept
+
+
+def patients(root: Path, names: str, masked: str) -> Path:
+    """A folder with two images of each patient; those of `masked` have masks."""
+    for name in names:
+        for number in range(2):
+            image(root / "images" / f"{name}-{number}.png", seed=10 * ord(name) + number)
+            if name in masked:
+                mask(root / "masks" / f"{name}-{number}.png", [0, 1])
+    return root
+
+
+def prepared_folder(source: Path, out: Path, *words: str) -> Prepared:
+    assert main(["prepare", "folder", str(source), str(out), "--group-regex", "^(.)", *words]) == 0
+    return load_prepared(out)
+
+
+def test_a_set_that_grows_keeps_its_parts_and_learns_from_what_is_new(tmp_path):
+    first = prepared_folder(patients(tmp_path / "a", "abcdefg", "abcde"), tmp_path / "first")
+    grown = patients(tmp_path / "b", "abcdefghij", "abcdefghi")
+    drawn, kept = (
+        prepared_folder(grown, tmp_path / name, *words)
+        for name, words in (("drawn", ()), ("kept", ("--parts-of", str(tmp_path / "first"))))
+    )
+    before = parts_of_groups(first)
+    assert {before[name] for name in "abcde"} == {"train", "validation", "test"}
+    assert parts_of_groups(kept) == before | dict.fromkeys("hij", "train")
+    assert any(parts_of_groups(drawn)[name] != before[name] for name in "abcde"), "else nothing is shown here"
+
+
+def test_parts_that_cannot_be_kept_are_refused(tmp_path, capsys):
+    first = prepared_folder(patients(tmp_path / "a", "abc", "abc"), tmp_path / "first")
+    listing = json.loads((first.root / "parts.json").read_text())
+    listing["groups"] = dict.fromkeys(listing["groups"], "a")
+    (first.root / "parts.json").write_text(json.dumps(listing))
+    words = ["prepare", "folder", str(tmp_path / "a"), str(tmp_path / "out"), "--parts-of"]
+    assert main([*words, str(first.root)]) == 2
+    assert "the group 'a' is in train and validation: its parts cannot be kept" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "gone")]) == 2
+    assert "gone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

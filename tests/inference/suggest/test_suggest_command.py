@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from mpamatch.cli import main
-from mpamatch.data.prepared import Prepared, load_prepared, training_lists
+from mpamatch.data.prepared import Prepared, load_prepared, parts_of_groups, training_lists
 from mpamatch.data.synthetic import synthesize
 from mpamatch.images import colour_label, read_image, read_mask
 from mpamatch.inference.checkpoint import best_checkpoint, load_segmenter, save_segmenter
@@ -258,6 +258,29 @@ def test_regions_come_back_through_qupath_bit_for_bit(ready, slides, tmp_path, c
         look = looks(ready / "run", [pixels])[0]
         np.testing.assert_array_equal(masks[pixels.tobytes()], look.label)
         assert float(row["score"]) == pytest.approx(look.score, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_slides_of_the_set_of_the_run_keep_their_parts(slides, tmp_path, capsys) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [96, 0], [96, 96], [0, 96], [0, 0]]]}
+    for path in slides.glob("*.tif"):
+        known = {"type": "Feature", "geometry": square, "properties": {"classification": {"name": "Region*"}}}
+        gland = {"type": "Feature", "geometry": square, "properties": {"classification": {"name": "gland"}}}
+        (marks / f"{path.stem}.geojson").write_text(json.dumps([known, gland]))
+    words = ["prepare", "slides", slides, tmp_path / "data", "--annotations", marks, "--patch", 32, "--tissue", "all"]
+    assert ended(*words, "--unlabelled", 9) == 0
+    flags = tiny_flags(tmp_path / "data", "supervised")
+    assert ended("train", "--recipe", "demo", "--run", tmp_path / "run", *flags) == 0
+    words = ["suggest", tmp_path / "run", slides, "--annotations", marks, "--out", tmp_path / "next", "--tissue", "all"]
+    capsys.readouterr()
+    assert ended(*words, "--count", 3, *CPU) == 0
+    command = next_words(capsys.readouterr().out)
+    assert command[-2:] == ["--parts-of", str(tmp_path / "data")]
+    command[command.index("DEST")] = str(tmp_path / "made")
+    assert ended(*command, "--unlabelled", 9) == 0
+    assert parts_of_groups(load_prepared(tmp_path / "made")) == parts_of_groups(load_prepared(tmp_path / "data"))
 
 
 @pytest.mark.slow
