@@ -211,7 +211,7 @@ def _prepare(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.add_argument(option.flag, help=_shown(option.help), **reads)
     parser.add_argument("--microns-per-pixel", type=float, help="size of a pixel, where known")
     parser.add_argument(
-        "--parts-of", metavar="DATA", help="a prepared set whose patients keep their parts; others train"
+        "--parts-of", metavar="DATA", help="a prepared set whose patients keep their parts; new ones are for training"
     )
     return _largest(parser)
 

@@ -1,7 +1,6 @@
 """The account of a run: all that a report says of it, as numbers and words that are ready for JSON."""
 
 import dataclasses
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,9 +22,10 @@ from mpamatch.engine.checkpoints import images_digest
 from mpamatch.engine.config import SECTIONS, Config, load_saved
 from mpamatch.engine.loop import last_checkpoint
 from mpamatch.errors import InputError
+from mpamatch.files import read_objects
 from mpamatch.inference.checkpoint import best_checkpoint
 from mpamatch.models.encoders import preset_of, weights_line
-from mpamatch.models.licences import licence_of
+from mpamatch.models.licences import licence_of, licence_of_encoder
 from mpamatch.models.text_encoders import text_licences
 from mpamatch.tensors import read_about
 
@@ -48,7 +48,7 @@ def account_of(run: Path, prepared: Prepared, config: Config) -> dict[str, Any]:
         prepared: the set that it is scored on.
         config: of the run.
     """
-    lines = _lines(run / "metrics.jsonl")
+    lines = [line for line in read_objects(run / "metrics.jsonl") if line is not None]
     return {
         "name": run.resolve().name,
         "recipe": config.recipe,
@@ -125,9 +125,7 @@ def _weights(config: Config) -> list[dict[str, str | None]]:
     model, method = config.model, config.method
     preset = preset_of(model.encoder)
     line = weights_line(model.encoder, _bare(model.encoder_weights)).removeprefix("encoder: ")
-    terms = None
-    if model.encoder_weights:
-        terms = preset.offline.licence if model.encoder_weights == "offline" and preset.offline else preset.licence
+    terms = licence_of_encoder(preset, model.encoder_weights)
     found = [{"part": "encoder", "name": model.encoder, "from": line.partition(";")[0], "terms": terms}]
     for tower in config.trains.towers:
         if name := tower.encoder(method):
@@ -198,17 +196,6 @@ def _curves(config: Config, lines: Sequence[Mapping[str, Any]]) -> dict[str, dic
 def _series(lines: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
     chosen = [line for line in lines if line.get(name) is not None]
     return [[line["step"] for line in chosen], [line[name] for line in chosen]]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; a last line that a kill cut short is left out."""
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def _first_sentence(docstring: str) -> str:

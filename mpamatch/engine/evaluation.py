@@ -110,6 +110,22 @@ def score_images(
     return [one for index in range(len(chunks)) for one in by_chunk[index]]
 
 
+def score_part(
+    segmenter: Segmenter, images: ImageCache, part: str, edges: Sequence[float] | None = None
+) -> tuple[dict[str, Any], list[ImageScores]]:
+    """Scores a part with object-level scores, and each of its images; arguments and errors are `score_images`'s.
+
+    Under "with_image_labels" stand the scores of the network told each image's image-level label, if it takes these and
+    all images have one.
+    """
+    scored = score_images(segmenter, images, part, objects=True, edges=edges)
+    scores = pooled(part, scored)
+    if takes_image_labels(segmenter, images.prepared, part):
+        told = evaluate(segmenter, images, part, objects=False, known=True)
+        scores["with_image_labels"] = {name: value for name, value in told.items() if name not in ("part", "images")}
+    return scores, scored
+
+
 def takes_image_labels(segmenter: Segmenter, prepared: Prepared, part: str) -> bool:
     """Tells whether the network takes image-level labels and every labelled image of the part has one."""
     return segmenter.takes_image_labels and set(prepared.labelled(part)) <= set(prepared.present)
@@ -207,10 +223,7 @@ def evaluate_run(
     """
     _, segmenter, prepared = open_run(run, data, device)
     images, part = ImageCache(prepared, cache_mb=0), part_of(prepared, part)
-    scores = evaluate(segmenter, images, part, objects=True)
-    if takes_image_labels(segmenter, prepared, part):
-        told = evaluate(segmenter, images, part, objects=False, known=True)
-        scores["with_image_labels"] = {name: value for name, value in told.items() if name not in ("part", "images")}
+    scores, _ = score_part(segmenter, images, part)
     if show is not None:
         show(scores)
     if ranks.rank() == 0:

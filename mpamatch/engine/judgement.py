@@ -21,8 +21,7 @@ from mpamatch.engine.calibration import (
     expected_calibration_error,
     reliability,
 )
-from mpamatch.engine.evaluation import ImageScores, open_run, part_of, pooled, score_images, takes_image_labels
-from mpamatch.engine.evaluation import evaluate as evaluate_part
+from mpamatch.engine.evaluation import ImageScores, open_run, part_of, score_part
 from mpamatch.engine.intervals import DRAWS, FEW, Statistic, bootstrap
 from mpamatch.engine.metrics import MEANS, OBJECT_SCORES, by_name, class_errors, class_scores, mean_scores, object_means
 from mpamatch.errors import InputError
@@ -72,12 +71,8 @@ def judge(run: Path, data: Path | None, part: str | None, device: str) -> Judged
     images, part = ImageCache(prepared, cache_mb=0), part_of(prepared, part)
     account = account_of(run, prepared, config)
     own = account["threshold"] if isinstance(account["threshold"], float) else None
-    scored = score_images(segmenter, images, part, objects=True, edges=edges_with(own))
+    scores, scored = score_part(segmenter, images, part, edges_with(own))
     groups = [prepared.groups[one.name] for one in scored]
-    scores = pooled(part, scored)
-    if takes_image_labels(segmenter, prepared, part):
-        told = evaluate_part(segmenter, images, part, objects=False, known=True)
-        scores["with_image_labels"] = {name: value for name, value in told.items() if name not in ("part", "images")}
     summary = {
         **account,
         "part": part,

@@ -91,51 +91,6 @@ def origins(length: int, window: int, stride: int) -> list[int]:
     return sorted({index * room // steps for index in range(steps + 1)})
 
 
-def segment_each(
-    model: Model,
-    images: Iterable[Tensor],  # each (3, H, W) floating point, of any size
-    *,
-    window: int,
-    overlap: float,
-    batch: int,
-    threads: int = 1,
-) -> Iterator[Tensor]:
-    """Computes class probabilities of each image, in order, each as soon as its last window is done.
-
-    The model sees full windows alone. Batches take the windows of one image after the other, so every batch but the
-    last is full, an image of the window's own size costs one place in a batch, and only images with windows in the
-    batches under way are held. Softmax probabilities of overlapping windows are averaged with Hann weights. An image
-    smaller than the window is padded to it by reflection (its border is repeated if it is too small to reflect), and
-    the result is cropped back.
-
-    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model is called in
-    inference mode and may move windows to another device.
-
-    Args:
-        window: side of the window, in pixels.
-        overlap: the least share of a side that neighbouring windows have in common, 0 <= overlap < 1.
-        batch: the most windows in one call of the model.
-        threads: batches that run at a time, each in a thread with its share of torch's threads; the last batch is
-            divided among them.
-
-    Yields:
-        (C, H, W) float32 probabilities; (C + 1, H, W) with that of the border.
-
-    Raises:
-        InputError: overlap, window or batch is out of range (before an image is taken), an image is not (3, H, W), or
-            the model's output is not (B, C, window, window).
-    """
-    done = look_each(
-        lambda windows: (probabilities(model, windows), None),
-        images,
-        window=window,
-        overlap=overlap,
-        batch=batch,
-        threads=threads,
-    )
-    return (canvas.result() for canvas in done)
-
-
 Looked = tuple[Tensor, Tensor | None]  # probabilities (B, C, window, window) and features (B, D), if any
 
 
@@ -148,10 +103,31 @@ def look_each(
     batch: int,
     threads: int = 1,
 ) -> Iterator[Canvas]:
-    """Looks at the windows of each image as `segment_each` does, and yields its canvas once the last one is done.
+    """Looks at the windows of each image, in order, and yields its canvas as soon as its last window is done.
 
-    Raises InputError if overlap, window or batch is out of range (before an image is taken), or an image is not
-    (3, H, W).
+    The model sees full windows alone. Batches take the windows of one image after the other, so every batch but the
+    last is full, an image of the window's own size costs one place in a batch, and only images with windows in the
+    batches under way are held. Probabilities of overlapping windows are averaged with Hann weights. An image smaller
+    than the window is padded to it by reflection (its border is repeated if it is too small to reflect), and the
+    result is cropped back.
+
+    A result lies on its image's device and is summed up in place: (C, H, W) floats exist once. The model is called in
+    inference mode and may move windows to another device.
+
+    Args:
+        look: runs the model, as `probabilities` does.
+        images: one after the other.
+        window: side of the window, in pixels.
+        overlap: the least share of a side that neighbouring windows have in common, 0 <= overlap < 1.
+        batch: the most windows in one call of `look`.
+        threads: batches that run at a time, each in a thread with its share of torch's threads; the last batch is
+            divided among them.
+
+    Yields:
+        The canvas of each image; its `result` are (C, H, W) float32 probabilities.
+
+    Raises:
+        InputError: overlap, window or batch is out of range (before an image is taken), or an image is not (3, H, W).
     """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap}: must be at least 0 and below 1.")

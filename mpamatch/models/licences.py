@@ -18,18 +18,24 @@ def short(terms: str) -> str:
     return re.split(r",|;| \(|\.$", terms.partition(": ")[2] or terms)[0].strip()
 
 
-def terms_of_encoder(preset: Preset, weights: str | None) -> str | None:
-    """Returns the terms of the weights that an encoder was trained from, in one sentence.
+def licence_of_encoder(preset: Preset, weights: str | None) -> str | None:
+    """Returns the licence of the weights that an encoder was trained from, or their terms if these are published so.
 
     Args:
         preset: what it was built from.
         weights: as the configuration names them; None: random, which have no terms.
 
     Returns:
-        The sentence; None if the weights are random or no terms are known.
+        The words; None if the weights are random or no terms are known.
     """
     if weights is None:
         return None
     known = presets().get(preset.name)
     offline = known.offline if known and weights == OFFLINE else None
-    return f"{preset.name} weights: {offline.licence}." if offline else preset.licence
+    return offline.licence if offline else preset.licence
+
+
+def terms_of_encoder(preset: Preset, weights: str | None) -> str | None:
+    """Returns what `licence_of_encoder` does as a sentence, with the encoder's name."""
+    terms = licence_of_encoder(preset, weights)
+    return f"{preset.name} weights: {terms}." if terms and terms != preset.licence else terms

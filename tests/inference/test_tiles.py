@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpamatch.errors import InputError
-from mpamatch.inference.tiles import origins, segment_each
+from mpamatch.inference.tiles import look_each, origins, probabilities
 
 SIDES = st.integers(1, 40)
 
@@ -21,6 +22,11 @@ def pointwise(windows: Tensor) -> Tensor:
     """Logits that depend on a pixel alone, so that no window can matter."""
     red, green, blue = windows.unbind(dim=1)
     return torch.stack([red - blue, 2 * green, red * blue], dim=1)
+
+
+def segment_each(model: Callable[[Tensor], Tensor], images: Iterable[Tensor], **settings: Any) -> Iterator[Tensor]:
+    """The result of each image."""
+    return (canvas.result() for canvas in look_each(lambda x: (probabilities(model, x), None), images, **settings))
 
 
 def segment(model: Callable[[Tensor], Tensor], image: Tensor, *, window: int, overlap: float, batch: int) -> Tensor:

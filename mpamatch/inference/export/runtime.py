@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpamatch.errors import InputError
+from mpamatch.errors import InputError, reason
 from mpamatch.inference.segmenter import Segmenter
 from mpamatch.inference.settings import SegmenterSettings
 
@@ -49,7 +49,7 @@ def open_session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # kinds of its own, one for each status
-        raise InputError(f"{path}: cannot be opened as ONNX ({_told(error)}): export it anew.") from error
+        raise InputError(f"{path}: cannot be opened as ONNX ({reason(error)}): export it anew.") from error
 
 
 class Scores(NamedTuple):
@@ -118,7 +118,3 @@ def load_onnx(path: Path, device: str = "auto") -> Segmenter:
     except (TypeError, InputError) as error:
         raise InputError(f"{path}: says about itself what cannot be ({error}): export it anew.") from error
     return Segmenter(network.eval(), settings)
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

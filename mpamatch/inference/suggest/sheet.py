@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,8 +17,7 @@ COLUMNS = 2  # of suggestions
 MOST = 60  # suggestions: 30 rows are 6,480 pixels
 SHOWN = 60  # letters of a name
 LEGEND = 150  # pixels of a class's name
-# Black, violet, orange, pale yellow in even steps of lightness, so that greys tell the same.
-HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
+HEAT = colormaps["inferno"]  # in even steps of lightness, so that greys tell the same
 
 
 class Sheet:
@@ -74,12 +74,15 @@ def heat(
     uncertainty: NDArray[np.float32],  # (H, W), 0 to 1
 ) -> Pixels:
     """Paints 0 black and 1 pale yellow."""
-    places = np.linspace(0, 1, len(HEAT))
-    channels = [np.interp(uncertainty, places, HEAT[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return HEAT(uncertainty, bytes=True)[..., :3]
 
 
-_ENDS: list[tuple[str, Colour]] = [("sure", (0, 0, 4)), ("unsure", (252, 255, 164))]
+def _end(value: float) -> Colour:
+    red, green, blue, _ = HEAT(value, bytes=True)
+    return int(red), int(green), int(blue)
+
+
+_ENDS: list[tuple[str, Colour]] = [("sure", _end(0.0)), ("unsure", _end(1.0))]
 
 
 def _fitted(pixels: Pixels) -> Image.Image:
