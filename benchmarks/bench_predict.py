@@ -35,9 +35,9 @@ from mpamatch.benchmarks.measure import Timed, Timing
 from mpamatch.benchmarks.pretend import pretended
 from mpamatch.errors import InputError, unknown
 from mpamatch.images import Colour, overlay, read_image
-from mpamatch.inference.segmenter import Segmenter, most_probable, precision_on, scaled, to_predict
+from mpamatch.inference.segmenter import Segmenter, precision_on, scaled, to_predict
 from mpamatch.inference.settings import SegmenterSettings
-from mpamatch.inference.tiles import origins
+from mpamatch.inference.tiles import most_probable, origins
 from mpamatch.models.build import build_model
 from mpamatch.models.encoders.preset import IMAGENET
 from mpamatch.models.network import Network

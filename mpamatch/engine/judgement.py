@@ -25,7 +25,8 @@ from mpamatch.engine.evaluation import ImageScores, open_run, part_of, score_par
 from mpamatch.engine.intervals import DRAWS, FEW, Statistic, bootstrap
 from mpamatch.engine.metrics import MEANS, OBJECT_SCORES, by_name, class_errors, class_scores, mean_scores, object_means
 from mpamatch.errors import InputError
-from mpamatch.inference.segmenter import Segmenter, most_probable
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.tiles import most_probable
 
 PER_CLASS = ("dice", "iou", "precision", "recall")
 Interval = tuple[float, float] | None

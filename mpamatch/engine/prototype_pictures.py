@@ -15,9 +15,9 @@ from mpamatch.engine.config import load_saved
 from mpamatch.engine.loop import last_checkpoint
 from mpamatch.errors import InputError
 from mpamatch.inference.checkpoint import load_segmenter
-from mpamatch.inference.segmenter import most_probable, prepare_image
+from mpamatch.inference.segmenter import prepare_image
 from mpamatch.inference.settings import SegmenterSettings
-from mpamatch.inference.tiles import Canvas
+from mpamatch.inference.tiles import Canvas, most_probable
 from mpamatch.methods import Method, build_method
 from mpamatch.methods.towers import TEXT
 from mpamatch.models.build import build_model

