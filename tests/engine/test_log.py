@@ -40,6 +40,10 @@ def test_a_run_killed_before_its_first_checkpoint_shows_every_step_once(tmp_path
     for step in (1, 2, 3):
         killed.write(step, {"loss": float(step)})
     killed.board.flush()  # and no end
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    # A process that goes on begins later; here both would be of one second, and by name the tenth before the ninth.
+    start, second, rest = events.name.partition("tfevents.")[0], *events.name.split(".", 4)[3:]
+    events.rename(tmp_path / f"{start}tfevents.{int(second) - 1:010d}.{rest}")
     with RunLog(tmp_path, 4, 0, silent()) as log:
         for step in (1, 2, 3, 4):
             log.write(step, {"loss": 10.0 * step})
